@@ -1,0 +1,441 @@
+"""`LateBackbone`: trunk → generator → tail, in the place of a Hugging Face backbone.
+
+It takes the backbone's own arguments and gives the backbone's own output for the text positions only: every head and loss
+of transformers works on it unchanged.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.utils import ModelOutput
+
+from lateprompt.cache import cache_views
+from lateprompt.families import family_of, num_layers_of
+from lateprompt.generators import PromptGenerator
+from lateprompt.split import Split
+from lateprompt.visibility import tail_masks, widen_buffers
+
+BASE = "__base__"
+"""The adapter name of rows that get no prompt (PEFT's own convention)."""
+
+
+@dataclass(frozen=True)
+class CallExtras:
+    """Arguments of ours that a head's `forward` would not pass on to its backbone.
+
+    Args:
+        source_mask: (batch, length), positions the generator may read; None: all attended ones.
+        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
+        adapter_names: one adapter a row (`__base__`: no prompt).
+    """
+
+    source_mask: torch.Tensor | None = None
+    trunk_states: torch.Tensor | None = None
+    adapter_names: Sequence[str] | None = None
+
+
+_EXTRAS: ContextVar[CallExtras] = ContextVar("lateprompt_extras", default=CallExtras())  # noqa: B039 (frozen)
+
+
+@contextmanager
+def call_extras(extras: CallExtras) -> Iterator[None]:
+    """While open, every `LateBackbone` of this thread sees `extras`."""
+    token = _EXTRAS.set(extras)
+    try:
+        yield
+    finally:
+        _EXTRAS.reset(token)
+
+
+def current_extras() -> CallExtras:
+    return _EXTRAS.get()
+
+
+@dataclass(frozen=True)
+class PromptSlot:
+    """Where an adapter's prompt goes: the layer after which it is inserted, and whether the trunk keeps dropout."""
+
+    prompt_layer: int
+    trunk_dropout: bool = False
+
+
+class LateBackbone(nn.Module):
+    """A Hugging Face backbone (`base_layer`) with late prompts, one named generator each.
+
+    Args:
+        backbone: the module that owns embeddings and layers (`lateprompt.families.core_of`).
+
+    Subclasses say with `selected_adapter` which generator a call uses; here it is the attribute `active`.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = backbone
+        self.late_prompt_generators = nn.ModuleDict()
+        self.late_prompt_heads = nn.ModuleDict()
+        self.slots: dict[str, PromptSlot] = {}
+        self.active: str | None = None
+        self.family = family_of(backbone)
+        self.num_layers = num_layers_of(backbone)
+        self._signature = inspect.signature(type(backbone).forward)
+        # Views are kept out of `_modules`: no second entry in a state dict, no parameter counted twice.
+        self.__dict__["_splits"] = {}
+        self.__dict__["_mode"] = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def add_prompt(self, name: str, generator: PromptGenerator | None, slot: PromptSlot) -> None:
+        """Add the adapter `name`; without a generator it has a place in the stack but no prompt (a head alone)."""
+        self.slots[name] = slot
+        if generator is not None:
+            self.late_prompt_generators[name] = generator
+        if self.active is None:
+            self.active = name
+        self.__dict__["_mode"] = None
+
+    def remove_prompt(self, name: str) -> None:
+        self.slots.pop(name, None)
+        for table in (self.late_prompt_generators, self.late_prompt_heads):
+            if name in table:
+                del table[name]
+
+    def selected_adapter(self) -> str | None:
+        """The adapter of a call that names none; None runs the bare backbone."""
+        return self.active
+
+    @property
+    def placement(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of the tail's last layer (where accelerate offloads it: the device it runs on)."""
+        layer: Any = list(self.base_layer.get_submodule(self.family.layers).children())[-1]  # type: ignore[operator]
+        parameter = next(layer.parameters())
+        if parameter.device.type != "meta":
+            return parameter.device, parameter.dtype
+        hooks = (getattr(module, "_hf_hook", None) for module in layer.modules())
+        device = next((hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), "cpu")
+        return torch.device(device), parameter.dtype
+
+    def split_at(self, prompt_layer: int) -> Split:
+        """Trunk and tail for a prompt layer, built once and again when the backbone has changed."""
+        split: Split | None = self._splits.get(prompt_layer)
+        if split is None or split.is_stale:
+            split = Split(self.base_layer, prompt_layer)
+            # A pooler reads position 0, which is the prompt here: it is applied to the text by hand.
+            if split.tail._modules.get("pooler") is not None:
+                split.tail._modules["pooler"] = None
+            self._splits[prompt_layer] = split
+            self.__dict__["_mode"] = None
+        return split
+
+    def train(self, mode: bool = True) -> LateBackbone:
+        super().train(mode)
+        self.__dict__["_mode"] = None
+        return self
+
+    def _set_mode(self, slot: PromptSlot, split: Split) -> bool:
+        """Put the tail in this module's mode and the trunk in eval mode; True if the trunk needs a gradient.
+
+        A frozen trunk without dropout is a pure function of its input: its states can be kept. It keeps dropout where
+        the slot says so, or where something inside it is trained (LoRA below the prompt).
+        """
+        trains_trunk = torch.is_grad_enabled() and any(p.requires_grad for p in split.trunk.parameters())
+        trunk_mode = self.training and (slot.trunk_dropout or trains_trunk)
+        mode = (slot.prompt_layer, self.training, trunk_mode)
+        if self._mode != mode:
+            split.trunk.train(trunk_mode)
+            split.tail.train(self.training)
+            self.__dict__["_mode"] = mode
+        return trains_trunk
+
+    def _run_base(self, call: dict[str, Any]) -> Any:
+        if self._mode is not None:  # an earlier call left the trunk in eval mode
+            self.base_layer.train(self.training)
+            self.__dict__["_mode"] = None
+        return self.base_layer(**call)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's own arguments, and those of `CallExtras` (as keywords, or from `call_extras`).
+
+        Returns:
+            The backbone's own output for the n text positions. `hidden_states` (if asked for) are those of the text
+            too, and begin at the prompt layer when `trunk_states` are given; `attentions` include the prompt's columns.
+
+        Raises:
+            ValueError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
+        """
+        bound = self._signature.bind_partial(self, *args)
+        call = {**{k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}, **kwargs}
+        extras = _EXTRAS.get()
+        source_mask = _first(call.pop("source_mask", None), extras.source_mask)
+        trunk_states = _first(call.pop("trunk_states", None), extras.trunk_states)
+        names = _first(call.pop("adapter_names", None), extras.adapter_names)
+        selected = self.selected_adapter()
+        if names is not None:
+            names = list(names)
+            self._check_names(names, _batch_size(call, trunk_states))
+        if trunk_states is None and (selected is None if names is None else all(n == BASE for n in names)):
+            return self._run_base(call)
+        return_dict = call.pop("return_dict", None)
+        if return_dict is None:
+            return_dict = getattr(self.base_layer.config, "return_dict", True)
+        _check_mask(call.get("attention_mask"))
+        if names is not None:
+            output = self._forward_mixed(names, call, source_mask, trunk_states)
+        else:
+            if selected is None:
+                raise ValueError("trunk_states were given, but no late prompt is active: they are states at no layer")
+            output = self._forward_group([selected], None, call, source_mask, trunk_states)
+        return output if return_dict else output.to_tuple()
+
+    def _forward_mixed(
+        self,
+        names: list[str],
+        call: dict[str, Any],
+        source_mask: torch.Tensor | None,
+        trunk_states: torch.Tensor | None,
+    ) -> ModelOutput:
+        """Rows of several adapters: one pass per prompt layer, each row with its own generator and prompt length."""
+        batch = len(names)
+        layers = [None if n == BASE else self.slots[n].prompt_layer for n in names]
+        groups = sorted(set(layers), key=lambda layer: layer or 0)
+        if trunk_states is not None and (None in groups or len(groups) > 1):
+            raise ValueError(f"trunk_states belong to one prompt layer, but adapter_names asks for {groups} ({BASE}: None)")
+        if len(groups) == 1:
+            return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states)
+        if call.get("past_key_values") is not None or call.get("use_cache"):
+            raise ValueError(
+                f"adapter_names mixes prompt layers {groups} in one cached generation; use adapters of one prompt layer, "
+                "or use_cache=False"
+            )
+        call["use_cache"] = False if self.family.causal else call.get("use_cache")
+        order: list[torch.Tensor] = []
+        outputs: list[Any] = []
+        device = _device(call, trunk_states)
+        for layer in groups:
+            rows = torch.tensor([i for i, other in enumerate(layers) if other == layer], device=device)
+            part = {key: _rows(value, rows, batch) for key, value in call.items()}
+            if layer is None:
+                outputs.append(self._run_base({**part, "return_dict": True}))
+            else:
+                own = [names[i] for i in rows.tolist()]
+                outputs.append(self._forward_group(sorted(set(own)), own, part, _rows(source_mask, rows, batch), None))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        merged = torch.cat([output.last_hidden_state for output in outputs])[back]
+        result = _replace(outputs[-1], merged, self.family.pool(self.base_layer, merged))
+        if result.get("hidden_states") is not None:
+            layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
+            result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
+        if result.get("attentions") is not None:
+            raise ValueError(f"output_attentions differ in shape between prompt layers {groups}; ask for them one at a time")
+        return result  # type: ignore[no-any-return]
+
+    def _check_names(self, names: list[str], batch: int) -> None:
+        unknown = sorted({n for n in names if n != BASE and n not in self.slots})
+        if unknown:
+            raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.slots)} or {BASE!r}")
+        if len(names) != batch:
+            raise ValueError(f"adapter_names has {len(names)} names for a batch of {batch} rows; give one a row")
+
+    def _forward_group(
+        self,
+        adapters: list[str],
+        names: list[str] | None,
+        call: dict[str, Any],
+        source_mask: torch.Tensor | None,
+        trunk_states: torch.Tensor | None,
+    ) -> ModelOutput:
+        """Rows whose prompts all enter after the same layer (`names`: each row's adapter, None: all the same)."""
+        slot = self.slots[adapters[0]]
+        split = self.split_at(slot.prompt_layer)
+        trains_trunk = self._set_mode(slot, split)
+        mask: torch.Tensor | None = call.get("attention_mask")
+        caches = self._caches(call, slot.prompt_layer, trunk_states is not None)
+        shared = {k: v for k, v in call.items() if k not in _TRUNK_ONLY}
+        if self.family.causal:
+            shared["use_cache"] = caches is not None
+        trunk_hidden: tuple[torch.Tensor, ...] = ()
+
+        if trunk_states is None:
+            embeds = call.get("inputs_embeds")
+            keep_graph = trains_trunk or (embeds is not None and embeds.requires_grad)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and keep_graph):
+                arguments = {**shared, **{k: call[k] for k in _TRUNK_ONLY if call.get(k) is not None}}
+                if caches is not None:
+                    arguments["past_key_values"] = caches[0]
+                output = split.trunk(**arguments, return_dict=True)
+            states: torch.Tensor = output.last_hidden_state
+            trunk_hidden = tuple(getattr(output, "hidden_states", None) or ())[:-1]
+        else:
+            states = self._check_states(trunk_states, mask)
+
+        decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
+        k = max((self._prompt_length(name) for name in adapters), default=0)
+        tail_input = states
+        if not decoding and k:
+            prompt = self._prompts(adapters, names, states, _first(source_mask, mask), k)
+            tail_input = torch.cat([prompt, states], 1)
+        arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
+        if caches is not None:
+            arguments["past_key_values"] = caches[1]
+        tail_mask = mask
+        if k:
+            seen = states.shape[1] if caches is None else caches[0].get_seq_length()
+            tail_mask = self._tail_mask(mask, names, states, seen, k)
+        if hasattr(self.base_layer, "rotary_emb"):
+            positions = self._tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
+            if positions is not None:
+                arguments["position_ids"] = positions
+        widen_buffers(split.tail, self.family, k)
+        arguments["attention_mask"] = tail_masks(
+            split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
+        )
+        output = split.tail(inputs_embeds=tail_input, **arguments, return_dict=True)
+
+        skip = 0 if decoding else k
+        hidden = output.last_hidden_state[:, skip:]
+        output = _replace(output, hidden, self.family.pool(self.base_layer, hidden))
+        if getattr(output, "hidden_states", None) is not None:
+            tail_hidden = tuple(h[:, skip:] for h in output.hidden_states)
+            output["hidden_states"] = trunk_hidden + tail_hidden
+        if caches is not None:
+            output["past_key_values"] = call["past_key_values"]
+        return output  # type: ignore[no-any-return]
+
+    def _caches(self, call: dict[str, Any], prompt_layer: int, has_states: bool) -> tuple[Any, Any] | None:
+        use = call.get("use_cache")
+        if has_states and (use or call.get("past_key_values") is not None):
+            raise ValueError("trunk_states skip the trunk, which then has no keys to cache; use use_cache=False")
+        if use is None:
+            use = bool(getattr(self.base_layer.config, "use_cache", False)) and not (self.training or has_states)
+        if not self.family.causal or not (use or call.get("past_key_values") is not None):
+            return None
+        if call.get("past_key_values") is None:
+            call["past_key_values"] = DynamicCache(config=self.base_layer.config)
+        return cache_views(call["past_key_values"], prompt_layer, self.num_layers)
+
+    def _prompt_length(self, name: str) -> int:
+        table = self.late_prompt_generators
+        return int(table[name].num_prompt_tokens) if name in table else 0  # type: ignore[arg-type]
+
+    def _prompts(
+        self, adapters: list[str], names: list[str] | None, states: torch.Tensor, mask: torch.Tensor | None, k: int
+    ) -> torch.Tensor:
+        """Each row's prompt (batch, k, hidden); shorter prompts stand at the right end of their k slots."""
+        if mask is not None and mask.shape != states.shape[:2]:
+            raise ValueError(
+                f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
+            )
+        if names is None:
+            return self._generate(adapters[0], states, mask)
+        prompt = states.new_zeros(states.shape[0], k, states.shape[-1])
+        for adapter in adapters:
+            length = self._prompt_length(adapter)
+            if length:
+                rows = torch.tensor([i for i, name in enumerate(names) if name == adapter], device=states.device)
+                own = self._generate(adapter, states[rows], None if mask is None else mask[rows])
+                prompt = prompt.index_put((rows[:, None], torch.arange(k - length, k, device=rows.device)), own)
+        return prompt
+
+    def _generate(self, name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        generator = self.late_prompt_generators[name]
+        dtype = next(generator.parameters()).dtype  # fp32 over a half-precision backbone, as PEFT keeps adapters
+        return generator(states.to(dtype), mask).to(states.dtype)  # type: ignore[no-any-return]
+
+    def _tail_mask(
+        self, mask: torch.Tensor | None, names: list[str] | None, states: torch.Tensor, seen: int, k: int
+    ) -> torch.Tensor:
+        """The mask (batch, k + seen): the prompt is always attended to, the empty slots of shorter ones never."""
+        batch = states.shape[0]
+        if mask is None:
+            mask = torch.ones(batch, seen, dtype=torch.long, device=states.device)
+        prompt = mask.new_ones(batch, k)
+        if names is not None:
+            empty = torch.tensor([k - self._prompt_length(name) for name in names], device=mask.device)
+            prompt = (torch.arange(k, device=mask.device) >= empty[:, None]).to(mask.dtype)
+        return torch.cat([prompt, mask], 1)
+
+    def _tail_positions(
+        self, positions: torch.Tensor | None, mask: torch.Tensor | None, length: int, k: int, decoding: bool
+    ) -> torch.Tensor | None:
+        """Rotary positions of the tail (batch, k + length): the text's moved by k, the prompt's right before its first.
+
+        Only distances matter to a rotary embedding: the text keeps its own, and a left-padded row stands as far from its
+        prompt as an unpadded one. The prompt itself has no position embedding.
+        """
+        if positions is None:
+            if mask is None or decoding:
+                return None  # Hugging Face counts on from the cache, which holds the prompt
+            positions = torch.arange(length, device=mask.device)[None].expand(mask.shape[0], -1)
+        if decoding or k == 0:
+            return positions + k
+        if mask is None:
+            start = positions[:, :1]
+        else:
+            first = mask.to(torch.long).argmax(1, keepdim=True)
+            start = positions.expand(mask.shape[0], -1).gather(1, first)
+        prompt = start + torch.arange(k, device=positions.device)
+        return torch.cat([prompt, positions.expand(prompt.shape[0], -1) + k], 1)
+
+    def _check_states(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        width = self.base_layer.config.hidden_size
+        if states.ndim != 3 or states.shape[-1] != width or (mask is not None and mask.shape != states.shape[:2]):
+            expected = f"(batch, length, {width})" if mask is None else f"({mask.shape[0]}, {mask.shape[1]}, {width})"
+            raise ValueError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
+        device, dtype = self.placement
+        return states.to(device=device, dtype=dtype)
+
+
+_TRUNK_ONLY = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "past_key_values", "attention_mask")
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _check_mask(mask: Any) -> None:
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+
+
+def _tensors(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:
+    value = _first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
+    if value is None:
+        raise ValueError("give input_ids, inputs_embeds or trunk_states")
+    return value  # type: ignore[no-any-return]
+
+
+def _batch_size(call: dict[str, Any], trunk_states: torch.Tensor | None) -> int:
+    return _tensors(call, trunk_states).shape[0]
+
+
+def _device(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.device:
+    return _tensors(call, trunk_states).device
+
+
+def _rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == batch:
+        return value.index_select(0, rows.to(value.device))
+    return value
+
+
+def _replace(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | None) -> Any:
+    output["last_hidden_state"] = hidden
+    if pooled is not None and hasattr(output, "pooler_output"):
+        output["pooler_output"] = pooled
+    return output

@@ -1,0 +1,242 @@
+"""The command line: one table from command to function. Errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+class _Parser(ArgumentParser):
+    """Options with dashes, and one line for an error."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line; exit code 2."""
+        line = " ".join(str(message).split())
+        print(f"lateprompt: {line}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def format_help(self) -> str:
+        return re.sub(r"--[a-z][a-z_]+", lambda match: match[0].replace("_", "-"), super().format_help())
+
+
+def _dashes_to_underscores(argument: str) -> str:
+    """`--prompt-layer=3` to `--prompt_layer=3`; values stay as they are."""
+    if not re.match(r"--[a-z]", argument):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _add_train(parser: _Parser) -> None:
+    from lateprompt.run import DataSettings
+    from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+    parser.add_class_arguments(ModelSettings)
+    parser.add_class_arguments(DataSettings, skip={"dev", "test"})
+    parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
+    parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
+    parser.add_class_arguments(RecipeSettings)
+    parser.add_argument("--output", type=str, required=True, help="folder of the run")
+    parser.add_argument("--overwrite", action="store_true", help="empty the folder first")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _settings(kind: Any, args: Namespace) -> Any:
+    return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+
+
+def _train(args: Namespace) -> None:
+    from lateprompt.run import DataSettings, train_run
+    from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+    _, measured = train_run(
+        _settings(ModelSettings, args),
+        _settings(DataSettings, args),
+        _settings(RecipeSettings, args),
+        Path(args.output),
+        overwrite=args.overwrite,
+        resume=args.resume,
+        quiet=args.quiet or args.json,
+    )
+    _print_metrics({args.output: measured}, as_json=args.json, single=True)
+
+
+def _add_evaluate(parser: _Parser) -> None:
+    _add_run(parser)
+    parser.add_argument("--data", nargs="+", required=True, help="files of labelled rows")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_run(parser: _Parser) -> None:
+    parser.add_argument("run", type=str, help="run folder of lateprompt train")
+    parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
+    parser.add_argument("--device", type=str | None, help="where to run; default a GPU if there is one")
+    parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
+
+
+def _load(args: Namespace) -> Any:
+    from lateprompt.classifier import TextClassifier
+
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
+    return TextClassifier.load(args.run, model=args.model, device=args.device)
+
+
+def _evaluate(args: Namespace) -> None:
+    from lateprompt.tasks import read_rows
+
+    classifier = _load(args)
+    rows = {path: read_rows(path, task=classifier.task, split="validation") for path in args.data}
+    results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
+    _print_metrics(results, as_json=args.json, single=len(results) == 1)
+
+
+def _add_predict(parser: _Parser) -> None:
+    _add_run(parser)
+    parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed")
+    parser.add_argument("--output", type=str, default="-", help="file for JSON lines; - for the screen")
+
+
+def _predict(args: Namespace) -> None:
+    from lateprompt.files import write_lines
+    from lateprompt.progress import Bar
+    from lateprompt.tasks import read_rows
+
+    classifier = _load(args)
+    rows = read_rows(args.data, task=classifier.task, labelled=False, split="test")
+    with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
+        probabilities = classifier.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
+    labels = classifier.task.labels
+    lines = [
+        {
+            **row.source,
+            "prediction": labels[int(scores.argmax())],
+            "scores": {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)},
+        }
+        for row, scores in zip(rows, probabilities, strict=True)
+    ]
+    if args.output == "-":
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False))
+    else:
+        write_lines(Path(args.output), lines)
+
+
+def _add_tasks(parser: _Parser) -> None:
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "check"], help="list, or check FILE")
+    parser.add_argument("file", nargs="?", help="name of a task or a YAML file")
+    parser.add_argument("--model", type=str | None, help="model whose tokenizer the label words are checked with")
+    parser.add_argument("--readout", type=str, default="auto", help="mask, label, head or auto")
+
+
+def _tasks(args: Namespace) -> None:
+    from lateprompt.tasks import load_task, task_names
+
+    if args.action == "list":
+        table = [(task.name, ", ".join(task.labels), task.template) for task in map(load_task, task_names())]
+        _print_table(("task", "labels", "template"), table)
+        return
+    if args.file is None or args.model is None:
+        raise ValueError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
+    from lateprompt.pretrained import load_config, load_tokenizer, resolve_readout
+    from lateprompt.tasks import check_task
+
+    task = load_task(args.file)
+    readout = resolve_readout(load_config(args.model), args.readout, args.model)
+    results = check_task(task, load_tokenizer(args.model), readout)
+    _print_table(
+        ("label", "word", "pieces", "verdict"),
+        [(r["label"], r["word"], " ".join(r["pieces"]), "ok" if r["ok"] else r["message"]) for r in results],
+    )
+    bad = [r for r in results if not r["ok"]]
+    if bad:
+        raise ValueError(str(bad[0]["message"]))
+
+
+def _add_demo(parser: _Parser) -> None:
+    parser.add_argument("--seed", type=int, default=42, help="seed")
+
+
+def _demo(args: Namespace) -> None:
+    from lateprompt.demo import run_demo
+
+    run_demo(seed=args.seed)
+
+
+Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
+COMMANDS: dict[str, Command] = {
+    "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
+    "train": ("train a classifier and leave a run folder", _add_train, _train),
+    "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
+    "predict": ("labels and scores for rows, as JSON lines", _add_predict, _predict),
+    "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
+}
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(table)
+
+
+def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
+    if as_json:
+        print(json.dumps(next(iter(results.values())) if single else results))
+        return
+    for name, values in results.items():
+        rows = [(key, _figure(value)) for key, value in values.items() if not isinstance(value, dict)]
+        for kind in ("dev_sets", "test"):
+            for path, part in values.get(kind, {}).items():
+                rows += [(f"{kind.removesuffix('_sets')} {path}: {key}", _figure(value)) for key, value in part.items()]
+        _print_table((name, "value"), rows)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def build_parser() -> _Parser:
+    """The parser with all commands of the table."""
+    parser = _Parser(prog="lateprompt", description="Late Prompt Tuning: tune frozen transformers by prompts that enter late.")
+    commands = parser.add_subcommands(dest="command")
+    for name, (text, add_arguments, _) in COMMANDS.items():
+        command = _Parser(description=text)
+        command.add_argument("--config", action="config", help="YAML file with any of these settings")
+        add_arguments(command)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
+    arguments = [_dashes_to_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        args = build_parser().parse_args(arguments)
+        COMMANDS[args.command][2](args[args.command])
+    except ValueError as error:
+        print(f"lateprompt: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lateprompt: interrupted; a training run goes on with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

@@ -1,0 +1,261 @@
+"""`LatePromptClassifier`: the training recipe as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import unique_labels
+from sklearn.utils.validation import check_is_fitted
+
+from lateprompt.classifier import TextClassifier
+from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines
+from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
+from lateprompt.tasks import Row, Task, default_task, load_task
+from lateprompt.training.fit import fit
+from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+_CLASSES = "classes"
+
+
+class LatePromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
+
+    Texts are a list, array or Series of strings; pairs are two columns (an (n, 2) array, a data frame of two columns, or a
+    list of pairs). Labels may be of any type scikit-learn takes.
+
+    Args:
+        model: folder or hub id of a pretrained model.
+        task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
+        generator: npg, mppg, appg or fixed; `head` trains a linear head on the frozen model.
+        prompt_layer: number of layers below the prompt, or a fraction of the depth.
+        num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.
+        bottleneck_dim: inner width of the generator.
+        readout: mask, label, head or auto.
+        head_pooling: cls, mean or last; None: mean for encoders, last for decoders.
+        loss: vocabulary or labels.
+        label_words: label to label word, without a task; None: the labels' own names.
+        max_length: longest input in tokens.
+        dtype: the frozen backbone's float type.
+        device: where to run; None: a GPU if there is one.
+        epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`.
+        random_state: seed.
+        verbose: show a progress bar.
+
+    Attributes:
+        classes_: the labels seen by `fit`, sorted.
+        classifier_: the trained `TextClassifier`.
+        n_features_in_: 1 for texts, 2 for pairs.
+    """
+
+    def __init__(
+        self,
+        model: str = "roberta-base",
+        task: str | None = None,
+        generator: str = "npg",
+        prompt_layer: int | float | str = "0.5",
+        num_prompt_tokens: int | None = None,
+        bottleneck_dim: int = 128,
+        readout: str = "auto",
+        head_pooling: str | None = None,
+        loss: str = "vocabulary",
+        label_words: dict[Any, str] | None = None,
+        max_length: int = 256,
+        dtype: str = "float32",
+        device: str | None = None,
+        epochs: int = 10,
+        steps: int | None = None,
+        batch_size: int = 32,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup: float = 0.06,
+        clip: float = 1.0,
+        precision: str = "fp32",
+        random_state: int = 42,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.generator = generator
+        self.prompt_layer = prompt_layer
+        self.num_prompt_tokens = num_prompt_tokens
+        self.bottleneck_dim = bottleneck_dim
+        self.readout = readout
+        self.head_pooling = head_pooling
+        self.loss = loss
+        self.label_words = label_words
+        self.max_length = max_length
+        self.dtype = dtype
+        self.device = device
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.clip = clip
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
+        parameters = {**self.get_params(deep=False), "method": self.generator, "seed": self.random_state}
+        model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
+        recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
+        return model, recipe
+
+    def _task(self, names: Sequence[str], pair: bool) -> Task:
+        if self.task is not None:
+            task = load_task(self.task)
+            unknown = sorted(set(names) - set(task.labels))
+            if unknown:
+                raise ValueError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")
+            return task
+        words = None
+        if self.label_words is not None:
+            given = {str(label): word for label, word in self.label_words.items()}
+            missing = sorted(set(names) - set(given))
+            if missing:
+                raise ValueError(f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}")
+            words = [given[name] for name in names]
+        return default_task(names, pair=pair, label_words=words)
+
+    def fit(self, X: Any, y: Any) -> LatePromptClassifier:
+        """Train on texts `X` (or pairs) and labels `y`.
+
+        Raises:
+            ValueError: settings, texts or labels that cannot be.
+        """
+        model, recipe = self._settings()
+        model.check()
+        recipe.check()
+        texts = as_texts(X)
+        labels = np.asarray(y)
+        if labels.ndim != 1 or len(labels) != len(texts):
+            raise ValueError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
+        if labels.dtype.kind == "f" and not np.all(np.isfinite(labels)):
+            raise ValueError("y holds NaN or infinity; give every text a label")
+        self.classes_ = unique_labels(labels)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
+        names = [str(label) for label in self.classes_]
+        pair = texts[0][1] is not None
+        task = self._task(names, pair)
+        rows = [Row(a, b, str(label), {}) for (a, b), label in zip(texts, labels, strict=True)]
+        self.classifier_ = TextClassifier.build(model, task, seed=recipe.seed)
+        result = fit(
+            self.classifier_.model,
+            self.classifier_.readout,
+            self.classifier_.feed(rows),
+            None,
+            recipe,
+            metrics=task.metrics,
+            device=self.classifier_.device,
+            quiet=not self.verbose,
+        )
+        self.n_features_in_ = 2 if pair else 1
+        self.history_ = result.history
+        self.metrics_ = {
+            "steps": result.steps,
+            "trainable_parameters": self.classifier_.trainable_parameters,
+            "train_seconds": result.train_seconds,
+            "tokens_per_second": result.tokens_per_second,
+        }
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Label probabilities (texts, classes), columns as in `classes_`."""
+        check_is_fitted(self, "classifier_")
+        texts = as_texts(X)
+        if texts and (texts[0][1] is not None) != (self.n_features_in_ == 2):
+            raise ValueError(f"X has {1 if texts[0][1] is None else 2} text columns, fit saw {self.n_features_in_}")
+        probabilities = self.classifier_.probabilities([Row(a, b, None, {}) for a, b in texts])
+        order = [self.classifier_.task.labels.index(str(label)) for label in self.classes_]
+        chosen = probabilities[:, order]  # a task may have labels that y did not
+        return chosen / np.maximum(chosen.sum(1, keepdims=True), 1e-30)  # type: ignore[no-any-return]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of each text."""
+        return self.classes_[self.predict_proba(X).argmax(1)]  # type: ignore[no-any-return]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write a run folder, which `load` and the command line read.
+
+        Raises:
+            ValueError: a folder that is not empty, unless `overwrite`.
+        """
+        check_is_fitted(self, "classifier_")
+        folder = Path(folder)
+        prepare_folder(folder, overwrite=overwrite, resume=False)
+        if overwrite:
+            clear_folder(folder)
+        parameters = self.get_params(deep=False)
+        if self.label_words is not None:
+            parameters["label_words"] = {str(label): word for label, word in self.label_words.items()}
+        facts = {
+            "estimator": parameters,
+            _CLASSES: {"kind": self.classes_.dtype.kind, "values": self.classes_.tolist()},
+            "recipe": asdict(self._settings()[1]),
+            "versions": versions(),
+        }
+        self.classifier_.save(folder, facts)
+        write_lines(folder / HISTORY_FILE, self.history_)
+        write_json(folder / METRICS_FILE, self.metrics_)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> LatePromptClassifier:
+        """The estimator of a run folder, whether `save` or `lateprompt train` left it.
+
+        Raises:
+            ValueError: no run folder, or one that is broken.
+        """
+        folder = Path(folder)
+        classifier = TextClassifier.load(folder, model=model, device=device)
+        run = read_json(folder / "run.json", "run file")
+        settings = asdict(classifier.settings)
+        estimator = cls(**{k: v for k, v in run.get("estimator", {}).items() if k in cls().get_params(deep=False)})
+        known = estimator.get_params(deep=False)
+        estimator.set_params(**{name: value for name, value in settings.items() if name in known})
+        estimator.set_params(generator=classifier.settings.method, device=device)
+        if "estimator" not in run:
+            recipe = run.get("recipe", {})
+            estimator.set_params(**{name: value for name, value in recipe.items() if name in known})
+            estimator.set_params(random_state=recipe.get("seed", estimator.random_state))
+        values = run.get(_CLASSES, {}).get("values") or sorted(classifier.task.labels)
+        estimator.classes_ = np.array(values)
+        estimator.classifier_ = classifier
+        estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
+        metrics = folder / METRICS_FILE
+        estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
+        estimator.history_ = []
+        return estimator
+
+
+def as_texts(X: Any) -> list[tuple[str, str | None]]:
+    """Texts or pairs as (text, text_pair or None).
+
+    Raises:
+        ValueError: no texts, something that is no string, or more than two columns.
+    """
+    if isinstance(X, str):
+        raise ValueError(f"X is one string ({X[:40]!r}); give a list of texts")
+    values = X.to_numpy() if hasattr(X, "to_numpy") else X
+    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    texts: list[tuple[str, str | None]] = []
+    for number, row in enumerate(rows):
+        columns = list(row) if isinstance(row, list | tuple | np.ndarray) else [row]
+        if not 1 <= len(columns) <= 2:
+            raise ValueError(f"X row {number} has {len(columns)} columns; give a text, or a text and its pair")
+        for column in columns:
+            if not isinstance(column, str):
+                raise ValueError(f"X row {number} is {column!r}, not a string; give texts")
+        texts.append((columns[0], columns[1] if len(columns) == 2 else None))
+    if len({pair is None for _, pair in texts}) > 1:
+        raise ValueError("X mixes texts and pairs; give all rows one text, or all two")
+    if not texts:
+        raise ValueError("X is empty; give at least one text")
+    return texts

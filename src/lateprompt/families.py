@@ -1,0 +1,157 @@
+"""What lateprompt has to know about an architecture: one line per family.
+
+A Hugging Face backbone is cut after layer *p* by two shallow views (see `lateprompt.split`). The trunk must not apply
+what comes after the last layer, the tail must not apply what comes before the first one. The table says where the layer
+stack is and which modules each view bypasses, and how; nothing else in the library asks for a `model_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Bypass = Literal["none", "identity", "embeds", "zero"]
+"""How a view replaces a module it must not apply.
+
+`none`: the attribute becomes None (optional modules); `identity`: returns its first argument; `embeds`: returns the
+`inputs_embeds` it is given (an embedding block); `zero`: returns a scalar zero (position embeddings that are added).
+"""
+
+
+def _pool(backbone: nn.Module, hidden: torch.Tensor) -> torch.Tensor | None:
+    """The backbone's own pooler over `hidden` (batch, length, hidden), or None where it has none."""
+    pooler = getattr(backbone, "pooler", None)
+    return None if pooler is None else pooler(hidden)
+
+
+def _pool_albert(backbone: Any, hidden: torch.Tensor) -> torch.Tensor | None:
+    return None if backbone.pooler is None else backbone.pooler_activation(backbone.pooler(hidden[:, 0]))
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture is cut.
+
+    Args:
+        layers: dotted path of the layer stack inside the backbone (or inside `core`).
+        trunk: modules the trunk bypasses (what follows the last layer), path to `Bypass`.
+        tail: modules the tail bypasses (what precedes the first layer), path to `Bypass`. Paths a model does not have
+            are skipped.
+        core: the backbone's submodule that owns embeddings and layers, where heads call it directly (OPT's `decoder`).
+        causal: True for decoders: the generator reads the last source token instead of the first one.
+        window: how a sliding window reaches the layers, so that prompts can be kept visible: `single` (one mask for all
+            layers), `by_type` (a dict of masks by layer type), `buffer` (a mask buffer in the attention module).
+        dropout: the config's name for the hidden dropout rate (None: the architecture has none).
+        layer_lists: per-layer lists of the config, cut with the layers.
+        unroll: the stack holds shared groups (ALBERT): repeat them, one entry a layer.
+        positions_after_padding: position ids start after the padding id (RoBERTa): so many fewer tokens fit.
+        pool: the backbone's pooler, applied by hand to the text positions.
+    """
+
+    layers: str
+    trunk: Mapping[str, Bypass] = field(default_factory=dict)
+    tail: Mapping[str, Bypass] = field(default_factory=dict)
+    core: str = ""
+    causal: bool = False
+    window: Literal["", "single", "by_type", "buffer"] = ""
+    dropout: str | None = "hidden_dropout_prob"
+    layer_lists: tuple[str, ...] = ("layer_types",)
+    unroll: bool = False
+    positions_after_padding: bool = False
+    pool: Callable[[nn.Module, torch.Tensor], torch.Tensor | None] = _pool
+
+
+def _bert(positions_after_padding: bool = False) -> Family:
+    return Family(
+        "encoder.layer",
+        {"pooler": "none"},
+        {"embeddings": "embeds"},
+        positions_after_padding=positions_after_padding,
+    )
+
+
+def _llama(window: Literal["", "single", "by_type"] = "", dropout: str | None = None) -> Family:
+    return Family("layers", {"norm": "identity"}, {}, causal=True, window=window, dropout=dropout)
+
+
+# fmt: off
+FAMILIES: dict[str, Family] = {
+    "bert": _bert(),
+    "roberta": _bert(positions_after_padding=True),
+    "xlm-roberta": _bert(positions_after_padding=True),
+    "camembert": _bert(positions_after_padding=True),
+    "mpnet": _bert(positions_after_padding=True),
+    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}),
+    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout"),
+    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}),
+    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout"),
+    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert),
+    "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop"),
+    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",)),
+    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout"),
+    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout"),
+    "llama": _llama(),
+    "mistral": _llama("single"),
+    "qwen2": _llama("by_type"),
+    "qwen3": _llama("by_type"),
+    "gemma": _llama(),
+    "gemma2": _llama("by_type"),
+    "gemma3_text": _llama("by_type"),
+    "phi3": _llama("single", dropout="resid_pdrop"),
+}
+# fmt: on
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Teach lateprompt another architecture, by its config's `model_type`.
+
+    Example:
+        >>> register_family("my_bert", Family("encoder.layer", {"pooler": "none"}, {"embeddings": "embeds"}))
+    """
+    if not model_type or not isinstance(model_type, str):
+        raise ValueError(f"model_type {model_type!r} is no name; give the config's model_type, e.g. 'my_bert'")
+    FAMILIES[model_type] = family
+
+
+def family_of(backbone: nn.Module) -> Family:
+    """The family of a Hugging Face backbone, by its config.
+
+    Raises:
+        ValueError: the architecture is not in the table; the message names the table and what to do.
+    """
+    config = getattr(backbone, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"architecture {model_type!r} ({type(backbone).__name__}) is not in lateprompt.families.FAMILIES "
+            f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family(model_type, Family(...))"
+        )
+    return FAMILIES[model_type]
+
+
+def core_of(backbone: nn.Module) -> nn.Module:
+    """The module that owns embeddings and layers: the backbone of a model with a head, or its `core` submodule."""
+    prefix = getattr(backbone, "base_model_prefix", "")
+    inner = getattr(backbone, prefix, backbone) if prefix else backbone
+    backbone = inner if isinstance(inner, nn.Module) else backbone
+    family = family_of(backbone)
+    core = getattr(backbone, family.core, backbone) if family.core else backbone
+    assert isinstance(core, nn.Module)
+    return core
+
+
+def num_layers_of(core: nn.Module) -> int:
+    """How many layers a backbone has (shared ones counted as often as they run)."""
+    family = family_of(core)
+    if family.unroll:
+        return int(core.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    return len(core.get_submodule(family.layers))  # type: ignore[arg-type]
+
+
+def hidden_dropout_of(config: Any, family: Family) -> float:
+    """The backbone's hidden dropout rate, 0.0 where the architecture has none."""
+    return float(getattr(config, family.dropout, 0.0) or 0.0) if family.dropout else 0.0

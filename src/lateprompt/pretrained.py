@@ -1,0 +1,125 @@
+"""Load a pretrained model and its tokenizer for a readout, from a folder, a hub id or an installed package's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from lateprompt.families import FAMILIES
+from lateprompt.readout import READOUTS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTO: dict[str, Any] = {"mask": AutoModelForMaskedLM, "label": AutoModelForCausalLM, "head": AutoModel}
+
+
+def load_config(model: str) -> Any:
+    """The configuration of `model`, whose architecture is in the table of families.
+
+    Raises:
+        ValueError: no such model, or an unknown architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = "it is a folder without a usable config.json" if Path(model).is_dir() else "no such folder, and the hub has none (or is out of reach)"
+        raise ValueError(f"model {model!r} cannot be loaded: {reason}; {_first_line(error)}") from None
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model {model!r} has architecture {config.model_type!r}, which is not in lateprompt.families.FAMILIES "
+            f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family"
+        )
+    return config
+
+
+def resolve_readout(config: Any, readout: str, model: str) -> str:
+    """`auto` becomes what the checkpoint's architecture can do: label words if it has an LM head, else a head.
+
+    Raises:
+        ValueError: an unknown readout, or one that the architecture cannot serve.
+    """
+    if readout not in (*READOUTS, "auto"):
+        raise ValueError(f"readout {readout!r} is unknown; choose one of auto, {', '.join(READOUTS)}")
+    causal = FAMILIES[config.model_type].causal
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if readout == "auto":
+        if architecture.endswith(("ForMaskedLM", "ForPreTraining")) and not causal:
+            return "mask"
+        return "label" if architecture.endswith(("ForCausalLM", "LMHeadModel")) and causal else "head"
+    if readout == "mask" and causal:
+        raise ValueError(f"model {model!r} ({config.model_type}) is a decoder without a mask; use --readout label or head")
+    if readout == "label" and not causal:
+        raise ValueError(f"model {model!r} ({config.model_type}) is an encoder; use --readout mask or head")
+    return readout
+
+
+def load_base(model: str, readout: str, *, dtype: str = "float32", attention: str | None = None) -> Any:
+    """The pretrained model for a readout (`mask`, `label`, `head`), in eval mode.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    config = load_config(model)
+    previous = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # what is missing becomes one error of ours below
+    hf_logging.disable_progress_bar()
+    try:
+        loaded, info = _AUTO[readout].from_pretrained(
+            model,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"model {model!r} cannot be loaded: {_first_line(error)}") from None
+    finally:
+        hf_logging.set_verbosity(previous)
+    core = loaded.base_model
+    missing = sorted(info["missing_keys"])
+    prefix = f"{loaded.base_model_prefix}."
+    in_head = [name for name in missing if not name.startswith(prefix)]
+    if readout != "head" and in_head:
+        raise ValueError(f"model {model!r} has no LM head ({in_head[0]!r} is missing), so no label words; use --readout head")
+    missing = [name for name in missing if "pooler" not in name]
+    if missing:
+        raise ValueError(f"model {model!r} lacks weights ({len(missing)}, e.g. {missing[0]!r}); give a whole checkpoint")
+    if readout == "head" and getattr(core, "pooler", None) is not None:
+        core.pooler = None  # our head reads the states themselves: a pooler would be computed for nobody
+    return loaded.eval()
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of `model`, with a padding token.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"the tokenizer of {model!r} cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def max_positions(config: Any) -> int | None:
+    """How many tokens a text may have, where the architecture's position embeddings set a limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    if FAMILIES[config.model_type].positions_after_padding:
+        return int(limit) - (config.pad_token_id or 0) - 1
+    return int(limit)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,48 @@
+"""Progress bars: rich ones on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """One bar with a note at its end.
+
+    Args:
+        title: what is going on.
+        total: how many steps there are.
+        quiet: show nothing.
+        start: steps already done.
+    """
+
+    def __init__(self, title: str, total: int, *, quiet: bool = False, start: int = 0) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=total, completed=start, note="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        self._progress.advance(self._task, steps)
+
+    def note(self, text: str) -> None:
+        self._progress.update(self._task, note=text)

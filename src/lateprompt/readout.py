@@ -1,0 +1,296 @@
+"""How an answer is read from the tail's output: label words of a masked or causal LM, or a trained head.
+
+All three look at read positions only. The LM head is the model's own code, run on the hidden states at those positions,
+and over the label words' rows alone where the loss allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from lateprompt.backbone import LateBackbone
+from lateprompt.generators import read_state
+from lateprompt.split import replace_module, shallow_copy
+
+READOUTS = ("mask", "label", "head")
+LOSSES = ("vocabulary", "labels")
+Loss = Literal["vocabulary", "labels"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows on their way through the model.
+
+    Args:
+        input_ids: (batch, length) token ids.
+        attention_mask: (batch, length), 1 for real tokens.
+        read: (batch,) position to read: the mask token, or the last source token; unused by a head.
+        labels: (batch,) class indices, or None.
+        token_type_ids: (batch, length), or None.
+        trunk_states: (batch, length, hidden), kept states at the prompt layer, or None.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    read: torch.Tensor
+    labels: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
+    trunk_states: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`, without waiting for the copies."""
+        moved = {
+            name: None if value is None else value.to(device, non_blocking=True) for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+    def backbone_inputs(self) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
+        if self.trunk_states is not None:
+            inputs["trunk_states"] = self.trunk_states
+        return inputs
+
+
+class _GivenHidden(nn.Module):
+    """Stands for the backbone: hands the hidden states it is given (as `inputs_embeds`) to the head."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_backbone"] = backbone
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> Any:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_backbone"], name)
+
+
+class _SomeRows(nn.Module):
+    """The output embedding restricted to some words: (…, hidden) to (…, words)."""
+
+    def __init__(self, linear: nn.Linear, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.__dict__["_linear"] = linear
+        self.__dict__["_rows"] = rows
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        linear = self.__dict__["_linear"]
+        rows = self.__dict__["_rows"].to(linear.weight.device)
+        return F.linear(hidden, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+class LMHead:
+    """The LM head of a Hugging Face model as a function of hidden states, over all words or some.
+
+    It is a view of the whole model in which the backbone passes hidden states through: whatever transform, norm or
+    soft-capping the architecture's head has is its own code.
+
+    Args:
+        model: the Hugging Face model with the head.
+        layer: the (late) backbone inside it.
+        words: vocabulary ids to score, or None for the whole vocabulary.
+
+    Raises:
+        ValueError: the model has no LM head.
+    """
+
+    def __init__(self, model: Any, layer: nn.Module, words: torch.Tensor | None = None) -> None:
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if output is None:
+            raise ValueError(f"{type(model).__name__} has no LM head to score label words with; use --readout head")
+        self.words = words
+        self.view = shallow_copy(model)
+        owned: dict[str, nn.Module] = {}
+        names = {id(module): name for name, module in model.named_modules()}
+        replace_module(self.view, names[id(layer)], _GivenHidden(layer), owned)
+        if words is not None and type(output) is nn.Linear:
+            replace_module(self.view, names[id(output)], _SomeRows(output, words), owned)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores (batch, words) of hidden states (batch, hidden), or (batch, n, words) of (batch, n, hidden)."""
+        flat = hidden if hidden.ndim == 3 else hidden[:, None]
+        logits: torch.Tensor = self.view(inputs_embeds=flat).logits
+        if self.words is not None and logits.shape[-1] != len(self.words):
+            logits = logits[..., self.words.to(logits.device)]  # a head we could not restrict
+        return logits if hidden.ndim == 3 else logits[:, 0]
+
+
+class Readout:
+    """Base: from a batch to label scores (batch, labels) and a loss.
+
+    Args:
+        model: the Hugging Face model (with its head) that holds `layer`.
+        layer: its late backbone.
+    """
+
+    kind: str
+
+    def __init__(self, model: nn.Module, layer: LateBackbone) -> None:
+        self.model = model
+        self.layer = layer
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The tail's output (batch, length, hidden)."""
+        extra: dict[str, Any] = {"use_cache": False} if self.layer.family.causal else {}
+        return self.layer(**batch.backbone_inputs(), **extra).last_hidden_state  # type: ignore[no-any-return]
+
+    def at_read(self, batch: Batch) -> torch.Tensor:
+        """The tail's output at the read positions (batch, hidden)."""
+        hidden = self.hidden(batch)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), batch.read]
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Label scores (batch, labels); their softmax are the label probabilities."""
+        raise TypeError(f"{type(self).__name__} must override scores")
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean loss over the rows; `batch.labels` must be there."""
+        assert batch.labels is not None
+        return F.cross_entropy(self.scores(batch).float(), batch.labels)
+
+
+class WordReadout(Readout):
+    """Single-token label words at the read position: a masked LM's mask, or a causal LM's next token.
+
+    Over the whole vocabulary (`loss="vocabulary"`, the paper's) the label word is a cross-entropy target among all words;
+    over the label words (`loss="labels"`) among them alone, and no other row of the LM head is computed.
+
+    Args:
+        words: one vocabulary id per label.
+        kind: `mask` or `label`.
+    """
+
+    def __init__(self, model: nn.Module, layer: LateBackbone, words: Sequence[int], kind: str, loss: Loss) -> None:
+        super().__init__(model, layer)
+        self.kind = kind
+        self.words = torch.tensor(list(words))
+        self.loss_over = loss
+        self.word_head = LMHead(model, layer, self.words)
+        self.full_head = LMHead(model, layer) if loss == "vocabulary" else None
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        return self.word_head(self.at_read(batch)).float()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        assert batch.labels is not None
+        if self.full_head is None:
+            return super().loss(batch)
+        targets = self.words.to(batch.labels.device)[batch.labels]
+        return F.cross_entropy(self.full_head(self.at_read(batch)).float(), targets)
+
+
+class PhraseReadout(Readout):
+    """Label words of several tokens after the source of a causal LM: mean token score over the words that differ.
+
+    A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et al.
+    2022, decoder setting); each label is one pass over source and label, and the generator sees the source only.
+
+    Args:
+        phrases: token ids of each label.
+    """
+
+    kind = "label"
+
+    def __init__(self, model: nn.Module, layer: LateBackbone, phrases: Sequence[Sequence[int]], loss: Loss) -> None:
+        super().__init__(model, layer)
+        self.loss_over = loss
+        self.head = LMHead(model, layer)
+        longest = max(len(phrase) for phrase in phrases)
+        self.tokens = torch.zeros(len(phrases), longest, dtype=torch.long)
+        self.filled = torch.zeros(len(phrases), longest, dtype=torch.long)
+        for i, phrase in enumerate(phrases):
+            self.tokens[i, : len(phrase)] = torch.tensor(list(phrase))
+            self.filled[i, : len(phrase)] = 1
+        same = ((self.tokens == self.tokens[:1]) & (self.filled == 1)).all(0)
+        self.counted = self.filled * (~same).long()
+
+    def _log_likelihood(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        """Mean token log-probability (rows,) of label `labels[i]` after the source of row i."""
+        if batch.trunk_states is not None:
+            raise ValueError("label words of several tokens cannot be scored from kept trunk states; use --states off")
+        device = batch.input_ids.device
+        tokens, filled = self.tokens.to(device)[labels], self.filled.to(device)[labels]
+        width = tokens.shape[1]
+        rows = torch.arange(len(labels), device=device)[:, None]
+        places = batch.read[:, None] + 1 + torch.arange(width, device=device)
+        ids = F.pad(batch.input_ids, (0, width)).scatter(1, places, tokens)
+        source = F.pad(batch.attention_mask, (0, width))
+        mask = source.scatter(1, places, filled)
+        output = self.layer(input_ids=ids, attention_mask=mask, source_mask=source, use_cache=False)
+        logits = self.head(output.last_hidden_state[rows, places - 1]).float()
+        scores = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        counted = self.counted.to(device)[labels].to(scores.dtype)
+        return (scores * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        number = len(self.tokens)
+        rows = len(batch.input_ids)
+        wide = Batch(
+            input_ids=batch.input_ids.repeat_interleave(number, 0),
+            attention_mask=batch.attention_mask.repeat_interleave(number, 0),
+            read=batch.read.repeat_interleave(number),
+        )
+        labels = torch.arange(number, device=batch.input_ids.device).repeat(rows)
+        return self._log_likelihood(wide, labels).view(rows, number)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        assert batch.labels is not None
+        if self.loss_over == "labels":
+            return super().loss(batch)
+        return -self._log_likelihood(batch, batch.labels).mean()
+
+
+class HeadReadout(Readout):
+    """A trained linear head over a pooled state, for models without an LM head; it is saved with the adapter.
+
+    Args:
+        adapter: whose head.
+        pooling: `cls` (first token), `mean`, or `last` token.
+        dropout: dropout rate on the pooled state while training.
+    """
+
+    kind = "head"
+
+    def __init__(self, model: nn.Module, layer: LateBackbone, adapter: str, pooling: str, dropout: float = 0.0) -> None:
+        super().__init__(model, layer)
+        if adapter not in layer.late_prompt_heads:
+            raise ValueError(f"adapter {adapter!r} has no trained head; make it with head_labels=")
+        self.head = layer.late_prompt_heads[adapter]
+        self.pooling = pooling
+        self.dropout = dropout
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        pooled = pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
+        pooled = F.dropout(pooled, self.dropout, self.layer.training)
+        return self.head(pooled.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+
+
+def pool_states(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One state (batch, hidden) of hidden states (batch, length, hidden) over the attended positions of `mask`."""
+    if pooling == "mean":
+        weights = mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return read_state(hidden, mask, last=pooling == "last")
+
+
+def word_readout(
+    model: nn.Module, layer: LateBackbone, label_tokens: Sequence[Sequence[int]], kind: str, loss: Loss
+) -> Readout:
+    """The readout of label words: one token each if they all are (one pass for all labels), else phrases."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    if all(len(tokens) == 1 for tokens in label_tokens):
+        return WordReadout(model, layer, [tokens[0] for tokens in label_tokens], kind, loss)
+    return PhraseReadout(model, layer, label_tokens, loss)

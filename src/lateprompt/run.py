@@ -1,0 +1,244 @@
+"""One training run, from data files to a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lateprompt.classifier import ADAPTER_WEIGHTS, TextClassifier
+from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
+from lateprompt.tasks import Row, Task, default_task, few_shot, load_task, read_rows
+from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
+from lateprompt.training.checkpoint import remove_checkpoint
+from lateprompt.training.fit import FitResult, fit
+from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.jsonl"
+
+
+@dataclass
+class DataSettings:
+    """What it is trained and measured on.
+
+    Args:
+        train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
+        dev: files of rows that choose the best weights (the first) and are measured (all).
+        test: files of rows that are scored once, at the end.
+        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
+        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}.
+        label_words: the plain task's label words as a mapping, label to word.
+        shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
+    """
+
+    train: str
+    dev: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    task: str | None = None
+    template: str | None = None
+    label_words: dict[str, str] | None = None
+    shots: int | None = None
+
+
+def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> Task:
+    """The named task, or a plain one whose labels are those of the training rows."""
+    if data.task is not None:
+        if data.template is not None or data.label_words is not None:
+            raise ValueError(f"task {data.task!r} has its own template and label words; leave out --template and --label-words")
+        return load_task(data.task)
+    labels = sorted({row.label for row in rows if row.label is not None})
+    words = data.label_words
+    if words is not None and sorted(words) != labels:
+        raise ValueError(f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these")
+    kinds = {"mask": "template", "label": "decoder_template"}
+    template = {}
+    if data.template is not None:
+        kind = "template" if "{mask}" in data.template else "decoder_template" if "{label}" in data.template else "head_template"
+        template = {kinds.get(readout, kind): data.template}
+    return default_task(
+        labels,
+        pair=any(row.text_pair is not None for row in rows),
+        label_words=None if words is None else [words[label] for label in labels],
+        **template,
+    )
+
+
+@dataclass
+class Rows:
+    """The rows of a run."""
+
+    task: Task
+    train: list[Row]
+    dev: list[Row]
+    more_dev: dict[str, list[Row]]
+    test: dict[str, list[Row]]
+
+
+def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
+    """Read, check and sample what the settings name.
+
+    Raises:
+        ValueError: bad data; a label in dev or test that no training row has.
+    """
+    named = load_task(data.task) if data.task is not None else None
+    train = read_rows(data.train, task=named, split="train")
+    task = named if named is not None and data.template is None and data.label_words is None else resolve_task(data, train, readout)
+    known = {row.label for row in train}
+    others: dict[str, list[Row]] = {}
+    for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
+        others[path] = read_rows(path, task=named, split=split)
+        for number, row in enumerate(others[path], 1):
+            if row.label not in known:
+                raise ValueError(
+                    f"{path}: row {number} has label {row.label!r}, which no training row in {data.train!r} has; "
+                    f"known are {', '.join(sorted(map(str, known)))}"
+                )
+    dev = others[data.dev[0]] if data.dev else []
+    if data.shots is not None:
+        train, rest = few_shot(train, data.shots, seed)
+        dev = dev or rest
+    return Rows(task, train, dev, {p: others[p] for p in data.dev[1:]}, {p: others[p] for p in data.test})
+
+
+def fingerprint(rows: Sequence[Row]) -> dict[str, Any]:
+    """What rows were used: their number and a SHA-256 of texts and labels in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.text, row.text_pair, row.label], ensure_ascii=False).encode())
+    return {"rows": len(rows), "sha256": digest.hexdigest()}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory: of the GPU where one is used, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def versions() -> dict[str, str]:
+    names = ("lateprompt", "torch", "transformers", "peft", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def train_run(
+    model: ModelSettings,
+    data: DataSettings,
+    recipe: RecipeSettings,
+    output: Path | None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+) -> tuple[TextClassifier, dict[str, Any]]:
+    """Train a classifier and leave its run folder at `output` (None: nowhere).
+
+    Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
+    last, so a folder that has it is whole.
+
+    Returns:
+        The classifier with its best weights, and what went to `metrics.json`.
+    """
+    model.check()
+    recipe.check()
+    if output is not None:
+        prepare_folder(output, overwrite=overwrite, resume=resume)
+        if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
+            return TextClassifier.load(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
+    rows = load_rows(data, recipe.seed, model.readout)
+    classifier = TextClassifier.build(model, rows.task, seed=recipe.seed)
+    train = classifier.feed(rows.train)
+    dev = classifier.feed(rows.dev) if rows.dev else None
+    facts = {
+        "recipe": asdict(recipe),
+        "data": {
+            **asdict(data),
+            "fingerprints": {
+                "train": fingerprint(rows.train),
+                "dev": fingerprint(rows.dev),
+                **{path: fingerprint(part) for path, part in {**rows.more_dev, **rows.test}.items()},
+            },
+        },
+        "labels": list(rows.task.labels),
+        "num_layers": classifier.model.base_model.layer.num_layers,
+    }
+    what = json.dumps({"model": asdict(classifier.settings), **facts}, sort_keys=True)
+    if output is not None:
+        if overwrite and not resume:
+            clear_folder(output)
+        output.mkdir(parents=True, exist_ok=True)
+    result = fit(
+        classifier.model,
+        classifier.readout,
+        train,
+        dev,
+        recipe,
+        metrics=rows.task.metrics,
+        device=classifier.device,
+        checkpoint=None if output is None else output / CHECKPOINT,
+        settings=what,
+        quiet=quiet,
+    )
+    measured = _measure(classifier, result, rows, recipe)
+    if output is not None:
+        facts |= {"versions": versions(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        classifier.save(output, facts)
+        write_lines(output / HISTORY_FILE, result.history)
+        write_text(output / "README.md", model_card(classifier, measured, recipe))
+        write_json(output / METRICS_FILE, measured)
+        remove_checkpoint(output / CHECKPOINT)
+    return classifier, measured
+
+
+def _measure(classifier: TextClassifier, result: FitResult, rows: Rows, recipe: RecipeSettings) -> dict[str, Any]:
+    size = recipe.eval_batch_size
+    return {
+        **result.metrics,
+        "dev_sets": {path: classifier.evaluate(part, batch_size=size) for path, part in rows.more_dev.items()},
+        "test": {path: classifier.evaluate(part, batch_size=size) for path, part in rows.test.items()},
+        "train_rows": len(rows.train),
+        "dev_rows": len(rows.dev),
+        "steps": result.steps,
+        "trainable_parameters": classifier.trainable_parameters,
+        "train_seconds": result.train_seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "peak_memory_bytes": peak_memory_bytes(classifier.device),
+        "trunk_fill_seconds": 0.0,
+    }
+
+
+def model_card(classifier: TextClassifier, measured: dict[str, Any], recipe: RecipeSettings) -> str:
+    """The run folder's README."""
+    settings, task = classifier.settings, classifier.task
+    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean")
+    figures = "".join(f"| {name} | {measured[name]:.4f} |\n" for name in names if name in measured)
+    table = f"| dev metric | value |\n|---|---|\n{figures}" if figures else "It was trained without dev rows.\n"
+    return f"""---
+library_name: peft
+base_model: {json.dumps(settings.model)}
+tags: [late-prompt-tuning, text-classification]
+---
+# {task.name}: {settings.method} on {Path(settings.model).name}
+
+A text classifier for the labels {", ".join(task.labels)}, made by Late Prompt Tuning (Liu et al., Findings of EMNLP 2022).
+`{ADAPTER_WEIGHTS}` holds {classifier.trainable_parameters:,} trained parameters; the base model is frozen and not included.
+
+{table}
+- method {settings.method}, prompt after layer {settings.prompt_layer}, readout {settings.readout}, seed {recipe.seed}
+- trained on {measured["train_rows"]} rows in {measured["steps"]} steps, {measured["train_seconds"]:.1f} s
+
+Use it:
+
+    lateprompt predict THIS_FOLDER --data rows.jsonl --output predictions.jsonl
+"""

@@ -1,0 +1,241 @@
+"""Rows to token ids: a template is filled with a row's texts, and the texts are cut where they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from lateprompt.tasks.readers import Row
+from lateprompt.tasks.task import Task
+from lateprompt.tasks.template import LITERAL, Piece, split_template
+from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
+
+READOUTS = ("mask", "label", "head")
+TEXTS = ("text", "text_pair")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One encoded row, without padding.
+
+    Args:
+        input_ids: token ids, `(length,)`, int32.
+        token_type_ids: 0 up to the first separator and 1 after it, `(length,)`, int32; None where the template has no
+            `{sep}` or the model reads no token types.
+        read: where the answer is read: the mask's index (mask), the last source token's (label), -1 (head).
+        label: class id, -1 if unknown.
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32] | None
+    read: int
+    label: int
+
+
+class TaskEncoder:
+    """Encodes rows of one task for one tokenizer and readout.
+
+    Each piece of the template is tokenised on its own, so that its tokens never depend on the text. Texts are stripped;
+    the space before a text in the template is tokenised with it. A text that is too long is cut at its end, of a pair
+    always the longer one first; the template, the mask and the special tokens are never cut.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        task: the task.
+        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
+        max_length: most tokens an example may have.
+
+    Attributes:
+        label_tokens: token ids of each label word: one for `mask`, one or more for `label`; `[]` for `head`.
+        prefix_ids: special tokens before the text.
+        suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
+
+    Raises:
+        ValueError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label word
+            that does not fit (see `check_task`), or a template longer than max_length.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self.readout = readout
+        self.max_length = max_length
+        self._words = WordTokenizer(tokenizer)
+        pieces = split_template(_source(task, readout))
+        self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
+        if readout == "label":
+            self.suffix_ids = []
+        self._pieces: list[tuple[str, list[int]]] = [
+            (LITERAL, self.prefix_ids),
+            *((piece.kind, self._piece_ids(piece)) for piece in pieces),
+            (LITERAL, self.suffix_ids),
+        ]
+        self._leads = {piece.kind: self._words.spaced(piece.text) for piece in pieces if piece.kind in TEXTS}
+        self._has_types = "token_type_ids" in tokenizer.model_input_names and any(p.kind == "sep" for p in pieces)
+        self.label_tokens = self._label_tokens()
+        self._budget = max_length - sum(len(ids) for _, ids in self._pieces)
+        if self._budget < len(self._leads):
+            raise ValueError(
+                f"max_length {max_length!r} is too short: the template and special tokens of task {task.name} take "
+                f"{max_length - self._budget} tokens, and each text needs one; give at least "
+                f"{max_length - self._budget + len(self._leads)}"
+            )
+
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Encodes rows; all texts go through the tokenizer together.
+
+        Raises:
+            ValueError: a row without the second text of a pair, with a label the task does not have, or without tokens.
+        """
+        labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
+        columns: dict[str, list[list[int]]] = {}
+        for field, lead in self._leads.items():
+            texts = [getattr(row, field) for row in rows]
+            if None in texts:
+                raise ValueError(
+                    f"row {texts.index(None) + 1} has no {field}, which task {self.task.name} reads; give one"
+                )
+            columns[field] = self._words.texts([lead + text.strip() for text in texts])
+        return [
+            self._fill({field: texts[index] for field, texts in columns.items()}, label, index + 1)
+            for index, label in enumerate(labels)
+        ]
+
+    def _fill(self, texts: dict[str, list[int]], label: int, number: int) -> Example:
+        """One example from the token ids of its texts."""
+        lengths = _cut([len(ids) for ids in texts.values()], self._budget)
+        kept = {field: ids[:length] for (field, ids), length in zip(texts.items(), lengths, strict=True)}
+        ids: list[int] = []
+        read, second = -1, None
+        for kind, fixed in self._pieces:
+            if kind == "mask":
+                read = len(ids)
+            ids += kept[kind] if kind in TEXTS else fixed
+            if kind == "sep" and second is None:
+                second = len(ids)
+        if not ids:
+            raise ValueError(f"row {number} gives no tokens; give it a text")
+        if self.readout == "label":
+            read = len(ids) - 1
+        types = None
+        if self._has_types:
+            types = np.zeros(len(ids), dtype=np.int32)
+            types[second:] = 1
+        return Example(np.array(ids, dtype=np.int32), types, read, label)
+
+    def _piece_ids(self, piece: Piece) -> list[int]:
+        """The fixed token ids of a piece: none for a text."""
+        tokenizer = self.tokenizer
+        if piece.kind in TEXTS:
+            return []
+        if piece.kind == "mask":
+            if tokenizer.mask_token_id is None:
+                raise ValueError(_no_mask(tokenizer))
+            return [tokenizer.mask_token_id]
+        if piece.kind == "sep":
+            separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+            if separator is None:
+                raise ValueError(
+                    f"{tokenizer_name(tokenizer)} has no separator for {{sep}}; write one into the task's head_template"
+                )
+            return [separator]
+        ids = self._words.literal(piece.text)
+        if self.readout == "mask" and tokenizer.mask_token_id in ids:
+            raise ValueError(f"template text {piece.text!r} has the mask token in it; write it as {{mask}}, once")
+        return ids
+
+    def _label_tokens(self) -> list[list[int]]:
+        if self.readout == "head":
+            return []
+        tokens, problems = label_word_problems(self.task, self._words, single=self.readout == "mask")
+        for problem in problems:
+            if problem:
+                raise ValueError(problem)
+        return tokens
+
+    def _label_id(self, row: Row, number: int) -> int:
+        if row.label is None:
+            return -1
+        if row.label not in self.task.labels:
+            raise ValueError(
+                f"row {number} has label {row.label!r}, which task {self.task.name} does not have; its labels are "
+                f"{', '.join(self.task.labels)}"
+            )
+        return self.task.labels.index(row.label)
+
+
+def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> list[dict[str, Any]]:
+    """How each label word fits a tokenizer.
+
+    Returns:
+        Per label a dict with `label`, `word`, `pieces` (its tokens as strings), `ok` and `message` ('' if ok).
+
+    Raises:
+        ValueError: an unknown readout.
+    """
+    _source(task, readout)
+    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "mask")
+    if readout == "head":
+        problems = [""] * len(problems)
+    elif readout == "mask" and tokenizer.mask_token_id is None:
+        problems = [_no_mask(tokenizer)] * len(problems)
+    return [
+        {
+            "label": label,
+            "word": word,
+            "pieces": list(tokenizer.convert_ids_to_tokens(ids)),
+            "ok": not problem,
+            "message": problem,
+        }
+        for label, word, ids, problem in zip(task.labels, task.label_words, tokens, problems, strict=True)
+    ]
+
+
+def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
+    return (
+        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+    )
+
+
+def _source(task: Task, readout: str) -> str:
+    """The template a readout encodes; of a decoder's, what stands before the label."""
+    if readout == "mask":
+        return task.template.rstrip()
+    if readout == "label":
+        # The space before the label belongs to its word; a line break is part of the source.
+        return task.decoder_template.partition("{label}")[0].rstrip(" ")
+    if readout == "head":
+        return task.head_template.rstrip()
+    raise ValueError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens a tokenizer puts before and after a text, found by encoding one."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    if 0 not in special:
+        raise ValueError(f"{tokenizer_name(tokenizer)} finds no text in 'a'; use a tokenizer that knows letters")
+    first, last = special.index(0), len(special) - special[::-1].index(0)
+    return ids[:first], ids[last:]
+
+
+def _cut(lengths: list[int], budget: int) -> list[int]:
+    """The lengths left of one or two texts so that they fit; the longer is cut first, of equal ones the second.
+
+    Args:
+        lengths: tokens of each text.
+        budget: tokens all may take together.
+    """
+    if sum(lengths) <= budget:
+        return lengths
+    if len(lengths) == 1:
+        return [budget]
+    first, second = lengths
+    if min(first, second) > budget // 2:
+        return [budget - budget // 2, budget // 2]
+    return [first, budget - first] if first < second else [budget - second, second]

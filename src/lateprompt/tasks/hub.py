@@ -1,0 +1,60 @@
+"""Data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from lateprompt.tasks.tables import Table
+from lateprompt.tasks.task import Task
+
+# What data sets on the hub call our fields.
+ALIASES = {
+    "text": ("text", "sentence", "sentence1", "question1", "premise"),
+    "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
+    "label": ("label",),
+}
+
+
+def is_hub_id(data: str) -> bool:
+    """Whether `data` looks like `name` or `org/name`, perhaps with `:config`, rather than a file."""
+    match = re.fullmatch(r"([\w-]+(?:/[\w-][\w.-]*)?)(?::[\w.-]+)?", data)
+    if match is None:
+        return False
+    # A name may end in a version (org/name-v1.1), but any other suffix means a file.
+    suffix = match[1].rpartition(".")[2] if "." in match[1] else "0"
+    return suffix.isdigit()
+
+
+def read_hub(data: str, task: Task | None, split: str) -> Table:
+    """The table of one split of a data set on the hub.
+
+    Args:
+        data: `name` or `org/name`, perhaps with `:config`.
+        task: its columns count before the usual names.
+        split: the split's name.
+
+    Raises:
+        ValueError: the hub cannot be reached, or has no such data set, configuration or split.
+    """
+    datasets: Any = import_module("datasets")
+    name, _, config = data.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # the library raises a dozen kinds, from its own and its HTTP client's
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{data!r}: the file does not exist, and the Hugging Face hub could not be reached or has no such data set "
+            f"or split {split!r} ({reason})"
+        ) from None
+    columns = {field: _column(field, rows.column_names, task) for field in ALIASES}
+    class_names = getattr(rows.features.get(columns["label"]), "names", None)
+    return Table(iter(enumerate(rows, 1)), "row", rows.column_names, columns, class_names)
+
+
+def _column(field: str, names: Sequence[str], task: Task | None) -> str:
+    usual = ALIASES[field]
+    own = (task.columns[field],) if task is not None and field in task.columns else ()
+    return next((name for name in (usual[0], *own, *usual[1:]) if name in names), field)

@@ -1,0 +1,140 @@
+"""Reads labelled or unlabelled rows from a file or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lateprompt.tasks.hub import is_hub_id, read_hub
+from lateprompt.tasks.tables import TABLES, Columns, Table, find_columns, read_table
+from lateprompt.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text or pair of texts.
+
+    Args:
+        text: the text.
+        text_pair: the second text, for pairs.
+        label: the label's name, if known.
+        source: the row as it was read.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_rows(data: str | Path, *, task: Task | None = None, labelled: bool = True, split: str = "train") -> list[Row]:
+    """The rows of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a data set on the Hugging Face hub.
+
+    Columns are `text`, `text_pair` and `label`; where there is no `text`, the task's own columns (GLUE's files). GLUE's
+    own .tsv files are read without quoting, and MNLI's rows without an agreed label (`-`) are left out.
+
+    Args:
+        data: a file, or `name`, `org/name`, `org/name:config` on the hub.
+        task: its labels and columns; None: any label, no pairs needed.
+        labelled: whether each row needs a label. If not, it may be missing, but one that is there must be known.
+        split: the split of a data set on the hub.
+
+    Raises:
+        ValueError: nothing there, or a row that does not fit; the message names the file and the line.
+    """
+    path = Path(data)
+    if path.is_file():
+        table = read_table(path, task)
+    elif path.exists():
+        raise ValueError(f"{path} is a folder; give a file ({', '.join(TABLES)})")
+    elif is_hub_id(str(data)):
+        table = read_hub(str(data), task, split)
+    else:
+        raise ValueError(f"{str(data)!r} does not exist; give a file ({', '.join(TABLES)}) or a data set of the hub")
+    if table.names is not None:
+        _check_columns(str(data), table, task, labelled)
+    rows = []
+    for number, record in table.records:
+        columns = table.columns or find_columns(record, task)
+        try:
+            row = _row(record, columns, table, task, labelled)
+        except ValueError as error:
+            raise ValueError(f"{data}, {table.unit} {number}: {error}") from None
+        if row is not None:
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{data} is empty: line 1 or later should have a row; give at least one")
+    return rows
+
+
+def _check_columns(data: str, table: Table, task: Task | None, labelled: bool) -> None:
+    """Finds a missing column before the first row is blamed for it."""
+    names = table.names or []
+    columns = table.columns or find_columns(names, task)
+    needed = ["text", *(["text_pair"] if task is not None and task.is_pair else []), *(["label"] if labelled else [])]
+    for field_name in needed:
+        if columns[field_name] not in names:
+            found = ", ".join(names) or "none"
+            raise ValueError(f"{data}, line 1: there is no column {columns[field_name]!r}; the columns are {found}")
+
+
+def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: Task | None, labelled: bool) -> Row | None:
+    """One row, or None where it is to be left out."""
+    text = _text(record, columns["text"])
+    if text is None:
+        raise ValueError(_missing(record, columns["text"], "every row needs a text"))
+    text_pair = _text(record, columns["text_pair"])
+    if text_pair is None and task is not None and task.is_pair:
+        raise ValueError(_missing(record, columns["text_pair"], f"task {task.name} reads pairs of texts"))
+    label = _label(record.get(columns["label"]), table)
+    # MNLI's mark for a row whose annotators did not agree.
+    if label == "-" and columns["label"] == "gold_label":
+        if labelled:
+            return None
+        label = None
+    if label is None:
+        if labelled:
+            raise ValueError(_missing(record, columns["label"], "every row needs a label here"))
+    elif task is not None and label not in task.labels:
+        label = task.label_map.get(label, label)
+        if label not in task.labels:
+            raise ValueError(f"label {label!r} is none of task {task.name}; its labels are {', '.join(task.labels)}")
+    return Row(text, text_pair, label, record)
+
+
+def _missing(record: Mapping[str, Any], column: str, why: str) -> str:
+    if column in record:
+        return f"{column!r} is empty; {why}"
+    return f"{column!r} is missing (found: {', '.join(map(str, record)) or 'nothing'}); {why}"
+
+
+def _text(record: Mapping[str, Any], column: str) -> str | None:
+    value = record.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{column!r} has half a surrogate pair, which is no character; repair the text") from None
+    return value
+
+
+def _label(value: Any, table: Table) -> str | None:
+    """A raw label as a string: JSON's `true` stays `true`, 1.0 (how tools write integers beside gaps) becomes `1`."""
+    if value is None or value != value:  # NaN is a gap too
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and table.class_names is not None:
+        # -1 is how `datasets` marks a hidden label.
+        return table.class_names[value] if 0 <= value < len(table.class_names) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"label {str(value)[:60]!r} is {type(value).__name__}, not a name; give a string")
+    return str(value).strip() or None

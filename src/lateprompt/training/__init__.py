@@ -1,0 +1,1 @@
+"""The training recipe: settings, batches, the loop, evaluation, and resuming."""

@@ -1,0 +1,200 @@
+"""The recipe: AdamW, warm-up and linear decay, clipping, best weights by dev (Liu et al. 2022, appendix)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+from lateprompt.progress import Bar
+from lateprompt.readout import Batch, Readout
+from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
+from lateprompt.training.evaluate import evaluate
+from lateprompt.training.feed import Feed, batch_order
+from lateprompt.training.metrics import primary_metric
+from lateprompt.training.settings import RecipeSettings
+
+
+@dataclass
+class FitResult:
+    """What a training run measured.
+
+    Args:
+        metrics: dev metrics of the weights kept (empty without dev rows).
+        history: one entry per evaluation: step, epoch, train_loss, seconds, and the dev metrics.
+        steps: optimiser steps done.
+        train_seconds: time in training steps, evaluations left out.
+        tokens_per_second: real tokens trained on per second of it.
+    """
+
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    steps: int
+    train_seconds: float
+    tokens_per_second: float
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) -> torch.optim.Optimizer:
+    """AdamW without weight decay on biases and normalisation weights (all parameters of one dimension)."""
+    decayed = [p for p in parameters.values() if p.ndim > 1]
+    plain = [p for p in parameters.values() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr)
+
+
+def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
+    """Optimiser steps per epoch and in all."""
+    per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
+    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * recipe.epochs
+
+
+def _step_batches(feed: Feed, recipe: RecipeSettings, first_step: int, total: int) -> Iterator[list[Batch]]:
+    """The batches of each optimiser step from `first_step` on."""
+    per_epoch, _ = plan_steps(len(feed), recipe)
+    step = first_step
+    while step < total:
+        epoch, done = divmod(step, per_epoch)
+        order = batch_order(feed.lengths, recipe.batch_size, recipe.seed, epoch)
+        order = order[done * recipe.grad_accumulation :]
+        batches: list[Batch] = []
+        for batch in feed.batches(order):
+            batches.append(batch)
+            if len(batches) == recipe.grad_accumulation:
+                yield batches
+                step, batches = step + 1, []
+                if step == total:
+                    return
+        if batches:
+            yield batches
+            step += 1
+
+
+def fit(
+    model: nn.Module,
+    readout: Readout,
+    train: Feed,
+    dev: Feed | None,
+    recipe: RecipeSettings,
+    *,
+    metrics: Sequence[str],
+    device: torch.device,
+    checkpoint: Path | None = None,
+    settings: str = "{}",
+    quiet: bool = True,
+) -> FitResult:
+    """Train what is trainable in `model` on `train`; with dev rows, keep the weights that were best on them.
+
+    Args:
+        model: the PEFT model; its trainable parameters are trained in place.
+        readout: gives loss and scores of a batch.
+        train, dev: the rows.
+        recipe: the recipe's settings.
+        metrics: the task's metrics; the first (or the mean of accuracy and F1) decides which weights are best.
+        device: where batches go; the model is there already.
+        checkpoint: a folder to write the state to at each evaluation, and to resume from if it holds one.
+        settings: what the run is, as JSON: a checkpoint of another run is refused.
+        quiet: no progress bar.
+    """
+    parameters = trainable_parameters(model)
+    optimizer = make_optimizer(parameters, recipe)
+    per_epoch, total = plan_steps(len(train), recipe)
+    eval_every = recipe.eval_every or per_epoch
+    progress, best = Progress(), {}
+    resumed = load_checkpoint(checkpoint, optimizer, settings) if checkpoint is not None else None
+    if resumed is not None:
+        progress, weights, best = resumed
+        _restore(parameters, weights)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", recipe.lr)
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, math.ceil(recipe.warmup * total), total, last_epoch=progress.step - 1
+    )
+    autocast = recipe.precision == "bf16"
+    loss_sum = torch.tensor(progress.loss_sum, device=device)
+    patience = recipe.early_stop if dev is not None else None
+    stop = total if patience is None or progress.waited < patience else progress.step
+    readout.layer.train()
+    with Bar("training", total, quiet=quiet, start=progress.step) as bar:
+        for batches in _step_batches(train, recipe, progress.step, stop):
+            started = time.perf_counter()
+            rows = sum(len(batch.input_ids) for batch in batches)
+            for batch in batches:
+                # Lengths are known here without asking the device.
+                progress.tokens += int(batch.attention_mask.sum())
+                with torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
+                    loss = readout.loss(batch.to(device)) * (len(batch.input_ids) / rows)
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            progress.loss_steps += 1
+            progress.seconds += time.perf_counter() - started
+            bar.advance()
+            if progress.step % eval_every == 0 or progress.step == total:
+                mean_loss = float(loss_sum) / progress.loss_steps
+                entry: dict[str, Any] = {"step": progress.step, "epoch": progress.step / per_epoch}
+                entry |= {"train_loss": mean_loss, "seconds": progress.seconds}
+                loss_sum.zero_()
+                progress.loss_steps = 0
+                if dev is not None:
+                    values = evaluate(
+                        readout, dev, metrics, batch_size=recipe.eval_batch_size, device=device, autocast=autocast
+                    )
+                    entry |= {f"dev_{name}": value for name, value in values.items()}
+                    best = _keep_best(progress, values[primary_metric(metrics)], parameters, best)
+                    bar.note(f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}")
+                progress.history.append(entry)
+                if checkpoint is not None and progress.step < total:
+                    save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)
+                if patience is not None and progress.waited >= patience:
+                    break
+    if best:
+        _restore(parameters, best)
+    readout.layer.eval()
+    return FitResult(
+        metrics=_metrics_at(progress) if dev is not None else {},
+        history=progress.history,
+        steps=progress.step,
+        train_seconds=progress.seconds,
+        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
+    )
+
+
+def _keep_best(progress: Progress, value: float, parameters: dict[str, nn.Parameter], best: Weights) -> Weights:
+    if progress.best is None or value > progress.best:
+        progress.best, progress.best_step, progress.waited = value, progress.step, 0
+        return _snapshot(parameters)
+    progress.waited += 1
+    return best
+
+
+def _metrics_at(progress: Progress) -> dict[str, float]:
+    entry = next(entry for entry in progress.history if entry["step"] == progress.best_step)
+    return {name.removeprefix("dev_"): value for name, value in entry.items() if name.startswith("dev_")}
+
+
+def _snapshot(parameters: dict[str, nn.Parameter]) -> Weights:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@torch.no_grad()
+def _restore(parameters: dict[str, nn.Parameter], weights: Weights) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

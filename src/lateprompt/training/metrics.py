@@ -1,0 +1,94 @@
+"""Metrics of predicted classes; scikit-learn computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+Labels = np.ndarray[Any, np.dtype[Any]]
+
+
+def accuracy(labels_true: Labels, labels_pred: Labels) -> float:
+    """Share of right predictions."""
+    return float(accuracy_score(labels_true, labels_pred))
+
+
+def macro_f1(labels_true: Labels, labels_pred: Labels) -> float:
+    """Mean F1 over the classes that occur in either argument; 0 for a class that is never right."""
+    return float(f1_score(labels_true, labels_pred, average="macro", zero_division=0))
+
+
+def mcc(labels_true: Labels, labels_pred: Labels) -> float:
+    """Matthews correlation, -1 to 1; 0 where one side has a single class."""
+    return float(matthews_corrcoef(labels_true, labels_pred))
+
+
+def f1(labels_true: Labels, labels_pred: Labels) -> float:
+    """F1 of class 1, as GLUE counts MRPC and QQP; 0 where class 1 never occurs."""
+    return float(f1_score(labels_true, labels_pred, labels=[1], average="macro", zero_division=0))
+
+
+def accuracy_f1_mean(labels_true: Labels, labels_pred: Labels) -> float:
+    """Mean of accuracy and `f1`, GLUE's score of MRPC and QQP."""
+    return (accuracy(labels_true, labels_pred) + f1(labels_true, labels_pred)) / 2
+
+
+METRICS: dict[str, Callable[[Labels, Labels], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "mcc": mcc,
+    "f1": f1,
+    "accuracy_f1_mean": accuracy_f1_mean,
+}
+"""Metric name to function of true and predicted class ids, each `(examples,)`."""
+
+ALWAYS = ("accuracy", "macro_f1", "mcc")
+
+
+def compute_metrics(
+    names: Sequence[str], labels_true: Labels, labels_pred: Labels, num_labels: int
+) -> dict[str, float]:
+    """The metrics `ALWAYS` computed and the named ones.
+
+    Args:
+        names: names in `METRICS`.
+        labels_true: class ids, `(examples,)`.
+        labels_pred: class ids, `(examples,)`.
+        num_labels: number of classes.
+
+    Raises:
+        ValueError: an unknown metric, no examples, shapes that differ, or a class id outside 0..num_labels-1.
+    """
+    _check_names(names)
+    labels_true, labels_pred = np.asarray(labels_true), np.asarray(labels_pred)
+    if labels_true.ndim != 1 or labels_true.shape != labels_pred.shape:
+        raise ValueError(f"labels have shapes {labels_true.shape} and {labels_pred.shape}; give two equal (examples,)")
+    if not labels_true.size:
+        raise ValueError("there are no examples to score; give at least one")
+    for labels in (labels_true, labels_pred):
+        if labels.min() < 0 or labels.max() >= num_labels:
+            raise ValueError(
+                f"class ids go from {labels.min()} to {labels.max()}; {num_labels} labels have 0 to {num_labels - 1}"
+            )
+    return {name: METRICS[name](labels_true, labels_pred) for name in dict.fromkeys((*ALWAYS, *names))}
+
+
+def primary_metric(names: Sequence[str]) -> str:
+    """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    _check_names(names)
+    if "accuracy_f1_mean" in names:
+        return "accuracy_f1_mean"
+    return names[0] if names else "accuracy"
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r} is unknown; choose from {', '.join(METRICS)}")

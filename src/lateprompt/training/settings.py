@@ -1,0 +1,125 @@
+"""The settings of a run: what is trained, on what, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lateprompt.config import POOLINGS
+from lateprompt.pretrained import DTYPES
+from lateprompt.readout import LOSSES, READOUTS
+
+
+@dataclass
+class ModelSettings:
+    """What is trained: the backbone, the method, and the readout.
+
+    Args:
+        model: folder or hub id of a pretrained model.
+        method: npg, mppg, appg or fixed (a late prompt), or head (a linear head on the frozen model).
+        prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
+        num_prompt_tokens: number of prompt vectors; default 5 with a generator, 20 without (the paper's).
+        bottleneck_dim: inner width of the generator.
+        prompt_dropout: dropout rate on the prompt; default the backbone's hidden dropout rate.
+        trunk_dropout: keep dropout in the frozen trunk while training, as the authors' code does.
+        readout: mask (label words of a masked LM), label (label words of a causal LM), head (a trained head), or auto.
+        head_pooling: what a trained head reads: cls, mean or last; default mean for encoders, last for decoders.
+        loss: vocabulary (the label word among all words, the paper's) or labels (among the label words).
+        max_length: longest input in tokens, template included; longer texts are cut.
+        dtype: the frozen backbone's float type: float32, bfloat16 or float16.
+        device: cpu, cuda, … ; default a GPU if there is one.
+    """
+
+    model: str
+    method: str = "npg"
+    prompt_layer: int | float | str = "0.5"
+    num_prompt_tokens: int | None = None
+    bottleneck_dim: int = 128
+    prompt_dropout: float | None = None
+    trunk_dropout: bool = False
+    readout: str = "auto"
+    head_pooling: str | None = None
+    loss: str = "vocabulary"
+    max_length: int = 256
+    dtype: str = "float32"
+    device: str | None = None
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that cannot be, before anything is loaded."""
+        from lateprompt.methods import METHODS
+
+        _one_of("method", self.method, METHODS)
+        _one_of("readout", self.readout, ("auto", *READOUTS))
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.head_pooling is not None:
+            _one_of("head_pooling", self.head_pooling, POOLINGS)
+        _at_least("bottleneck_dim", self.bottleneck_dim, 1)
+        _at_least("max_length", self.max_length, 4)
+        if self.num_prompt_tokens is not None:
+            _at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
+        if self.prompt_dropout is not None and not 0 <= self.prompt_dropout < 1:
+            raise ValueError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
+
+
+@dataclass
+class RecipeSettings:
+    """How it is trained: optimiser, schedule, evaluation (defaults are the authors' encoder settings).
+
+    Args:
+        epochs: passes over the training rows; ignored when steps is given.
+        steps: number of optimiser steps.
+        batch_size: rows in a batch.
+        grad_accumulation: batches per optimiser step.
+        lr: peak learning rate of AdamW.
+        weight_decay: weight decay, not on biases and normalisation weights.
+        warmup: share of the steps over which the rate rises; afterwards it falls linearly to 0.
+        clip: largest norm of the gradient; 0 for no clipping.
+        eval_every: evaluate on dev rows every so many steps; default once an epoch.
+        early_stop: stop after so many evaluations without a better dev metric; default never.
+        eval_batch_size: rows in a batch when evaluating.
+        precision: fp32, or bf16 for bfloat16 autocast.
+        seed: seed of initialisation, order of rows and dropout.
+    """
+
+    epochs: int = 10
+    steps: int | None = None
+    batch_size: int = 32
+    grad_accumulation: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.06
+    clip: float = 1.0
+    eval_every: int | None = None
+    early_stop: int | None = None
+    eval_batch_size: int = 64
+    precision: str = "fp32"
+    seed: int = 42
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that cannot be."""
+        for name in ("epochs", "batch_size", "grad_accumulation", "eval_batch_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("steps", "eval_every", "early_stop"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if not self.lr > 0:
+            raise ValueError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
+        for name in ("weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
+        _one_of("precision", self.precision, ("fp32", "bf16"))
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
+
+
+def _one_of(name: str, value: str, known: object) -> None:
+    choices = list(known)  # type: ignore[call-overload]
+    if value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{name} {value!r} is too small; give a whole number from {low}")

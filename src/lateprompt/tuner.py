@@ -1,0 +1,292 @@
+"""`LatePromptModel`: late prompts as a PEFT method (`get_peft_model`, `PeftModel.from_pretrained`, …)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import peft
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from lateprompt.backbone import BASE, CallExtras, LateBackbone, PromptSlot, call_extras, current_extras
+from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
+from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
+from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
+from lateprompt.split import resolve_prompt_layer
+
+PREFIX = "late_prompt_"
+_CHECKPOINT_ROOT = "base_model.model."
+
+
+class LatePromptLayer(LateBackbone, BaseTunerLayer):
+    """A backbone with late prompts as a PEFT layer: adapters by name, one of them active."""
+
+    adapter_layer_names = ("late_prompt_generators", "late_prompt_heads")
+    other_param_names = ()
+
+    def selected_adapter(self) -> str | None:
+        if self.disable_adapters:
+            return None
+        names = self.active_adapters
+        if len(names) > 1:
+            raise ValueError(f"{len(names)} late prompts are active ({', '.join(names)}); activate one, or use adapter_names")
+        return names[0] if names and names[0] in self.slots else None
+
+    def update_layer(self, name: str, config: LatePromptConfig) -> None:
+        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now)."""
+        base: Any = self.base_layer
+        width = int(base.config.hidden_size)
+        rate = config.prompt_dropout
+        generator = None
+        if config.generator != NO_PROMPT:
+            spec = GeneratorSpec(
+                hidden_size=width,
+                num_prompt_tokens=config.num_prompt_tokens,
+                bottleneck_dim=config.bottleneck_dim,
+                dropout=hidden_dropout_of(base.config, self.family) if rate is None else rate,
+                reads_last=self.family.causal,
+                pool_last_source=config.pool_last_source,
+                init_std=float(getattr(base.config, "initializer_range", 0.02)),
+            )
+            generator = build_generator(config.generator, spec)
+            if isinstance(generator, FixedPrompt) and config.fixed_init == "vocabulary":
+                words = base.get_input_embeddings().weight
+                if words.shape[-1] == width and words.device.type != "meta":
+                    generator.init_from_vocabulary(words)
+        self.add_prompt(name, generator, PromptSlot(int(config.prompt_layer), config.trunk_dropout))
+        if config.head_labels is not None:
+            head = nn.Linear(width, config.head_labels)
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.late_prompt_heads[name] = head
+        device, dtype = self.placement
+        for table in (self.late_prompt_generators, self.late_prompt_heads):
+            if name in table and not any(p.device.type == "meta" for p in table[name].parameters()):
+                table[name].to(device=device, dtype=dtype)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.remove_prompt(adapter_name)
+
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self.slots)  # an adapter may have a head and no generator, or the other way round
+
+
+class _HeadlessModel(nn.Module):
+    """Holds a bare backbone under its usual attribute name, so that it can be replaced there.
+
+    Adapters then have the same keys as on a model with a head, and load into either.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self._name: str = backbone.base_model_prefix
+        setattr(self, self._name, backbone)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self._name)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return getattr(super().__getattr__(self._name), name)
+
+
+class LatePromptModel(BaseTuner):
+    """Wraps the backbone of a Hugging Face model in a `LatePromptLayer`.
+
+    Made by `peft.get_peft_model(model, LatePromptConfig(...))`. The model then takes, besides its own arguments,
+    `source_mask` (batch, length), `trunk_states` (batch, length, hidden) and `adapter_names` (one a row, `__base__` for
+    none). A causal LM's `labels` without a `source_mask` make the generator see only what precedes the first label.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = LatePromptLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own class attribute)
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        base = _base_model(model)
+        if base is model and core_of(model) is model:
+            model = _HeadlessModel(model)
+        super().__init__(model, *args, **kwargs)
+
+    @property
+    def layer(self) -> LatePromptLayer:
+        """The wrapped backbone."""
+        layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
+        if layer is None:
+            raise ValueError("this model has no late prompt any more: it was unloaded")
+        return layer
+
+    # -- injection ---------------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        return peft_config  # there is no choice of target modules: the backbone is found in the model
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        existing = [name for name, module in model.named_modules() if isinstance(module, LatePromptLayer)]
+        if existing:
+            self.__dict__["_backbone_key"] = existing[0]
+            core: nn.Module = model.get_submodule(existing[0]).base_layer  # type: ignore[assignment]
+        else:
+            core = core_of(_base_model(model))
+            self.__dict__["_backbone_key"] = next(name for name, module in model.named_modules() if module is core)
+        peft_config.prompt_layer = resolve_prompt_layer(peft_config.prompt_layer, num_layers_of(core))
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
+        return key == self._backbone_key
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("state_dict", None)  # the backbone is found, not guessed from a checkpoint's keys
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError:
+            self.peft_config.pop(adapter_name, None)
+            raise
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target
+        if not isinstance(target, LatePromptLayer):
+            layer = LatePromptLayer(target)
+            layer.training = target.training
+            setattr(parent, target_name, layer)
+        layer.update_layer(adapter_name, peft_config)  # type: ignore[operator]
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        new_module.train(child.training)
+        setattr(parent, child_name, new_module)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outer = current_extras()
+        source_mask = kwargs.pop("source_mask", None)
+        if source_mask is None:
+            source_mask = self._source_of_labels(kwargs)
+        extras = CallExtras(
+            source_mask=source_mask,
+            trunk_states=kwargs.pop("trunk_states", None),
+            adapter_names=kwargs.pop("adapter_names", outer.adapter_names),
+        )
+        with call_extras(extras):
+            return self.model(*args, **kwargs)
+
+    def _source_of_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """A causal LM's attended positions before the first label: a generator that reads a label leaks the answer."""
+        labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
+        if labels is None or ids is None or labels.shape != ids.shape or not self.layer.family.causal:
+            return None
+        before = (labels != -100).long().cumsum(1) == 0
+        mask = kwargs.get("attention_mask")
+        source = before if mask is None or mask.ndim != 2 else before & mask.bool()
+        active = self.layer.selected_adapter()
+        reads = active is not None and self.peft_config[active].generator not in ("fixed", NO_PROMPT)
+        if reads and not bool(source.any(1).all()):
+            warnings.warn(
+                "labels start at the first token, so the late prompt's generator has no source and reads the labels "
+                "themselves; pass source_mask=, mask the source's labels with -100, or use generator='fixed'",
+                stacklevel=2,
+            )
+            return None
+        return source.long()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        unknown = sorted(set(names) - set(self.peft_config) - {BASE})
+        if unknown:
+            raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}")
+        beams = kwargs.get("num_beams")
+        if isinstance(beams, int) and beams > 1:
+            names = [name for name in names for _ in range(beams)]
+        handles = [
+            module.register_forward_pre_hook(partial(_with_adapter_names, names=names), with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, AuxiliaryTrainingWrapper)
+        ]
+        try:
+            with call_extras(CallExtras(adapter_names=names)):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # -- life cycle --------------------------------------------------------------------------------------------------
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
+            "use unload() to get the base model back"
+        )
+
+    def unload(self) -> torch.nn.Module:
+        model = super().unload()
+        return getattr(model, model._name) if isinstance(model, _HeadlessModel) else model  # type: ignore[no-any-return]
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # Other PEFT layers (LoRA below the prompt) save their own: by default all tuner layers' weights would be taken.
+        tables = LatePromptLayer.adapter_layer_names
+        return {k: v for k, v in state_dict.items() if any(f"{table}.{adapter_name}." in k for table in tables)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """`….bert.late_prompt_generators.NAME.up.weight` → `base_model.model.late_prompt_generators.up.weight`.
+
+        Without the adapter's name and without the way to the backbone: an adapter loads under any head.
+        """
+        for table in LatePromptLayer.adapter_layer_names:
+            _, found, rest = key.partition(f"{table}.{adapter_name}.")
+            if found:
+                return f"{_CHECKPOINT_ROOT}{table}.{rest}"
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _with_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> Any:
+    return args, {**kwargs, "adapter_names": names}
+
+
+def _base_model(model: Any) -> Any:
+    """The Hugging Face model inside PEFT wrappers (LoRA first, late prompt on top)."""
+    while isinstance(model, (peft.PeftModel, BaseTuner)):
+        model = model.get_base_model() if isinstance(model, peft.PeftModel) else model.model
+    return model
+
+
+def register() -> None:
+    """Enter the method into PEFT's tables (its enum of methods is closed to third parties)."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = LatePromptConfig  # type: ignore[index]
+    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = LatePromptModel  # type: ignore[index]
+    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = PREFIX  # type: ignore[index]
+
+
+register()

@@ -1,0 +1,91 @@
+"""Sliding windows: keep the prompt at the front visible to every position that follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import masking_utils
+
+from lateprompt.families import Family
+
+
+def has_window(config: Any, family: Family) -> bool:
+    """Whether some layer of this (already cut) config attends within a window only."""
+    if family.window == "by_type":
+        return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if family.window == "single":
+        return getattr(config, "sliding_window", None) is not None
+    return False
+
+
+def tail_masks(
+    tail: nn.Module, family: Family, states: torch.Tensor, mask: torch.Tensor | None, cache: Any, num_prompt_tokens: int
+) -> Any:
+    """The tail's attention mask, with the first k key positions visible where a window would hide them.
+
+    Args:
+        tail: the tail view; its config says which layers have a window.
+        states: (batch, k + length, hidden), what the tail is fed.
+        mask: (batch, k + seen + length), 1 for positions to attend to, or None.
+        cache: the tail's cache view, or None.
+        num_prompt_tokens: k.
+
+    Returns:
+        `mask` itself where no layer has a window, else what the family's `forward` takes as a ready mask.
+
+    Raises:
+        ValueError: an attention kernel that cannot take such a mask (flash attention).
+    """
+    config: Any = tail.config
+    k = num_prompt_tokens
+    if k == 0 or not has_window(config, family):
+        return mask
+    if "flash" in str(config._attn_implementation):
+        raise ValueError(
+            f"attention kernel {config._attn_implementation!r} cannot keep a late prompt visible in sliding-window layers; "
+            "load the model with attn_implementation='sdpa'"
+        )
+
+    def prompt_rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key < k) & (key <= query) if family.causal else key < k
+
+    arguments = {"config": config, "inputs_embeds": states, "attention_mask": mask}
+    if family.causal:
+        arguments["past_key_values"] = cache
+        full, sliding = masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask
+    else:
+        full, sliding = masking_utils.create_bidirectional_mask, masking_utils.create_bidirectional_sliding_window_mask
+    window = sliding(**arguments, or_mask_function=prompt_rule)
+    if family.window == "single":
+        return window
+    return {"full_attention": full(**arguments), "sliding_attention": window}
+
+
+def widen_buffers(tail: nn.Module, family: Family, num_prompt_tokens: int) -> None:
+    """GPT-Neo keeps its mask as a buffer in the attention: the tail's own copies get k more rows and columns (a text of
+    full length keeps its room), and their windows show the first k keys.
+
+    The buffer is shared with the model; each copy gets its own dict with a wider mask, made anew when k or the device
+    changes.
+    """
+    if family.window != "buffer":
+        return
+    k = num_prompt_tokens
+    for module in tail.modules():
+        if "attention_type" not in module.__dict__ or "bias" not in module._buffers:
+            continue
+        shared = module.__dict__.setdefault("_shared_buffers", module._buffers)
+        narrow = shared["bias"]
+        key = (k, narrow.device)
+        if module.__dict__.get("_widened") == key:
+            continue
+        size = narrow.shape[-1] + k
+        wide = torch.ones(1, 1, size, size, dtype=torch.bool, device=narrow.device).tril()
+        if module.__dict__["attention_type"] == "local":
+            hidden = wide.tril(-module.config.window_size)  # type: ignore[operator, union-attr]
+            hidden[..., :k] = False
+            wide ^= hidden
+        module.__dict__["_buffers"] = {**shared, "bias": wide}
+        module.__dict__["_widened"] = key
