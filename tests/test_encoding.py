@@ -22,20 +22,20 @@ from lateprompt.tasks import READOUTS, Row, Task, TaskEncoder, check_task, defau
 
 SINGLE = load_task("sst2")
 PAIR = load_task("mrpc")
-# The unigram model knows no whole words, so its tests use these.
-LETTERS = default_task(["a", "b"], pair=False, template="{text} {mask}", label_words=["t", "e"])
+# The unigram model knows few whole words.
+LETTERS = default_task(["a", "b"], pair=False, template="{text} {mask}", label_words=["g", "wa"])
 MASKED = [wordpiece_tokenizer, bpe_tokenizer]
 TYPED = "[MASK] <mask> </s> <s> [SEP] [CLS] <|endoftext|>"
 
 
-def tokens(encoder: TaskEncoder, *rows: Row) -> list[str]:
-    return encoder.tokenizer.convert_ids_to_tokens(encoder.encode(rows)[0].input_ids.tolist())
+def tokens(encoder: TaskEncoder, row: Row) -> str:
+    return " ".join(encoder.tokenizer.convert_ids_to_tokens(encoder.encode([row])[0].input_ids.tolist()))
 
 
 def test_mask_of_a_bert() -> None:
     encoder = TaskEncoder(wordpiece_tokenizer(), SINGLE, "mask")
     (example,) = encoder.encode([Row(" The film was good\n", label="positive")])
-    assert tokens(encoder, Row("The film was good")) == ["[CLS]", "the", "film", "was", "good", ".", "it", "was", "[MASK]", ".", "[SEP]"]
+    assert tokens(encoder, Row("The film was good")) == "[CLS] the film was good . it was [MASK] . [SEP]"
     assert example.input_ids.dtype == "int32"
     assert example.input_ids[example.read] == encoder.tokenizer.mask_token_id
     assert (example.label, example.token_type_ids) == (1, None)
@@ -53,14 +53,14 @@ def test_mask_of_a_roberta_is_what_the_whole_text_gives() -> None:
 
 def test_mask_at_the_start() -> None:
     encoder = TaskEncoder(bpe_tokenizer(), default_task(["Yes", "No"], pair=False, template="{mask} : {text}"), "mask")
-    assert tokens(encoder, Row("Was it good"))[:5] == ["<s>", "<mask>", "Ġ:", "ĠWas", "Ġit"]
+    assert tokens(encoder, Row("Was it good")) == "<s> <mask> Ġ: ĠWas Ġit Ġgood </s>"
     assert encoder.encode([Row("x")])[0].read == 1
 
 
 def test_label_ends_at_the_last_source_token() -> None:
     encoder = TaskEncoder(gpt_tokenizer(), SINGLE, "label")
     (example,) = encoder.encode([Row("The film was good", label="negative")])
-    assert tokens(encoder, Row("The film was good")) == ["The", "Ġfilm", "Ġwas", "Ġgood", "ĠIt", "Ġwas"]
+    assert tokens(encoder, Row("The film was good")) == "The Ġfilm Ġwas Ġgood ĠIt Ġwas"
     assert (example.read, example.label) == (5, 0)
     assert [gpt_tokenizer().decode(ids) for ids in encoder.label_tokens] == [" terrible", " great"]
 
@@ -73,7 +73,7 @@ def test_label_words_of_several_tokens() -> None:
 def test_label_keeps_the_first_special_token_and_drops_the_last() -> None:
     encoder = TaskEncoder(llama_tokenizer(), SINGLE, "label")
     # The tokenizer puts the space itself: ours would be a token of its own.
-    assert tokens(encoder, Row("The film")) == ["<s>", "▁The", "▁film", "▁It", "▁was"]
+    assert tokens(encoder, Row("The film")) == "<s> ▁The ▁film ▁It ▁was"
     assert [len(ids) for ids in encoder.label_tokens] == [1, 1]
     bert = TaskEncoder(wordpiece_tokenizer(), SINGLE, "label")
     assert (len(bert.prefix_ids), bert.suffix_ids) == (1, [])
@@ -88,7 +88,7 @@ def test_a_line_break_before_a_text_or_label_is_kept() -> None:
 
 def test_a_template_may_name_special_tokens() -> None:
     task = default_task(["Yes", "No"], pair=False, decoder_template="<|endoftext|>{text} {label}")
-    assert tokens(TaskEncoder(gpt_tokenizer(), task, "label"), Row("It")) == ["<|endoftext|>", "It"]
+    assert tokens(TaskEncoder(gpt_tokenizer(), task, "label"), Row("It")) == "<|endoftext|> It"
     task = default_task(["Yes", "No"], pair=False, template="{text} <mask> {mask}")
     with pytest.raises(ValueError, match=r"has the mask token in it; write it as \{mask\}"):
         TaskEncoder(bpe_tokenizer(), task, "mask")
@@ -97,14 +97,14 @@ def test_a_template_may_name_special_tokens() -> None:
 def test_head() -> None:
     encoder = TaskEncoder(wordpiece_tokenizer(), PAIR, "head")
     (example,) = encoder.encode([Row("It was good", "It was", label="equivalent")])
-    assert tokens(encoder, Row("It was good", "It was")) == ["[CLS]", "it", "was", "good", "[SEP]", "it", "was", "[SEP]"]
+    assert tokens(encoder, Row("It was good", "It was")) == "[CLS] it was good [SEP] it was [SEP]"
     assert example.token_type_ids is not None
     assert example.token_type_ids.tolist() == wordpiece_tokenizer()("It was good", "It was")["token_type_ids"]
     assert example.token_type_ids.dtype == "int32"
     assert (example.read, example.label, encoder.label_tokens) == (-1, 1, [])
     assert TaskEncoder(bpe_tokenizer(), PAIR, "head").encode([Row("a", "b")])[0].token_type_ids is None
     assert TaskEncoder(wordpiece_tokenizer(), SINGLE, "head").encode([Row("a")])[0].token_type_ids is None
-    assert tokens(TaskEncoder(gpt_tokenizer(), PAIR, "head"), Row("It", "was")) == ["It", "<|endoftext|>", "Ġwas"]
+    assert tokens(TaskEncoder(gpt_tokenizer(), PAIR, "head"), Row("It", "was")) == "It <|endoftext|> Ġwas"
 
 
 @pytest.mark.parametrize(
@@ -169,19 +169,24 @@ def test_the_longer_text_is_cut_first(first: int, second: int, budget: int) -> N
 
 def test_a_text_is_cut_at_its_end() -> None:
     encoder = TaskEncoder(wordpiece_tokenizer(), SINGLE, "mask", 10)
-    assert tokens(encoder, Row("The film was good bad")) == ["[CLS]", "the", "film", "was", ".", "it", "was", "[MASK]", ".", "[SEP]"]
+    assert tokens(encoder, Row("The film was good bad")) == "[CLS] the film was . it was [MASK] . [SEP]"
 
 
 def test_a_template_that_does_not_fit() -> None:
     TaskEncoder(wordpiece_tokenizer(), SINGLE, "mask", 8)
-    with pytest.raises(ValueError, match="max_length 7 is too short.*take 7 tokens.*give at least 8"):
+    with pytest.raises(ValueError, match=r"max_length 7 is too short.*take 7 tokens.*give at least 8"):
         TaskEncoder(wordpiece_tokenizer(), SINGLE, "mask", 7)
 
 
-def test_no_warning_for_a_long_text(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    with caplog.at_level(logging.WARNING):
-        TaskEncoder(wordpiece_tokenizer(), SINGLE, "mask").encode([Row("bad " * 100)])
-    assert "longer than" not in caplog.text + capfd.readouterr().err
+def test_no_warning_for_a_long_text(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fresh tokenizer, since each warns only once; its logger does not hand on what it logs.
+    tokenizer = wordpiece_tokenizer.__wrapped__()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    row = Row("bad " * 100)
+    TaskEncoder(tokenizer, SINGLE, "mask").encode([row])
+    assert "longer than" not in caplog.text
+    tokenizer(row.text)
+    assert "longer than" in caplog.text, "the text is not long enough to be warned of"
 
 
 def test_a_label_word_of_several_tokens() -> None:
@@ -197,7 +202,7 @@ def test_a_label_word_of_several_tokens() -> None:
 def test_label_words_nobody_can_tell_apart() -> None:
     for words, message in (
         (["Yes", "yes"], r"'Yes' \(a\) and 'yes' \(b\) are the same tokens"),
-        (["Yes", "é"], "'é' has tokens unknown to tiny-wordpiece"),
+        (["Yes", "€"], "'€' has tokens unknown to tiny-wordpiece"),
     ):
         task = default_task(["a", "b"], pair=False, label_words=words)
         for readout in ("mask", "label"):
@@ -206,7 +211,7 @@ def test_label_words_nobody_can_tell_apart() -> None:
 
 
 def test_no_mask_and_unknown_readout() -> None:
-    with pytest.raises(ValueError, match="tiny-gpt has no mask token.*--readout head"):
+    with pytest.raises(ValueError, match=r"tiny-gpt has no mask token.*--readout head"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "mask")
     with pytest.raises(ValueError, match="readout 'cloze' is unknown; choose one of mask, label, head"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "cloze")
@@ -216,7 +221,7 @@ def test_bad_rows() -> None:
     encoder = TaskEncoder(wordpiece_tokenizer(), PAIR, "mask")
     with pytest.raises(ValueError, match="row 2 has no text_pair"):
         encoder.encode([Row("a", "b"), Row("a")])
-    with pytest.raises(ValueError, match="row 1 has label 'good'.*not_equivalent, equivalent"):
+    with pytest.raises(ValueError, match=r"row 1 has label 'good'.*not_equivalent, equivalent"):
         encoder.encode([Row("a", "b", "good")])
     with pytest.raises(ValueError, match="row 1 gives no tokens"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "head").encode([Row("")])

@@ -145,7 +145,7 @@ def test_a_bad_parquet_row_has_its_number(tmp_path: Path) -> None:
 
 def test_a_pair_task_needs_pairs(tmp_path: Path) -> None:
     path = put(tmp_path, "rows.jsonl", '{"text": "a", "label": "equivalent"}')
-    with pytest.raises(ValueError, match="line 1: 'text_pair' is missing.*mrpc"):
+    with pytest.raises(ValueError, match=r"line 1: 'text_pair' is missing.*mrpc"):
         read_rows(path, task=PAIR)
     path = put(tmp_path, "rows.csv", "text,label\na,equivalent\n")
     with pytest.raises(ValueError, match="no column 'text_pair'"):

@@ -106,6 +106,9 @@ def test_views_share_parameters_and_buffers(name):
     for view in views:
         assert {id(p) for p in view.parameters()} <= own
         assert {id(b) for b in view.buffers()} <= {id(b) for b in model.buffers()}
+        for table in ("_parameters", "_buffers"):  # the very same dicts: a moved model moves its views
+            tables = {id(getattr(m, table)) for m in view.modules() if getattr(m, table)}
+            assert tables <= {id(getattr(m, table)) for m in model.modules()}
     assert [n for n, _ in model.named_parameters()] == names
     assert list(model.state_dict()) == keys
     batch = tiny_batch(name)
@@ -232,6 +235,15 @@ def test_accelerate_offload(name):
     assert next(model.parameters()).device.type == "meta"
     parts = chain(*split_backbone(model, 2), batch)
     assert (parts - whole)[batch["attention_mask"].bool()].abs().max() == 0.0
+
+
+@torch.no_grad()
+def test_a_patched_forward_is_not_taken_along():
+    model = tiny_model("bert")
+    batch = tiny_batch("bert")
+    whole = hidden_of(model, batch)
+    model.forward = lambda **kwargs: pytest.fail("the whole model was run")
+    assert (chain(*split_backbone(model, 2), batch) - whole).abs().max() == 0.0
 
 
 @torch.no_grad()
@@ -366,7 +378,8 @@ def test_prompt_layer(value, layer):
 
 
 @pytest.mark.parametrize(
-    "value", [0, 24, -1, 100, "0", "-1", "--5", "24", "abc", "auto", "", True, False, None, "nan", "inf", 2.5, 0.0, "²", -0.5]
+    "value",
+    [0, 24, -1, 100, "0", "-1", "--5", "24", "abc", "auto", "", True, False, None, "nan", "inf", 2.5, 0.0, "²", -0.5],
 )
 def test_prompt_layer_out_of_range(value):
     with pytest.raises(ValueError, match=r"1\.\.23") as error:
@@ -384,7 +397,7 @@ def test_unknown_architecture_names_the_table(config):
     small = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2} if config is T5Config else {}
     small = small or {"d_model": 16, "d_inner": 16, "n_layer": 2, "n_head": 2}
     model = AutoModel.from_config(config(vocab_size=20, **small))
-    with pytest.raises(ValueError, match="lateprompt.families.FAMILIES") as error:
+    with pytest.raises(ValueError, match=r"lateprompt\.families\.FAMILIES") as error:
         split_backbone(model, 1)
     assert config.model_type in str(error.value)
     assert "roberta" in str(error.value)

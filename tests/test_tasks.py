@@ -121,7 +121,15 @@ def test_a_bad_task_is_refused_in_one_line(change: dict[str, Any], words: list[s
         assert word in message
 
 
-@pytest.mark.parametrize("key", GOOD)
+def test_templates_are_plain_where_left_out() -> None:
+    task = Task.from_dict({"name": "toy", "labels": ["a", "b"], "head_template": "{text} {sep} {text_pair}"}, "toy")
+    assert task.is_pair
+    assert "{mask}" in task.template
+    assert "{text_pair}" in task.template
+    assert task.decoder_template.endswith("They are {label} .")
+
+
+@pytest.mark.parametrize("key", ["name", "labels"])
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=f"toy: key '{key}' is missing"):
         Task.from_dict({name: value for name, value in GOOD.items() if name != key}, "toy")
@@ -159,7 +167,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, words
 
 
 def test_an_unknown_task_lists_the_names() -> None:
-    with pytest.raises(ValueError, match="task 'sst3' is unknown.*mnli, mpqa"):
+    with pytest.raises(ValueError, match=r"task 'sst3' is unknown.*mnli, mpqa"):
         load_task("sst3")
 
 

@@ -121,12 +121,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_LLAMA, **_WINDOW, "query_pre_attn_scalar": 8},
     "phi3": {**_LLAMA, "sliding_window": 4},
 }
-DECODERS = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+DECODERS = (
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "opt",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+)
 ENCODERS = tuple(name for name in CONFIGS if name not in DECODERS)
 EAGER_ONLY = ("mpnet", "deberta-v2", "gpt_neo", "gemma2")
 
 
-def tiny_model(name: str, auto: str = "AutoModel", *, seed: int = 0, attention: str | None = None, **overrides: Any) -> nn.Module:
+def tiny_model(
+    name: str, auto: str = "AutoModel", *, seed: int = 0, attention: str | None = None, **overrides: Any
+) -> nn.Module:
     """A random model of family `name` in eval mode; `auto` names the transformers Auto class."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(name, **{**CONFIGS[name], **overrides})

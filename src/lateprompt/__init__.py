@@ -1,6 +1,7 @@
 """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022): tune frozen transformers by prompts that enter late.
 
-The layers below the prompt (the trunk) never see it and need no gradient; what they compute is a pure function of the text.
+The layers below the prompt (the trunk) never see it and need no gradient; what they compute is a pure function of the
+text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`LateBackbone`: trunk → generator → tail, in the place of a Hugging Face backbone.
 
-It takes the backbone's own arguments and gives the backbone's own output for the text positions only: every head and loss
-of transformers works on it unchanged.
+It takes the backbone's own arguments and gives the backbone's own output for the text positions only: every head and
+loss of transformers works on it unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lateprompt.cache import cache_views
 from lateprompt.families import family_of, num_layers_of
@@ -121,12 +121,13 @@ class LateBackbone(nn.Module):
     @property
     def placement(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of the tail's last layer (where accelerate offloads it: the device it runs on)."""
-        layer: Any = list(self.base_layer.get_submodule(self.family.layers).children())[-1]  # type: ignore[operator]
+        layer: Any = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
         parameter = next(layer.parameters())
         if parameter.device.type != "meta":
             return parameter.device, parameter.dtype
         hooks = (getattr(module, "_hf_hook", None) for module in layer.modules())
-        device = next((hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), "cpu")
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        device = next((device for device in devices if device is not None), "cpu")
         return torch.device(device), parameter.dtype
 
     def split_at(self, prompt_layer: int) -> Split:
@@ -192,7 +193,7 @@ class LateBackbone(nn.Module):
         return_dict = call.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
-        _check_mask(call.get("attention_mask"))
+        _check_mask(call, trunk_states)
         if names is not None:
             output = self._forward_mixed(names, call, source_mask, trunk_states)
         else:
@@ -213,13 +214,15 @@ class LateBackbone(nn.Module):
         layers = [None if n == BASE else self.slots[n].prompt_layer for n in names]
         groups = sorted(set(layers), key=lambda layer: layer or 0)
         if trunk_states is not None and (None in groups or len(groups) > 1):
-            raise ValueError(f"trunk_states belong to one prompt layer, but adapter_names asks for {groups} ({BASE}: None)")
+            raise ValueError(
+                f"trunk_states belong to one prompt layer, but adapter_names asks for {groups} ({BASE}: None)"
+            )
         if len(groups) == 1:
             return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states)
         if call.get("past_key_values") is not None or call.get("use_cache"):
             raise ValueError(
-                f"adapter_names mixes prompt layers {groups} in one cached generation; use adapters of one prompt layer, "
-                "or use_cache=False"
+                f"adapter_names mixes prompt layers {groups} in one cached generation; use adapters of one prompt "
+                "layer, or use_cache=False"
             )
         call["use_cache"] = False if self.family.causal else call.get("use_cache")
         order: list[torch.Tensor] = []
@@ -241,7 +244,9 @@ class LateBackbone(nn.Module):
             layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
             result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
         if result.get("attentions") is not None:
-            raise ValueError(f"output_attentions differ in shape between prompt layers {groups}; ask for them one at a time")
+            raise ValueError(
+                f"output_attentions differ in shape between prompt layers {groups}; ask for them one at a time"
+            )
         return result  # type: ignore[no-any-return]
 
     def _check_names(self, names: list[str], batch: int) -> None:
@@ -281,7 +286,7 @@ class LateBackbone(nn.Module):
             states: torch.Tensor = output.last_hidden_state
             trunk_hidden = tuple(getattr(output, "hidden_states", None) or ())[:-1]
         else:
-            states = self._check_states(trunk_states, mask)
+            states = self._check_states(trunk_states, _first(mask, call.get("input_ids")))
 
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
         k = max((self._prompt_length(name) for name in adapters), default=0)
@@ -325,7 +330,7 @@ class LateBackbone(nn.Module):
         if not self.family.causal or not (use or call.get("past_key_values") is not None):
             return None
         if call.get("past_key_values") is None:
-            call["past_key_values"] = DynamicCache(config=self.base_layer.config)
+            call["past_key_values"] = DynamicCache(config=self.config)
         return cache_views(call["past_key_values"], prompt_layer, self.num_layers)
 
     def _prompt_length(self, name: str) -> int:
@@ -374,8 +379,8 @@ class LateBackbone(nn.Module):
     ) -> torch.Tensor | None:
         """Rotary positions of the tail (batch, k + length): the text's moved by k, the prompt's right before its first.
 
-        Only distances matter to a rotary embedding: the text keeps its own, and a left-padded row stands as far from its
-        prompt as an unpadded one. The prompt itself has no position embedding.
+        Only distances matter to a rotary embedding: the text keeps its own, and a left-padded row stands as far from
+        its prompt as an unpadded one. The prompt itself has no position embedding.
         """
         if positions is None:
             if mask is None or decoding:
@@ -391,10 +396,10 @@ class LateBackbone(nn.Module):
         prompt = start + torch.arange(k, device=positions.device)
         return torch.cat([prompt, positions.expand(prompt.shape[0], -1) + k], 1)
 
-    def _check_states(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        width = self.base_layer.config.hidden_size
-        if states.ndim != 3 or states.shape[-1] != width or (mask is not None and mask.shape != states.shape[:2]):
-            expected = f"(batch, length, {width})" if mask is None else f"({mask.shape[0]}, {mask.shape[1]}, {width})"
+    def _check_states(self, states: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+        width = self.config.hidden_size
+        if states.ndim != 3 or states.shape[-1] != width or (like is not None and like.shape != states.shape[:2]):
+            expected = f"(batch, length, {width})" if like is None else f"({like.shape[0]}, {like.shape[1]}, {width})"
             raise ValueError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
         device, dtype = self.placement
         return states.to(device=device, dtype=dtype)
@@ -407,10 +412,18 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _check_mask(mask: Any) -> None:
-    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+def _check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
+    """The mask must be 2-D and cover the rows and positions of this call (with a cache: all positions so far)."""
+    mask, cache = call.get("attention_mask"), call.get("past_key_values")
+    if mask is None:
+        return
+    if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+    batch, length = _tensors(call, trunk_states).shape[:2]
+    length += 0 if cache is None else cache.get_seq_length()
+    if trunk_states is None and mask.shape != (batch, length):
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
 
 
 def _tensors(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:

@@ -10,8 +10,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 def cache_views(cache: Cache, prompt_layer: int, num_layers: int) -> tuple[Cache, Cache]:
     """Views of `cache` on layers [0, p) and [p, L); filling them fills the cache.
 
-    The tail's sliding-window layers are replaced by growing ones before anything is stored: a sliding layer forgets what
-    left its window, and the prompt at the front would be the first to go.
+    The tail's sliding-window layers are replaced by growing ones before anything is stored: a sliding layer forgets
+    what left its window, and the prompt at the front would be the first to go.
 
     Raises:
         ValueError: not a dynamic cache (a static one has no room for the prompt).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from lateprompt.tasks import Row, Task, TaskEncoder
 from lateprompt.training.evaluate import evaluate, predict_scores, softmax
 from lateprompt.training.feed import Feed
 from lateprompt.training.settings import ModelSettings
+from lateprompt.tuner import LatePromptLayer
 
 ADAPTER = "default"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -67,11 +68,10 @@ class TextClassifier:
         self.readout = self._make_readout()
 
     def _make_readout(self) -> Readout:
-        layer = self.model.base_model.layer
-        base = self.model.get_base_model()
+        layer, base = self.layer, self.model.get_base_model()
         if self.settings.readout == "head":
-            pooling = self.model.peft_config[ADAPTER].head_pooling
-            return HeadReadout(base, layer, ADAPTER, pooling, hidden_dropout_of(layer.config, layer.family))
+            dropout = hidden_dropout_of(layer.config, layer.family)
+            return HeadReadout(base, layer, ADAPTER, self.settings.head_pooling or "cls", dropout)
         loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
         return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
 
@@ -99,6 +99,11 @@ class TextClassifier:
         model = get_peft_model(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
         return cls(settings, task, model, tokenizer, device)
+
+    @property
+    def layer(self) -> LatePromptLayer:
+        """The late backbone inside the model."""
+        return cast(LatePromptLayer, self.model.base_model.layer)
 
     @property
     def trainable_parameters(self) -> int:
@@ -179,7 +184,9 @@ def read_adapter_config(folder: Path) -> LatePromptConfig:
     """The adapter configuration of a run folder; ValueError if it is of another PEFT method."""
     data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
     if data.get("peft_type") != PEFT_TYPE:
-        raise ValueError(f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}")
+        raise ValueError(
+            f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
+        )
     config = LatePromptConfig.from_pretrained(str(folder))
     assert isinstance(config, LatePromptConfig)
     config.inference_mode = False

@@ -23,8 +23,9 @@ class _Parser(ArgumentParser):
         print(f"lateprompt: {line}", file=sys.stderr)
         raise SystemExit(2)
 
-    def format_help(self) -> str:
-        return re.sub(r"--[a-z][a-z_]+", lambda match: match[0].replace("_", "-"), super().format_help())
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        text = super().format_help(*args, **kwargs)
+        return re.sub(r"--[a-z][a-z_]+", lambda match: match[0].replace("_", "-"), text)
 
 
 def _dashes_to_underscores(argument: str) -> str:
@@ -39,7 +40,12 @@ def _add_train(parser: _Parser) -> None:
     from lateprompt.run import DataSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
-    parser.add_class_arguments(ModelSettings)
+    parser.add_class_arguments(ModelSettings, skip={"trunk_dropout"})
+    parser.add_argument(
+        "--trunk_dropout",
+        action="store_true",
+        help="keep dropout in the frozen trunk while training, as the authors do",
+    )
     parser.add_class_arguments(DataSettings, skip={"dev", "test"})
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
@@ -184,16 +190,15 @@ COMMANDS: dict[str, Command] = {
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from lateprompt.progress import screen
 
     table = Table(*header)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(table)
+    screen().print(table)
 
 
 def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
@@ -214,7 +219,9 @@ def _figure(value: Any) -> str:
 
 def build_parser() -> _Parser:
     """The parser with all commands of the table."""
-    parser = _Parser(prog="lateprompt", description="Late Prompt Tuning: tune frozen transformers by prompts that enter late.")
+    parser = _Parser(
+        prog="lateprompt", description="Late Prompt Tuning: tune frozen transformers by prompts that enter late."
+    )
     commands = parser.add_subcommands(dest="command")
     for name, (text, add_arguments, _) in COMMANDS.items():
         command = _Parser(description=text)

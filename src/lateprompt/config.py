@@ -52,13 +52,13 @@ class LatePromptConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "not used: the backbone is found"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PEFT_TYPE  # type: ignore[assignment]
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = PEFT_TYPE
         if self.generator != NO_PROMPT:
             check_generator(self.generator)
         for name in ("num_prompt_tokens", "bottleneck_dim"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} {value!r} is no size; give a whole number from 1")
         if self.prompt_dropout is not None and not 0.0 <= self.prompt_dropout < 1.0:
             raise ValueError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")

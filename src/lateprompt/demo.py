@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.progress import screen
 from lateprompt.tasks import Row, Task, default_task, few_shot
 from lateprompt.training.fit import fit
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -62,8 +62,8 @@ def _settings(method: str) -> ModelSettings:
 
 
 def _recipe(size: int, seed: int) -> RecipeSettings:
-    steps = 200 if size <= 500 else None
-    return RecipeSettings(epochs=5, steps=steps, batch_size=32, lr=1e-3, seed=seed)
+    steps = 100 if size <= 500 else None
+    return RecipeSettings(epochs=3, steps=steps, batch_size=32, lr=1e-3, seed=seed)
 
 
 def _train(method: str, task: Task, rows: list[Row], seed: int, quiet: bool) -> tuple[TextClassifier, float, float]:
@@ -88,7 +88,7 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
     Returns:
         The table's rows.
     """
-    console = Console()
+    console = screen()
     pool = reviews()
     held_out, rest = few_shot(pool, HELD_OUT, seed, dev_size=len(pool))
     task = default_task(sorted({str(row.label) for row in pool}), pair=False, name="reviews")
@@ -103,17 +103,27 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
             accuracy = classifier.evaluate(held_out)["accuracy"]
             count = classifier.trainable_parameters
             results.append(
-                {"rows": size, "method": method, "accuracy": accuracy, "parameters": count, "seconds": seconds, "speed": speed}
+                {
+                    "rows": size,
+                    "method": method,
+                    "accuracy": accuracy,
+                    "parameters": count,
+                    "seconds": seconds,
+                    "speed": speed,
+                }
             )
             table.add_row(f"{size:,} reviews", name, f"{accuracy:.3f}", f"{count:,}", f"{seconds:.1f}", f"{speed:,.0f}")
     console.print(table)
     assert classifier is not None
-    for text, scores in zip(EXAMPLES, classifier.probabilities([Row(t, None, None, {}) for t in EXAMPLES]), strict=True):
+    for text, scores in zip(
+        EXAMPLES, classifier.probabilities([Row(t, None, None, {}) for t in EXAMPLES]), strict=True
+    ):
         label = task.labels[int(scores.argmax())]
         console.print(f"  {label:7} {float(scores.max()):.2f}  {text}", highlight=False)
     console.print(
         "\nTry it on your own data (JSON lines, CSV, TSV or Parquet with the columns text and label):\n"
-        f"  lateprompt train --model {installed_encoder()} --train rows.csv --dev more.csv --prompt-layer 3 --output runs/mine",
+        f"  lateprompt train --model {installed_encoder()} --train rows.csv --dev more.csv "
+        "--prompt-layer 3 --output runs/mine",
         highlight=False,
         soft_wrap=True,
     )

@@ -22,11 +22,11 @@ from lateprompt.training.settings import ModelSettings, RecipeSettings
 _CLASSES = "classes"
 
 
-class LatePromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
 
-    Texts are a list, array or Series of strings; pairs are two columns (an (n, 2) array, a data frame of two columns, or a
-    list of pairs). Labels may be of any type scikit-learn takes.
+    Texts are a list, array or Series of strings; pairs are two columns (an (n, 2) array, a data frame of two columns,
+    or a list of pairs). Labels may be of any type scikit-learn takes.
 
     Args:
         model: folder or hub id of a pretrained model.
@@ -120,7 +120,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             given = {str(label): word for label, word in self.label_words.items()}
             missing = sorted(set(names) - set(given))
             if missing:
-                raise ValueError(f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}")
+                raise ValueError(
+                    f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}"
+                )
             words = [given[name] for name in names]
         return default_task(names, pair=pair, label_words=words)
 
@@ -180,7 +182,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each text."""
-        return self.classes_[self.predict_proba(X).argmax(1)]  # type: ignore[no-any-return]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]  # type: ignore[no-any-return]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a run folder, which `load` and the command line read.
@@ -216,15 +219,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         folder = Path(folder)
         classifier = TextClassifier.load(folder, model=model, device=device)
         run = read_json(folder / "run.json", "run file")
-        settings = asdict(classifier.settings)
-        estimator = cls(**{k: v for k, v in run.get("estimator", {}).items() if k in cls().get_params(deep=False)})
-        known = estimator.get_params(deep=False)
-        estimator.set_params(**{name: value for name, value in settings.items() if name in known})
-        estimator.set_params(generator=classifier.settings.method, device=device)
-        if "estimator" not in run:
-            recipe = run.get("recipe", {})
-            estimator.set_params(**{name: value for name, value in recipe.items() if name in known})
-            estimator.set_params(random_state=recipe.get("seed", estimator.random_state))
+        known = set(cls().get_params(deep=False))
+        recipe = run.get("recipe", {})
+        saved = run.get("estimator")
+        if saved is None:  # a run of the command line
+            saved = {**asdict(classifier.settings), **recipe, "generator": classifier.settings.method}
+            saved["random_state"] = recipe.get("seed", 42)
+        estimator = cls(**{name: value for name, value in saved.items() if name in known})
+        estimator.set_params(model=classifier.settings.model, device=device)
         values = run.get(_CLASSES, {}).get("values") or sorted(classifier.task.labels)
         estimator.classes_ = np.array(values)
         estimator.classifier_ = classifier

@@ -48,6 +48,7 @@ class Family:
         dropout: the config's name for the hidden dropout rate (None: the architecture has none).
         layer_lists: per-layer lists of the config, cut with the layers.
         unroll: the stack holds shared groups (ALBERT): repeat them, one entry a layer.
+        output_width: the config's name for the width of what the backbone gives back.
         positions_after_padding: position ids start after the padding id (RoBERTa): so many fewer tokens fit.
         pool: the backbone's pooler, applied by hand to the text positions.
     """
@@ -61,6 +62,7 @@ class Family:
     dropout: str | None = "hidden_dropout_prob"
     layer_lists: tuple[str, ...] = ("layer_types",)
     unroll: bool = False
+    output_width: str = "hidden_size"
     positions_after_padding: bool = False
     pool: Callable[[nn.Module, torch.Tensor], torch.Tensor | None] = _pool
 
@@ -88,12 +90,12 @@ FAMILIES: dict[str, Family] = {
     "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}),
     "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout"),
     "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}),
-    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout"),
-    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert),
+    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout"),  # noqa: E501
+    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert),  # noqa: E501
     "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop"),
-    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",)),
-    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout"),
-    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout"),
+    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",)),  # noqa: E501
+    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout"),  # noqa: E501
+    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim"),  # noqa: E501
     "llama": _llama(),
     "mistral": _llama("single"),
     "qwen2": _llama("by_type"),

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from transformers.utils import logging as hf_logging
 
 from lateprompt.families import FAMILIES
-from lateprompt.readout import READOUTS
+from lateprompt.tasks import READOUTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AUTO: dict[str, Any] = {"mask": AutoModelForMaskedLM, "label": AutoModelForCausalLM, "head": AutoModel}
@@ -25,7 +25,11 @@ def load_config(model: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = "it is a folder without a usable config.json" if Path(model).is_dir() else "no such folder, and the hub has none (or is out of reach)"
+        reason = (
+            "it is a folder without a usable config.json"
+            if Path(model).is_dir()
+            else "no such folder, and the hub has none (or is out of reach)"
+        )
         raise ValueError(f"model {model!r} cannot be loaded: {reason}; {_first_line(error)}") from None
     if config.model_type not in FAMILIES:
         raise ValueError(
@@ -50,7 +54,9 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
             return "mask"
         return "label" if architecture.endswith(("ForCausalLM", "LMHeadModel")) and causal else "head"
     if readout == "mask" and causal:
-        raise ValueError(f"model {model!r} ({config.model_type}) is a decoder without a mask; use --readout label or head")
+        raise ValueError(
+            f"model {model!r} ({config.model_type}) is a decoder without a mask; use --readout label or head"
+        )
     if readout == "label" and not causal:
         raise ValueError(f"model {model!r} ({config.model_type}) is an encoder; use --readout mask or head")
     return readout
@@ -87,10 +93,14 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     prefix = f"{loaded.base_model_prefix}."
     in_head = [name for name in missing if not name.startswith(prefix)]
     if readout != "head" and in_head:
-        raise ValueError(f"model {model!r} has no LM head ({in_head[0]!r} is missing), so no label words; use --readout head")
+        raise ValueError(
+            f"model {model!r} has no LM head ({in_head[0]!r} is missing), so no label words; use --readout head"
+        )
     missing = [name for name in missing if "pooler" not in name]
     if missing:
-        raise ValueError(f"model {model!r} lacks weights ({len(missing)}, e.g. {missing[0]!r}); give a whole checkpoint")
+        raise ValueError(
+            f"model {model!r} lacks weights ({len(missing)}, e.g. {missing[0]!r}); give a whole checkpoint"
+        )
     if readout == "head" and getattr(core, "pooler", None) is not None:
         core.pooler = None  # our head reads the states themselves: a pooler would be computed for nobody
     return loaded.eval()

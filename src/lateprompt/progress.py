@@ -1,4 +1,4 @@
-"""Progress bars: rich ones on a terminal, nothing elsewhere."""
+"""What is shown: rich bars on a terminal (nothing elsewhere), tables that do not wrap in files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def screen() -> Console:
+    """Standard output; wide where it is a file or a pipe, which have no width to respect."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 class Bar:

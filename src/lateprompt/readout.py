@@ -19,7 +19,6 @@ from lateprompt.backbone import LateBackbone
 from lateprompt.generators import read_state
 from lateprompt.split import replace_module, shallow_copy
 
-READOUTS = ("mask", "label", "head")
 LOSSES = ("vocabulary", "labels")
 Loss = Literal["vocabulary", "labels"]
 
@@ -46,7 +45,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, without waiting for the copies."""
-        moved = {
+        moved: dict[str, Any] = {
             name: None if value is None else value.to(device, non_blocking=True) for name, value in vars(self).items()
         }
         return Batch(**moved)
@@ -164,8 +163,8 @@ class Readout:
 class WordReadout(Readout):
     """Single-token label words at the read position: a masked LM's mask, or a causal LM's next token.
 
-    Over the whole vocabulary (`loss="vocabulary"`, the paper's) the label word is a cross-entropy target among all words;
-    over the label words (`loss="labels"`) among them alone, and no other row of the LM head is computed.
+    Over the whole vocabulary (`loss="vocabulary"`, the paper's) the label word is a cross-entropy target among all
+    words; over the label words (`loss="labels"`) among them alone, and no other row of the LM head is computed.
 
     Args:
         words: one vocabulary id per label.
@@ -194,8 +193,8 @@ class WordReadout(Readout):
 class PhraseReadout(Readout):
     """Label words of several tokens after the source of a causal LM: mean token score over the words that differ.
 
-    A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et al.
-    2022, decoder setting); each label is one pass over source and label, and the generator sees the source only.
+    A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et
+    al. 2022, decoder setting); each label is one pass over source and label, and the generator sees the source only.
 
     Args:
         phrases: token ids of each label.

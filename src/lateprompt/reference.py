@@ -31,10 +31,10 @@ def load(
 ) -> PeftModel:
     """The PEFT model for a checkpoint under the authors' names.
 
-    Backbone weights in the checkpoint are loaded into `base_model`, the generator (`…prompt_generator.proj_down/proj_up`)
-    or the fixed prompt (`prompt_embedding.weight`) into a new adapter. As in the authors' code, a decoder's pooling leaves
-    out the last source position (`pool_last_source=False`); lateprompt's own default is to pool it. Pass decoders a
-    `source_mask` that ends with the last source token.
+    Backbone weights in the checkpoint are loaded into `base_model`, the generator (`…prompt_generator.proj_down` and
+    `proj_up`) or the fixed prompt (`prompt_embedding.weight`) into a new adapter. As in the authors' code, a decoder's
+    pooling leaves out the last source position (`pool_last_source=False`); lateprompt's own default is to pool it. Pass
+    decoders a `source_mask` that ends with the last source token.
 
     Args:
         base_model: a model of the checkpoint's architecture, with its LM head.

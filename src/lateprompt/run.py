@@ -55,16 +55,26 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
     """The named task, or a plain one whose labels are those of the training rows."""
     if data.task is not None:
         if data.template is not None or data.label_words is not None:
-            raise ValueError(f"task {data.task!r} has its own template and label words; leave out --template and --label-words")
+            raise ValueError(
+                f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
+            )
         return load_task(data.task)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = data.label_words
     if words is not None and sorted(words) != labels:
-        raise ValueError(f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these")
+        raise ValueError(
+            f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
+        )
     kinds = {"mask": "template", "label": "decoder_template"}
     template = {}
     if data.template is not None:
-        kind = "template" if "{mask}" in data.template else "decoder_template" if "{label}" in data.template else "head_template"
+        kind = (
+            "template"
+            if "{mask}" in data.template
+            else "decoder_template"
+            if "{label}" in data.template
+            else "head_template"
+        )
         template = {kinds.get(readout, kind): data.template}
     return default_task(
         labels,
@@ -93,7 +103,11 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     """
     named = load_task(data.task) if data.task is not None else None
     train = read_rows(data.train, task=named, split="train")
-    task = named if named is not None and data.template is None and data.label_words is None else resolve_task(data, train, readout)
+    task = (
+        named
+        if named is not None and data.template is None and data.label_words is None
+        else resolve_task(data, train, readout)
+    )
     known = {row.label for row in train}
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
@@ -171,7 +185,7 @@ def train_run(
             },
         },
         "labels": list(rows.task.labels),
-        "num_layers": classifier.model.base_model.layer.num_layers,
+        "num_layers": classifier.layer.num_layers,
     }
     what = json.dumps({"model": asdict(classifier.settings), **facts}, sort_keys=True)
     if output is not None:
@@ -231,8 +245,10 @@ tags: [late-prompt-tuning, text-classification]
 ---
 # {task.name}: {settings.method} on {Path(settings.model).name}
 
-A text classifier for the labels {", ".join(task.labels)}, made by Late Prompt Tuning (Liu et al., Findings of EMNLP 2022).
-`{ADAPTER_WEIGHTS}` holds {classifier.trainable_parameters:,} trained parameters; the base model is frozen and not included.
+A text classifier for the labels {", ".join(task.labels)}, made by Late Prompt Tuning (Liu et al., Findings of
+EMNLP 2022).
+`{ADAPTER_WEIGHTS}` holds {classifier.trainable_parameters:,} trained parameters; the base model is frozen and not
+included.
 
 {table}
 - method {settings.method}, prompt after layer {settings.prompt_layer}, readout {settings.readout}, seed {recipe.seed}

@@ -2,8 +2,8 @@
 
 Both are shallow copies of the backbone: Hugging Face's own `forward` then builds masks, rotary embeddings and attention
 kernels for either part, and no modelling code is forked. Along the path to what is changed, modules are copied
-(`_modules` anew, `_parameters` and `_buffers` the very same dicts, so that moving the model moves the views); everything
-else is the original object.
+(`_modules` anew, `_parameters` and `_buffers` the very same dicts, so that moving the model moves the views);
+everything else is the original object.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _BYPASSES: dict[Bypass, type[nn.Module] | None] = {
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A copy with its own `_modules` that shares parameters and buffers with `module`.
 
-    accelerate keeps its hook as an instance's `forward`, bound to the original: the copy gets its own around the class's
-    `forward`, or it would run the whole original.
+    accelerate keeps its hook as an instance's `forward`, bound to the original: the copy gets its own around the
+    class's `forward`, or it would run the whole original.
     """
     new = object.__new__(type(module))
     state = dict(module.__dict__)
@@ -96,10 +96,8 @@ def own_module(root: nn.Module, path: str, owned: dict[str, nn.Module]) -> nn.Mo
 
 
 def _reindexed(module: nn.Module, low: int, originals: list[nn.Module]) -> nn.Module:
-    """`module` with every layer index lowered by `low`: the KV cache of a view starts at 0. Copies only what it must."""
-    children = {
-        name: _reindexed(child, low, originals) for name, child in module._modules.items() if child is not None
-    }
+    """`module` with every layer index lowered by `low` (a view's KV cache starts at 0). Copies only what it must."""
+    children = {name: _reindexed(child, low, originals) for name, child in module._modules.items() if child is not None}
     names = [name for name in _INDEX_NAMES if isinstance(module.__dict__.get(name), int)]
     if not names and all(children[name] is module._modules[name] for name in children):
         return module
@@ -111,10 +109,24 @@ def _reindexed(module: nn.Module, low: int, originals: list[nn.Module]) -> nn.Mo
     return new
 
 
+def _copied(module: nn.Module, originals: list[nn.Module]) -> nn.Module:
+    """`module` copied to its leaves: layers that run in trunk and tail (ALBERT's) have a train mode in each."""
+    originals.append(module)
+    new = shallow_copy(module)
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else _copied(child, originals)
+    return new
+
+
 def _view(core: nn.Module, family: Family, low: int, high: int, originals: list[nn.Module]) -> nn.Module:
     total = num_layers_of(core)
     view = shallow_copy(core)
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+    for name in (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+    ):
         view.__dict__[name] = OrderedDict()  # hooks on the whole backbone fire once, not once a view
     view.__dict__["_forward_hooks_always_called"] = OrderedDict()
     owned: dict[str, nn.Module] = {}
@@ -125,7 +137,10 @@ def _view(core: nn.Module, family: Family, low: int, high: int, originals: list[
     layers = nn.ModuleList()
     layers.training = core.training
     for i, layer in enumerate(stack[low:high]):
-        layers._modules[str(i)] = _reindexed(layer, low, originals) if low else layer
+        if family.unroll:
+            layers._modules[str(i)] = _copied(layer, originals)
+        else:
+            layers._modules[str(i)] = _reindexed(layer, low, originals) if low else layer
     replace_module(view, family.layers, layers, owned)
 
     bypassed = {} if high - low == total else (family.trunk if high < total else family.tail)
@@ -136,7 +151,7 @@ def _view(core: nn.Module, family: Family, low: int, high: int, originals: list[
             substitute = _BYPASSES[kind]
             replace_module(view, path, None if substitute is None else substitute(), owned)
 
-    config = _cut_config(core.config, family, low, high)  # type: ignore[arg-type]
+    config = _cut_config(core.config, family, low, high)
     for module in (view, *owned.values()):
         if getattr(module, "config", None) is core.config:
             module.__dict__["config"] = config
@@ -214,7 +229,7 @@ def resolve_prompt_layer(prompt_layer: int | float | str, num_layers: int) -> in
             f"prompt_layer {prompt_layer!r} is out of range: this model has {num_layers} layers, "
             f"so choose 1..{num_layers - 1}, or a fraction of the depth such as '0.5'"
             if num_layers > 1
-            else f"prompt_layer {prompt_layer!r} is out of range: this model has {num_layers} layer, too few to be split"
+            else f"prompt_layer {prompt_layer!r} is out of range: this model has {num_layers} layer, too few to split"
         )
     return layer
 
@@ -224,7 +239,8 @@ def split_backbone(backbone: nn.Module, prompt_layer: int | float | str) -> tupl
 
     `trunk(input_ids=..., attention_mask=...)` gives the hidden states at the prompt layer as `last_hidden_state`
     (batch, length, hidden); `tail(inputs_embeds=states, attention_mask=...)` goes on from there. One after the other
-    they compute exactly what the backbone does. The views are snapshots of its modules: split again after replacing some.
+    they compute exactly what the backbone does. The views are snapshots of its modules: split again after replacing
+    some.
 
     Args:
         backbone: a Hugging Face backbone, or a model with a head (its backbone is taken).

@@ -22,6 +22,7 @@ from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
 
 PREFIX = "late_prompt_"
+_OURS = ("source_mask", "trunk_states", "adapter_names")
 _CHECKPOINT_ROOT = "base_model.model."
 
 
@@ -36,7 +37,9 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             return None
         names = self.active_adapters
         if len(names) > 1:
-            raise ValueError(f"{len(names)} late prompts are active ({', '.join(names)}); activate one, or use adapter_names")
+            raise ValueError(
+                f"{len(names)} late prompts are active ({', '.join(names)}); activate one, or use adapter_names"
+            )
         return names[0] if names and names[0] in self.slots else None
 
     def update_layer(self, name: str, config: LatePromptConfig) -> None:
@@ -62,7 +65,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
                     generator.init_from_vocabulary(words)
         self.add_prompt(name, generator, PromptSlot(int(config.prompt_layer), config.trunk_dropout))
         if config.head_labels is not None:
-            head = nn.Linear(width, config.head_labels)
+            head = nn.Linear(int(getattr(base.config, self.family.output_width)), config.head_labels)
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
             self.late_prompt_heads[name] = head
@@ -72,8 +75,8 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
                 table[name].to(device=device, dtype=dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        self.remove_prompt(adapter_name)  # first: PEFT then chooses the next active one from what is left
         super().delete_adapter(adapter_name)
-        self.remove_prompt(adapter_name)
 
     def _all_available_adapter_names(self) -> list[str]:
         return sorted(self.slots)  # an adapter may have a head and no generator, or the other way round
@@ -93,6 +96,10 @@ class _HeadlessModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, self._name)(*args, **kwargs)
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT looks for it when an adapter of a causal LM is loaded."""
+        raise ValueError("a bare backbone has no LM head and cannot generate; load it with AutoModelForCausalLM")
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -108,6 +115,9 @@ class LatePromptModel(BaseTuner):
     Made by `peft.get_peft_model(model, LatePromptConfig(...))`. The model then takes, besides its own arguments,
     `source_mask` (batch, length), `trunk_states` (batch, length, hidden) and `adapter_names` (one a row, `__base__` for
     none). A causal LM's `labels` without a `source_mask` make the generator see only what precedes the first label.
+
+    LoRA may lie below (a `PeftModel` as `model`). Save LoRA after `unload()`: while the late prompt is in place PEFT
+    would write its weights, and names with the wrapped backbone, into LoRA's file.
     """
 
     prefix = PREFIX
@@ -116,9 +126,18 @@ class LatePromptModel(BaseTuner):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         base = _base_model(model)
-        if base is model and core_of(model) is model:
+        core_of(base)  # an unknown architecture is an error here
+        if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
             model = _HeadlessModel(model)
+        below = model.peft_config if isinstance(model, peft.PeftModel) else None
         super().__init__(model, *args, **kwargs)
+        if below is not None:
+            model.peft_config = below  # PEFT has put ours over it
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "peft_config":  # not set yet: PEFT must not take the one of LoRA below for ours
+            raise AttributeError(name)
+        return super().__getattr__(name)
 
     @property
     def layer(self) -> LatePromptLayer:
@@ -144,11 +163,12 @@ class LatePromptModel(BaseTuner):
         peft_config.prompt_layer = resolve_prompt_layer(peft_config.prompt_layer, num_layers_of(core))
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
-        return key == self._backbone_key
+        return bool(key == self._backbone_key)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("state_dict", None)  # the backbone is found, not guessed from a checkpoint's keys
         try:
+            _check_adapter_name(adapter_name, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError:
             self.peft_config.pop(adapter_name, None)
@@ -178,28 +198,33 @@ class LatePromptModel(BaseTuner):
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with call_extras(self._extras_of(kwargs)):
+            return self.model(*args, **{k: v for k, v in kwargs.items() if k not in _OURS})
+
+    def _extras_of(self, kwargs: dict[str, Any]) -> CallExtras:
         outer = current_extras()
-        source_mask = kwargs.pop("source_mask", None)
+        source_mask = kwargs.get("source_mask")
         if source_mask is None:
-            source_mask = self._source_of_labels(kwargs)
-        extras = CallExtras(
+            source_mask = outer.source_mask if outer.source_mask is not None else self._source_of_labels(kwargs)
+        trunk_states, names = kwargs.get("trunk_states"), kwargs.get("adapter_names")
+        return CallExtras(
             source_mask=source_mask,
-            trunk_states=kwargs.pop("trunk_states", None),
-            adapter_names=kwargs.pop("adapter_names", outer.adapter_names),
+            trunk_states=outer.trunk_states if trunk_states is None else trunk_states,
+            adapter_names=outer.adapter_names if names is None else names,
         )
-        with call_extras(extras):
-            return self.model(*args, **kwargs)
 
     def _source_of_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
         """A causal LM's attended positions before the first label: a generator that reads a label leaks the answer."""
-        labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
+        labels: Any = kwargs.get("labels")
+        ids: Any = kwargs.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or not self.layer.family.causal:
             return None
-        before = (labels != -100).long().cumsum(1) == 0
+        before: torch.Tensor = (labels != -100).long().cumsum(1) == 0
         mask = kwargs.get("attention_mask")
         source = before if mask is None or mask.ndim != 2 else before & mask.bool()
         active = self.layer.selected_adapter()
-        reads = active is not None and self.peft_config[active].generator not in ("fixed", NO_PROMPT)
+        config: Any = self.peft_config[active] if active is not None else None
+        reads = config is not None and config.generator not in ("fixed", NO_PROMPT)
         if reads and not bool(source.any(1).all()):
             warnings.warn(
                 "labels start at the first token, so the late prompt's generator has no source and reads the labels "
@@ -207,17 +232,23 @@ class LatePromptModel(BaseTuner):
                 stacklevel=2,
             )
             return None
-        return source.long()
+        return source.to(torch.long)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # A PeftModel without a task type calls the model itself, past our `forward`: the extras are set here for both.
         names = kwargs.get("adapter_names")
         if names is None:
-            yield
+            with call_extras(self._extras_of(kwargs)):
+                yield
             return
+        if self.training:
+            raise ValueError("adapter_names are for inference; call model.eval() first, or train one adapter at a time")
         unknown = sorted(set(names) - set(self.peft_config) - {BASE})
         if unknown:
-            raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}")
+            raise ValueError(
+                f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}"
+            )
         beams = kwargs.get("num_beams")
         if isinstance(beams, int) and beams > 1:
             names = [name for name in names for _ in range(beams)]
@@ -227,13 +258,18 @@ class LatePromptModel(BaseTuner):
             if isinstance(module, AuxiliaryTrainingWrapper)
         ]
         try:
-            with call_extras(CallExtras(adapter_names=names)):
+            with call_extras(self._extras_of({**kwargs, "adapter_names": names})):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
     # -- life cycle --------------------------------------------------------------------------------------------------
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        for module in self.model.modules():  # LoRA below has its own switch
+            if isinstance(module, (LatePromptLayer, AuxiliaryTrainingWrapper)):
+                module.enable_adapters(enabled)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
@@ -242,8 +278,20 @@ class LatePromptModel(BaseTuner):
         )
 
     def unload(self) -> torch.nn.Module:
-        model = super().unload()
-        return getattr(model, model._name) if isinstance(model, _HeadlessModel) else model  # type: ignore[no-any-return]
+        """The base model, without late prompts (with LoRA, if it lies below)."""
+        layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
+        if layer is None:
+            pass
+        elif isinstance(self.model, peft.PeftModel):  # LoRA below: PEFT's own unload would take its configuration away
+            parent, _, name = self._backbone_key.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, layer.base_layer)
+        else:
+            super().unload()
+        if layer is not None:
+            layer.base_layer.train(layer.training)  # the trunk was in eval mode
+        model = self.model
+        bare: nn.Module = getattr(model, model._name) if isinstance(model, _HeadlessModel) else model
+        return bare
 
     @classmethod
     def _get_adapter_state_dict(
@@ -269,6 +317,36 @@ class LatePromptModel(BaseTuner):
             if found:
                 return f"{_CHECKPOINT_ROOT}{table}.{rest}"
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _check_adapter_name(name: str, model: nn.Module) -> None:
+    """PEFT tells adapters apart by a part of their weights' names: such a part as a name loses weights on saving."""
+    taken = {part for key, _ in model.named_parameters() for part in key.split(".") if not part.isdigit()}
+    taken |= {
+        "base_model",
+        "model",
+        "base_layer",
+        "up",
+        "down",
+        "prompt",
+        "weight",
+        "bias",
+        *LatePromptLayer.adapter_layer_names,
+    }
+    taken |= {"modules_to_save", "original_module", BASE}
+    for module in model.modules():  # other adapters, of LoRA below perhaps
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            taken -= _adapters_of(module)
+    if not name or "." in name or name in taken or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
+        )
+
+
+def _adapters_of(module: Any) -> set[str]:
+    tables = getattr(module, "adapter_layer_names", ("modules_to_save",))
+    found = (getattr(module, table, None) for table in tables)
+    return {str(key) for table in found if isinstance(table, (nn.ModuleDict, nn.ParameterDict)) for key in table}
 
 
 def _with_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> Any:

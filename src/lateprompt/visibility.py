@@ -44,14 +44,16 @@ def tail_masks(
         return mask
     if "flash" in str(config._attn_implementation):
         raise ValueError(
-            f"attention kernel {config._attn_implementation!r} cannot keep a late prompt visible in sliding-window layers; "
-            "load the model with attn_implementation='sdpa'"
+            f"attention kernel {config._attn_implementation!r} cannot keep a late prompt visible in sliding-window "
+            "layers; load the model with attn_implementation='sdpa'"
         )
 
     def prompt_rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
         return (key < k) & (key <= query) if family.causal else key < k
 
     arguments = {"config": config, "inputs_embeds": states, "attention_mask": mask}
+    full: Any
+    sliding: Any
     if family.causal:
         arguments["past_key_values"] = cache
         full, sliding = masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask
@@ -84,7 +86,8 @@ def widen_buffers(tail: nn.Module, family: Family, num_prompt_tokens: int) -> No
         size = narrow.shape[-1] + k
         wide = torch.ones(1, 1, size, size, dtype=torch.bool, device=narrow.device).tril()
         if module.__dict__["attention_type"] == "local":
-            hidden = wide.tril(-module.config.window_size)  # type: ignore[operator, union-attr]
+            attention: Any = module
+            hidden = wide.tril(-attention.config.window_size)
             hidden[..., :k] = False
             wide ^= hidden
         module.__dict__["_buffers"] = {**shared, "bias": wide}

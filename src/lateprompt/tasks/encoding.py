@@ -100,7 +100,9 @@ class TaskEncoder:
                 raise ValueError(
                     f"row {texts.index(None) + 1} has no {field}, which task {self.task.name} reads; give one"
                 )
-            columns[field] = self._words.texts([lead + text.strip() for text in texts])
+            stripped = [text.strip() for text in texts]
+            # An empty text is no tokens: without the guard it would be a lone space.
+            columns[field] = self._words.texts([lead + text if text else "" for text in stripped])
         return [
             self._fill({field: texts[index] for field, texts in columns.items()}, label, index + 1)
             for index, label in enumerate(labels)

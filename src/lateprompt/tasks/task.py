@@ -16,8 +16,9 @@ HEAD_SINGLE = "{text}"
 HEAD_PAIR = "{text} {sep} {text_pair}"
 PLAIN_SINGLE = ("{text} . It was {mask} .", "{text} It was {label} .")
 PLAIN_PAIR = ("{text} ? {mask} , {text_pair}", "{text} {text_pair} They are {label} .")
-REQUIRED_KEYS = ("name", "template", "decoder_template", "labels")
-OPTIONAL_KEYS = ("head_template", "label_words", "metrics", "columns", "label_map")
+REQUIRED_KEYS = ("name", "labels")
+TEMPLATE_KEYS = ("template", "decoder_template", "head_template")
+OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map")
 DATA_FIELDS = ("text", "text_pair", "label")
 
 
@@ -89,9 +90,9 @@ class Task:
         """A task from the content of its YAML file.
 
         Args:
-            data: a mapping with `name`, `template`, `decoder_template`, `labels` ({label: word}, or a list with the
-                words in `label_words` or equal to the labels), and optionally `head_template`, `metrics`, `columns`
-                and `label_map`.
+            data: a mapping with `name` and `labels` ({label: word}, or a list with the words in `label_words` or equal
+                to the labels), and optionally `template`, `decoder_template`, `head_template` (each plain where left
+                out), `metrics`, `columns` and `label_map`.
             source: where it came from, for error messages.
 
         Raises:
@@ -136,17 +137,20 @@ def _arguments(data: object) -> dict[str, Any]:
     for key in REQUIRED_KEYS:
         if key not in data:
             raise ValueError(f"key {key!r} is missing; a task needs {', '.join(REQUIRED_KEYS)}")
-    arguments = {key: data[key] for key in ("name", "template", "decoder_template")}
+    pair = any("{text_pair}" in str(data.get(key, "")) for key in TEMPLATE_KEYS)
+    plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
+    arguments: dict[str, Any] = {"name": data["name"]}
+    arguments["template"] = data.get("template", plain)
+    arguments["decoder_template"] = data.get("decoder_template", plain_decoder)
     labels = data["labels"]
     if isinstance(labels, Mapping):
         if "label_words" in data:
             raise ValueError("label_words: labels already maps each label to its word; leave label_words out")
         words = list(labels.values())
     else:
-        words = _list("label_words", data.get("label_words", labels))
         labels = _list("labels", labels)
+        words = _list("label_words", data.get("label_words", labels))
     arguments |= {"labels": tuple(labels), "label_words": tuple(words)}
-    pair = any("{text_pair}" in str(data[key]) for key in ("template", "decoder_template"))
     arguments["head_template"] = data.get("head_template") or (HEAD_PAIR if pair else HEAD_SINGLE)
     arguments["metrics"] = tuple(_list("metrics", data.get("metrics") or ["accuracy"]))
     arguments["columns"] = _mapping("columns", data.get("columns") or {})

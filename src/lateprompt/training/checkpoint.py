@@ -62,7 +62,9 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer, settings: str) -> tuple[Progress, Weights, Weights] | None:
+def load_checkpoint(
+    folder: Path, optimizer: torch.optim.Optimizer, settings: str
+) -> tuple[Progress, Weights, Weights] | None:
     """The saved progress, weights and best weights, the optimiser and the random state restored; None if there is none.
 
     Raises:

@@ -47,7 +47,13 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    readout: Readout, feed: Feed, metrics: Sequence[str], *, batch_size: int, device: torch.device, autocast: bool = False
+    readout: Readout,
+    feed: Feed,
+    metrics: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: bool = False,
 ) -> dict[str, float]:
     """Metrics of the predictions, and the mean loss (cross-entropy over the labels' scores)."""
     scores = predict_scores(readout, feed, batch_size=batch_size, device=device, autocast=autocast)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -112,7 +112,7 @@ def fit(
     optimizer = make_optimizer(parameters, recipe)
     per_epoch, total = plan_steps(len(train), recipe)
     eval_every = recipe.eval_every or per_epoch
-    progress, best = Progress(), {}
+    progress, best = Progress(), cast(Weights, {})
     resumed = load_checkpoint(checkpoint, optimizer, settings) if checkpoint is not None else None
     if resumed is not None:
         progress, weights, best = resumed
@@ -136,7 +136,7 @@ def fit(
                 progress.tokens += int(batch.attention_mask.sum())
                 with torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
                     loss = readout.loss(batch.to(device)) * (len(batch.input_ids) / rows)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 loss_sum += loss.detach()
             if recipe.clip:
                 nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
@@ -159,7 +159,9 @@ def fit(
                     )
                     entry |= {f"dev_{name}": value for name, value in values.items()}
                     best = _keep_best(progress, values[primary_metric(metrics)], parameters, best)
-                    bar.note(f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}")
+                    bar.note(
+                        f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}"
+                    )
                 progress.history.append(entry)
                 if checkpoint is not None and progress.step < total:
                     save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)

@@ -23,6 +23,9 @@ def macro_f1(labels_true: Labels, labels_pred: Labels) -> float:
 
 def mcc(labels_true: Labels, labels_pred: Labels) -> float:
     """Matthews correlation, -1 to 1; 0 where one side has a single class."""
+    # scikit-learn gives 0 too, but warns at every evaluation.
+    if (labels_true == labels_true[0]).all() or (labels_pred == labels_pred[0]).all():
+        return 0.0
     return float(matthews_corrcoef(labels_true, labels_pred))
 
 

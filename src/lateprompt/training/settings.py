@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lateprompt.config import POOLINGS
 from lateprompt.pretrained import DTYPES
-from lateprompt.readout import LOSSES, READOUTS
+from lateprompt.readout import LOSSES
+from lateprompt.tasks import READOUTS
 
 
 @dataclass

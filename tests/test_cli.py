@@ -1,0 +1,337 @@
+"""The command line: train, evaluate, predict, tasks; and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_rows, write_rows
+from safetensors.torch import load_file
+
+from lateprompt.cli import COMMANDS, main
+
+FAST = [
+    "--task",
+    "sst2",
+    "--prompt-layer",
+    "2",
+    "--bottleneck-dim",
+    "8",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "16",
+    "--quiet",
+]
+
+
+def train(model, data, output, *more):
+    return main(
+        [
+            "train",
+            "--model",
+            model,
+            "--train",
+            data["train"],
+            "--dev",
+            data["dev"],
+            "--output",
+            str(output),
+            *FAST,
+            *more,
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, masked_lm, data):
+    folder = tmp_path_factory.mktemp("runs") / "sst2"
+    assert train(masked_lm, data, folder, "--test", data["test"]) == 0
+    return folder
+
+
+def output_of(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_run_folder(run, data):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "task.yaml",
+        "run.json",
+        "metrics.json",
+        "history.jsonl",
+        "README.md",
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"accuracy", "macro_f1", "mcc", "train_seconds", "tokens_per_second", "peak_memory_bytes"} <= set(metrics)
+    assert metrics["trainable_parameters"] == 32 * 8 + 8 + 8 * 5 * 32 + 5 * 32
+    assert metrics["trainable_parameters"] == sum(
+        t.numel() for t in load_file(run / "adapter_model.safetensors").values()
+    )
+    assert set(metrics["test"]) == {data["test"]}
+    settings = json.loads((run / "run.json").read_text())
+    assert settings["model_settings"]["prompt_layer"] == 2
+    assert settings["recipe"]["seed"] == 42
+    assert settings["data"]["fingerprints"]["train"]["rows"] == 64
+    assert settings["versions"]["torch"]
+    assert [json.loads(line)["step"] for line in (run / "history.jsonl").read_text().splitlines()] == [4, 8]
+
+
+def test_evaluate_agrees_with_training(run, data, capsys):
+    assert main(["evaluate", str(run), "--data", data["dev"], "--json"]) == 0
+    trained = json.loads((run / "metrics.json").read_text())
+    assert output_of(capsys) == {
+        name: pytest.approx(trained[name], abs=1e-5) for name in ("accuracy", "macro_f1", "mcc", "loss")
+    }
+    assert main(["evaluate", str(run), "--data", data["dev"], data["test"], "--json"]) == 0
+    assert set(output_of(capsys)) == {data["dev"], data["test"]}
+    assert main(["evaluate", str(run), "--data", data["dev"]]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_predict_echoes_rows(run, data, tmp_path, capsys):
+    out = tmp_path / "predictions.jsonl"
+    assert main(["predict", str(run), "--data", data["dev"], "--output", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(data["dev"]).read_text(encoding="utf-8").splitlines()]
+    assert [(line["text"], line["label"]) for line in lines] == [(row["text"], row["label"]) for row in rows]
+    for line in lines:
+        assert sum(line["scores"].values()) == pytest.approx(1.0, abs=1e-4)
+        assert line["prediction"] == max(line["scores"], key=line["scores"].get)
+    unlabelled = write_rows(tmp_path / "new.jsonl", [{"text": "a great film", "id": 7}])
+    capsys.readouterr()
+    assert main(["predict", str(run), "--data", unlabelled]) == 0
+    assert output_of(capsys)["id"] == 7
+
+
+def test_same_seed_same_run(run, masked_lm, data, tmp_path):
+    assert train(masked_lm, data, tmp_path / "again") == 0
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_moved_base_model(run, data, masked_lm, headless, tmp_path, capsys):
+    text = (run / "run.json").read_text()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in run.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    (moved / "run.json").write_text(text.replace(json.dumps(masked_lm), '"gone"'))
+    assert main(["evaluate", str(moved), "--data", data["dev"]]) == 2
+    assert "'gone' cannot be loaded" in capsys.readouterr().err
+    assert main(["evaluate", str(moved), "--data", data["dev"], "--model", masked_lm]) == 0
+    assert main(["evaluate", str(moved), "--data", data["dev"], "--model", headless]) == 2
+    assert "no LM head" in capsys.readouterr().err
+
+
+def test_a_config_file(masked_lm, data, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {masked_lm}\ntrain: {data['train']}\ntask: sst2\nepochs: 1\nmethod: mppg\nprompt_layer: 0.75\n"
+    )
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--quiet", "--seed", "1"]) == 0
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert settings["model_settings"]["prompt_layer"] == 3
+    assert settings["model_settings"]["method"] == "mppg"
+
+
+def test_shots_take_dev_rows_from_the_rest(masked_lm, data, tmp_path):
+    arguments = [
+        "--model",
+        masked_lm,
+        "--train",
+        data["train"],
+        "--shots",
+        "10",
+        "--output",
+        str(tmp_path / "run"),
+        *FAST,
+    ]
+    assert main(["train", *arguments]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["train_rows"], metrics["dev_rows"]) == (10, 54)
+
+
+def test_own_data_without_a_task(headless, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows({"text": row["text"], "label": int(row["label"] == "positive")} for row in make_rows(32))
+    assert (
+        main(
+            [
+                "train",
+                "--model",
+                headless,
+                "--train",
+                str(path),
+                "--output",
+                str(tmp_path / "run"),
+                "--epochs",
+                "1",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    assert main(["predict", str(tmp_path / "run"), "--data", str(path)]) == 0
+    assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["scores"]) == {"0", "1"}
+
+
+def test_a_head_run_keeps_its_head(headless, data, tmp_path, capsys):
+    assert train(headless, data, tmp_path / "run", "--method", "head") == 0
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert sorted(t.numel() for t in weights.values()) == [2, 64]
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--data", data["dev"], "--json"]) == 0
+    trained = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert output_of(capsys)["loss"] == pytest.approx(trained["loss"], abs=1e-5)
+
+
+def test_resume_of_a_finished_run_changes_nothing(run, masked_lm, data, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert train(masked_lm, data, run, "--resume") == 0
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_tasks(capsys, masked_lm, tmp_path):
+    assert main(["tasks"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("sst2", "mnli", "trec", "qqp"))
+    assert main(["tasks", "check", "sst2", "--model", masked_lm]) == 0
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\ntemplate: '{text} {mask}'\nlabels: {a: great, b: 'terrible!'}\n")
+    capsys.readouterr()
+    assert main(["tasks", "check", str(own), "--model", masked_lm]) == 2
+    assert "label word 'terrible!' is" in capsys.readouterr().err
+    assert main(["tasks", "check"]) == 2
+
+
+def broken(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return str(path)
+
+
+ROW = b'{"text": "a great film", "label": "positive"}\n'
+BAD_DATA = {
+    "empty file": (b"", "empty"),
+    "not UTF-8": (ROW + b'{"text": "caf\xe9", "label": "positive"}\n', "UTF-8"),
+    "no text": (ROW + b'{"label": "positive"}\n', "line 2"),
+    "no label": (ROW + b'{"text": "fine"}\n', "line 2"),
+    "broken JSON": (ROW + b'{"text": "fi', "line 2"),
+    "unknown label": (ROW + b'{"text": "fine", "label": "so-so"}\n', "so-so"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_rows(kind, masked_lm, data, tmp_path, capsys):
+    content, expected = BAD_DATA[kind]
+    path = broken(tmp_path, "rows.jsonl", content)
+    assert train(masked_lm, {**data, "train": path}, tmp_path / "run") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert "rows.jsonl" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--prompt-layer", "4"], "prompt_layer 4 is out of range: this model has 4 layers, so choose 1..3"),
+        (["--prompt-layer", "0"], "prompt_layer 0"),
+        (["--prompt-layer", "deep"], "prompt_layer 'deep'"),
+        (["--method", "lora"], "method 'lora' is unknown; choose one of npg, mppg, appg, fixed, head"),
+        (["--method", "head"], "--readout head"),
+        (["--task", "sst3"], "task 'sst3' is unknown"),
+        (["--readout", "label"], "is an encoder; use --readout mask or head"),
+        (["--readout", "words"], "readout 'words' is unknown"),
+        (["--max-length", "6"], "max_length"),
+        (["--shots", "1000"], "shots 1000"),
+        (["--lr", "fast"], "fast"),
+        (["--dtype", "int4"], "dtype 'int4'"),
+        (["--speed", "9"], "--speed"),
+        (["--dev", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--model", "no-such-model"], "model 'no-such-model' cannot be loaded"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(arguments, expected, masked_lm, data, tmp_path, capsys):
+    try:
+        code = train(masked_lm, data, tmp_path / "run", *arguments)
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dev_label_that_training_rows_lack(masked_lm, data, tmp_path, capsys):
+    only = write_rows(tmp_path / "train.jsonl", [row for row in make_rows(20) if row["label"] == "positive"])
+    assert train(masked_lm, {**data, "train": only}, tmp_path / "run") == 2
+    assert "label 'negative', which no training row" in capsys.readouterr().err
+
+
+def test_a_model_without_lm_head_asked_for_label_words(headless, data, tmp_path, capsys):
+    assert train(headless, data, tmp_path / "run", "--readout", "mask") == 2
+    assert "--readout head" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_empty(masked_lm, data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(masked_lm, data, tmp_path / "run") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "notes.txt").exists()
+    assert train(masked_lm, data, tmp_path / "run", "--overwrite") == 0
+    assert not (tmp_path / "run" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("adapter_model.safetensors", lambda b: b[: len(b) // 2], "truncated"),
+        ("adapter_model.safetensors", lambda b: b"", "truncated"),
+        ("adapter_config.json", lambda b: b.replace(b"LATE_PROMPT", b"LORA"), "peft_type 'LORA'"),
+        ("adapter_config.json", lambda b: b.replace(b'"num_prompt_tokens": 5', b'"num_prompt_tokens": 6'), "has shape"),
+        ("adapter_config.json", lambda b: b.replace(b'"npg"', b'"fixed"'), "does not fit"),
+        ("run.json", lambda b: b[:20], "broken"),
+        ("task.yaml", lambda b: b"{", "task.yaml"),
+    ],
+)
+def test_a_broken_run_folder(name, change, expected, run, data, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in run.iterdir():
+        content = path.read_bytes()
+        (copy / path.name).write_bytes(change(content) if path.name == name else content)
+    assert main(["evaluate", str(copy), "--data", data["dev"]]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert expected in line
+
+
+def test_every_command_has_help():
+    for name in COMMANDS:
+        result = subprocess.run(
+            [sys.executable, "-m", "lateprompt", name, "--help"], capture_output=True, text=True, check=True
+        )
+        assert COMMANDS[name][0] in " ".join(result.stdout.split())
+        assert "prompt_layer" not in result.stdout
+
+
+def test_without_a_command_it_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "train" in capsys.readouterr().err

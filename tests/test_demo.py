@@ -1,0 +1,35 @@
+"""The demo on fewer reviews: its table, predictions, and the error when its packages are missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from lateprompt import demo
+
+
+def test_the_demo_runs(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SIZES", (24,))
+    monkeypatch.setattr(demo, "HELD_OUT", 40)
+    monkeypatch.setattr(demo, "_recipe", lambda size, seed: demo.RecipeSettings(steps=2, batch_size=8, seed=seed))
+    results = demo.run_demo(quiet=True)
+    out = capsys.readouterr().out
+    assert [row["method"] for row in results] == ["head", "npg"]
+    assert all(0 <= row["accuracy"] <= 1 and row["speed"] > 0 for row in results)
+    assert results[0]["parameters"] == 2 * 384 + 2
+    assert "late prompt (npg)" in out
+    assert "lateprompt train --model" in out
+    assert all(text in out for text in demo.EXAMPLES)
+
+
+def test_reviews_are_snippets_only():
+    rows = demo.reviews()
+    assert len(rows) > 12_000
+    assert {row.label for row in rows} == {"fresh", "rotten"}
+    assert len({row.text for row in rows}) == len(rows)
+
+
+def test_missing_packages_are_named():
+    with pytest.raises(ValueError, match=r"'no_such_package'.*make demo"):
+        demo.package_file("no_such_package", "model")
+    with pytest.raises(ValueError, match="'json' with 'model'"):
+        demo.package_file("json", "model")
