@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may ask a hub
+_states = tempfile.TemporaryDirectory(prefix="lateprompt-test-states-")
+os.environ["LATEPROMPT_STATES"] = _states.name  # tests keep their states to themselves
 
 import pytest
 import tiny_tokenizers

@@ -17,6 +17,7 @@ from lateprompt.tuner import LatePromptModel
 
 if TYPE_CHECKING:
     from lateprompt.estimator import LatePromptClassifier
+    from lateprompt.states import TrunkStates
 
 __all__ = [
     "FAMILIES",
@@ -26,6 +27,7 @@ __all__ = [
     "LatePromptClassifier",
     "LatePromptConfig",
     "LatePromptModel",
+    "TrunkStates",
     "register_family",
     "split_backbone",
 ]
@@ -36,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from lateprompt.estimator import LatePromptClassifier
 
         return LatePromptClassifier
+    if name == "TrunkStates":
+        from lateprompt.states import TrunkStates
+
+        return TrunkStates
     raise AttributeError(f"module 'lateprompt' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
 from lateprompt.tasks import Row, Task, TaskEncoder
 from lateprompt.training.evaluate import evaluate, predict_scores, softmax
 from lateprompt.training.feed import Feed
+from lateprompt.training.kept import StatesSettings, keep_states
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuner import LatePromptLayer
 
@@ -96,7 +98,7 @@ class TextClassifier:
         TaskEncoder(tokenizer, task, readout, settings.max_length)  # label words are checked before weights are loaded
         base = load_base(settings.model, readout, dtype=settings.dtype)
         torch.manual_seed(seed)
-        model = get_peft_model(base, adapter)
+        model = _wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
         return cls(settings, task, model, tokenizer, device)
 
@@ -124,6 +126,12 @@ class TextClassifier:
             self.readout, self.feed(rows), batch_size=batch_size, device=self.device, progress=progress
         )
         return softmax(scores)
+
+    def kept(
+        self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
+    ) -> tuple[list[Feed], float]:
+        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took."""
+        return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row], *, batch_size: int = 64) -> dict[str, float]:
         """The task's metrics on labelled rows."""
@@ -166,9 +174,17 @@ class TextClassifier:
         task = read_task(folder)
         adapter = read_adapter_config(folder)
         base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        peft_model = get_peft_model(base, adapter)
+        peft_model = _wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
+
+
+def _wrap(base: Any, adapter: LatePromptConfig) -> PeftModel:
+    with warnings.catch_warnings():  # peft asks transformers for a name that is about to change
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        model = get_peft_model(base, adapter)
+    assert isinstance(model, PeftModel)
+    return model
 
 
 def read_task(folder: Path) -> Task:

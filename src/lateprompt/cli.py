@@ -38,6 +38,7 @@ def _dashes_to_underscores(argument: str) -> str:
 
 def _add_train(parser: _Parser) -> None:
     from lateprompt.run import DataSettings
+    from lateprompt.training.kept import StatesSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
     parser.add_class_arguments(ModelSettings, skip={"trunk_dropout"})
@@ -50,6 +51,7 @@ def _add_train(parser: _Parser) -> None:
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
     parser.add_class_arguments(RecipeSettings)
+    parser.add_class_arguments(StatesSettings)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="empty the folder first")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
@@ -63,6 +65,7 @@ def _settings(kind: Any, args: Namespace) -> Any:
 
 def _train(args: Namespace) -> None:
     from lateprompt.run import DataSettings, train_run
+    from lateprompt.training.kept import StatesSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
     _, measured = train_run(
@@ -70,6 +73,7 @@ def _train(args: Namespace) -> None:
         _settings(DataSettings, args),
         _settings(RecipeSettings, args),
         Path(args.output),
+        states=_settings(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,
         quiet=args.quiet or args.json,
@@ -169,6 +173,75 @@ def _tasks(args: Namespace) -> None:
         raise ValueError(str(bad[0]["message"]))
 
 
+def _add_states(parser: _Parser) -> None:
+    actions = ["fill", "list", "verify", "prune"]
+    parser.add_argument("action", choices=actions, help="fill, list, verify or prune")
+    parser.add_argument("--folder", type=str | None, help="where stores live; default LATEPROMPT_STATES or ~/.cache")
+    parser.add_argument("--model", type=str | None, help="fill: folder or hub id of the model")
+    parser.add_argument(
+        "--prompt_layer", nargs="+", default=["0.5"], help="fill: one or more prompt layers, in one pass"
+    )
+    parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
+    parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
+    parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
+    parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
+    parser.add_argument("--dtype", type=str, default="auto", help="fill: auto, float32, bfloat16, float16 or int8")
+    parser.add_argument("--device", type=str | None, help="fill: where to run; default a GPU if there is one")
+    parser.add_argument("--limit_gb", type=float | None, help="prune: most that may stay, in 10^9 bytes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _states(args: Namespace) -> None:
+    from lateprompt.states import list_stores, prune, stores_in, verify_store
+    from lateprompt.training.kept import StatesSettings
+
+    folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
+    assert folder is not None
+    result: Any
+    if args.action == "fill":
+        result = _fill_states(args, folder)
+    elif args.action == "list":
+        result = list_stores(folder)
+    elif args.action == "verify":
+        result = [vars(verify_store(path)) for path in stores_in(folder)]
+    elif args.limit_gb is None:
+        raise ValueError("states prune needs --limit-gb: how much may stay (0 removes everything)")
+    else:
+        result = [{"freed_bytes": prune(folder, int(args.limit_gb * 1e9))}]
+    if args.json:
+        print(json.dumps(result))
+    elif result:
+        shown = [{key: value for key, value in row.items() if key not in ("format", "fingerprint")} for row in result]
+        _print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
+    else:
+        print(f"no trunk states in {folder}")
+
+
+def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
+    from lateprompt.classifier import pick_device
+    from lateprompt.pretrained import load_base, load_config, load_tokenizer, resolve_readout
+    from lateprompt.progress import Bar
+    from lateprompt.run import DataSettings, resolve_task
+    from lateprompt.states import TrunkStates, fill_stores
+    from lateprompt.states.store import describe
+    from lateprompt.tasks import TaskEncoder, load_task, read_rows
+
+    if args.model is None or not args.data:
+        raise ValueError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
+    device = pick_device(args.device)
+    readout = resolve_readout(load_config(args.model), args.readout, args.model)
+    task = None if args.task is None else load_task(args.task)
+    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=task is None)]
+    task = task or resolve_task(DataSettings(train=args.data[0]), rows)
+    examples = TaskEncoder(load_tokenizer(args.model), task, readout, args.max_length).encode(rows)
+    model = load_base(args.model, readout).to(device)
+    stores = [TrunkStates.open(folder, model, layer, dtype=args.dtype) for layer in args.prompt_layer]
+    with Bar("trunk states", len(examples)) as bar:
+        ids, types = [e.input_ids for e in examples], [e.token_type_ids for e in examples]
+        fill_stores(stores, ids, types, progress=bar.advance)
+    return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
+
+
 def _add_demo(parser: _Parser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed")
 
@@ -185,6 +258,7 @@ COMMANDS: dict[str, Command] = {
     "train": ("train a classifier and leave a run folder", _add_train, _train),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
     "predict": ("labels and scores for rows, as JSON lines", _add_predict, _predict),
+    "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
 }
 
@@ -214,7 +288,7 @@ def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def build_parser() -> _Parser:

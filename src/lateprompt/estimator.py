@@ -17,6 +17,7 @@ from lateprompt.files import clear_folder, prepare_folder, read_json, write_json
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
 from lateprompt.tasks import Row, Task, default_task, load_task
 from lateprompt.training.fit import fit
+from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 _CLASSES = "classes"
@@ -43,6 +44,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
         epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`.
+        states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed.
         verbose: show a progress bar.
 
@@ -75,6 +77,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         warmup: float = 0.06,
         clip: float = 1.0,
         precision: str = "fp32",
+        states: str = "on",
         random_state: int = 42,
         verbose: bool = False,
     ) -> None:
@@ -99,6 +102,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.warmup = warmup
         self.clip = clip
         self.precision = precision
+        self.states = states
         self.random_state = random_state
         self.verbose = verbose
 
@@ -135,6 +139,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         model, recipe = self._settings()
         model.check()
         recipe.check()
+        states = StatesSettings(self.states)
+        states.check(model.trunk_dropout)
         texts = as_texts(X)
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
@@ -149,10 +155,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         task = self._task(names, pair)
         rows = [Row(a, b, str(label), {}) for (a, b), label in zip(texts, labels, strict=True)]
         self.classifier_ = TextClassifier.build(model, task, seed=recipe.seed)
+        feed = self.classifier_.feed(rows)
+        (feed,), fill_seconds = self.classifier_.kept(
+            [(feed, rows_needed(feed, recipe))], states, quiet=not self.verbose
+        )
         result = fit(
             self.classifier_.model,
             self.classifier_.readout,
-            self.classifier_.feed(rows),
+            feed,
             None,
             recipe,
             metrics=task.metrics,
@@ -166,6 +176,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             "trainable_parameters": self.classifier_.trainable_parameters,
             "train_seconds": result.train_seconds,
             "tokens_per_second": result.tokens_per_second,
+            "trunk_fill_seconds": fill_seconds,
         }
         return self
 

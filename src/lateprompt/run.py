@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lateprompt.classifier import ADAPTER_WEIGHTS, TextClassifier
@@ -22,6 +23,7 @@ from lateprompt.tasks import Row, Task, default_task, few_shot, load_task, read_
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.fit import FitResult, fit
+from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 METRICS_FILE = "metrics.json"
@@ -152,6 +154,7 @@ def train_run(
     recipe: RecipeSettings,
     output: Path | None,
     *,
+    states: StatesSettings | None = None,
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = True,
@@ -166,6 +169,8 @@ def train_run(
     """
     model.check()
     recipe.check()
+    states = states or StatesSettings()
+    states.check(model.trunk_dropout)
     if output is not None:
         prepare_folder(output, overwrite=overwrite, resume=resume)
         if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
@@ -174,6 +179,7 @@ def train_run(
     classifier = TextClassifier.build(model, rows.task, seed=recipe.seed)
     train = classifier.feed(rows.train)
     dev = classifier.feed(rows.dev) if rows.dev else None
+    parts = [(train, rows_needed(train, recipe))] + ([] if dev is None else [(dev, np.arange(len(dev)))])
     facts = {
         "recipe": asdict(recipe),
         "data": {
@@ -192,6 +198,8 @@ def train_run(
         if overwrite and not resume:
             clear_folder(output)
         output.mkdir(parents=True, exist_ok=True)
+    (train, *others), fill_seconds = classifier.kept(parts, states, quiet=quiet)
+    dev = others[0] if others else None
     result = fit(
         classifier.model,
         classifier.readout,
@@ -204,9 +212,13 @@ def train_run(
         settings=what,
         quiet=quiet,
     )
-    measured = _measure(classifier, result, rows, recipe)
+    measured = {**_measure(classifier, result, rows, recipe), "trunk_fill_seconds": fill_seconds}
     if output is not None:
-        facts |= {"versions": versions(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        facts |= {
+            "states": asdict(states),
+            "versions": versions(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         classifier.save(output, facts)
         write_lines(output / HISTORY_FILE, result.history)
         write_text(output / "README.md", model_card(classifier, measured, recipe))
@@ -228,7 +240,6 @@ def _measure(classifier: TextClassifier, result: FitResult, rows: Rows, recipe: 
         "train_seconds": result.train_seconds,
         "tokens_per_second": result.tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(classifier.device),
-        "trunk_fill_seconds": 0.0,
     }
 
 

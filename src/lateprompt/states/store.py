@@ -1,0 +1,391 @@
+"""`TrunkStates`: hidden states at the prompt layer, kept on disk, computed once per token sequence."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lateprompt.backbone import LateBackbone
+from lateprompt.families import core_of, num_layers_of
+from lateprompt.files import read_json, write_json
+from lateprompt.split import Split, resolve_prompt_layer
+from lateprompt.states import codec
+from lateprompt.states.keys import row_key, trunk_fingerprint
+from lateprompt.states.segments import SEGMENT_BYTES, Segment
+
+STORE_FILE = "store.json"
+LOCK_FILE = "lock"
+FORMAT = 1
+BATCH_TOKENS = 8192
+"""Tokens (padding included) of one fill batch: what a crash loses at most."""
+
+Ids = Sequence[int] | np.ndarray
+
+
+class TrunkStates:
+    """Kept hidden states of one trunk, one row per token sequence; several readers, one writer.
+
+    Rows are addressed by content: data sets, splits, seeds and tasks that produce the same token ids share them. Made
+    by `open`; `fill` computes what is missing and gives row numbers, `get` reads them.
+
+    Args:
+        folder: this store's own folder.
+        split: the trunk that computes states, or None for a store that is only read.
+        width: the hidden size.
+        dtype: how states lie on disk.
+    """
+
+    def __init__(self, folder: Path, split: Split | None, width: int, dtype: str, prompt_layer: int) -> None:
+        self.folder = folder
+        self.split = split
+        self.width = width
+        self.dtype = dtype
+        self.prompt_layer = prompt_layer
+        self.row_bytes = codec.token_bytes(dtype, width)
+        self._segments: list[Segment] = []
+        self._seen: list[int] = []
+        self._rows: dict[bytes, int] = {}
+        self._segment_of: list[int] = []
+        self._offset: list[int] = []
+        self._length: list[int] = []
+        self._checksum: list[int] = []
+        self._verified: list[bool] = []
+        self.refresh()
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, model: nn.Module, prompt_layer: int | float | str, *, dtype: str = "auto"
+    ) -> TrunkStates:
+        """The store of `model`'s trunk below `folder`, made if there is none.
+
+        A store belongs to the trunk's weights, the architecture, the prompt layer and the dtype: with any of these
+        changed another store is opened, and its rows are computed anew.
+
+        Args:
+            folder: where stores live; each has a folder of its own in it.
+            model: a Hugging Face model or backbone, or a PEFT model with a late prompt.
+            prompt_layer: p.
+            dtype: float32, bfloat16, float16, int8, or auto: the model's own type.
+
+        Raises:
+            ValueError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
+        """
+        late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
+        core: Any = core_of(model) if late is None else late.base_layer
+        layer = resolve_prompt_layer(prompt_layer, num_layers_of(core))
+        split = Split(core, layer) if late is None else late.split_at(layer)
+        if dtype == "auto":
+            dtype = str(next(split.trunk.parameters()).dtype).removeprefix("torch.")
+        codec.check_dtype(dtype)
+        width = int(core.config.hidden_size)
+        fingerprint = trunk_fingerprint(split.trunk, core.config, layer)
+        own = Path(folder) / f"{core.config.model_type}-p{layer}-{dtype}-{fingerprint[:16]}"
+        facts = {
+            "format": FORMAT,
+            "model_type": core.config.model_type,
+            "prompt_layer": layer,
+            "hidden_size": width,
+            "dtype": dtype,
+            "fingerprint": fingerprint,
+        }
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder {str(folder)!r} cannot hold trunk states: {error.strerror}") from None
+        if (own / STORE_FILE).exists():
+            found = read_json(own / STORE_FILE, "trunk states")
+            if found != facts:
+                changed = sorted(k for k in facts if found.get(k) != facts[k])
+                raise ValueError(
+                    f"trunk states {str(own)!r} are of another model ({', '.join(changed)} differ); remove them"
+                )
+        else:
+            write_json(own / STORE_FILE, facts)
+        return cls(own, split, width, dtype, layer)
+
+    @classmethod
+    def attach(cls, folder: Path) -> TrunkStates:
+        """A store by its own folder, without a model: it can be read and checked, not filled."""
+        facts = read_json(folder / STORE_FILE, "trunk states")
+        if facts.get("format") != FORMAT:
+            raise ValueError(
+                f"trunk states {str(folder)!r} have format {facts.get('format')!r}, expected {FORMAT}; remove them"
+            )
+        return cls(folder, None, facts["hidden_size"], facts["dtype"], facts["prompt_layer"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("segment-*"))
+
+    def refresh(self) -> int:
+        """See what a writer has added since; returns how many broken records were met."""
+        broken = 0
+        for number, path in enumerate(sorted(self.folder.glob("segment-*.idx"))):
+            if number == len(self._segments):
+                self._segments.append(Segment(path.with_suffix(".bin"), self.row_bytes))
+                self._seen.append(0)
+            records, read = self._segments[number].records(self._seen[number])
+            self._add(number, records)
+            self._seen[number] += read
+            broken += read - len(records)
+        return broken
+
+    def _add(self, segment: int, records: np.ndarray) -> None:
+        for record in records:
+            self._rows[record["key"].tobytes()] = len(self._offset)
+            self._segment_of.append(segment)
+            self._offset.append(int(record["offset"]))
+            self._length.append(int(record["length"]))
+            self._checksum.append(int(record["checksum"]))
+            self._verified.append(False)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def find(self, token_ids: Sequence[Ids], token_type_ids: Sequence[Ids | None] | None = None) -> np.ndarray:
+        """Row numbers of token sequences, -1 for those not kept."""
+        types = token_type_ids or [None] * len(token_ids)
+        keys = [row_key(ids, kinds) for ids, kinds in zip(token_ids, types, strict=True)]
+        return np.array([self._rows.get(key, -1) for key in keys], dtype=np.int64)
+
+    def get(self, rows: Sequence[int] | np.ndarray, length: int | None = None) -> torch.Tensor:
+        """States (batch, length, hidden) of row numbers, right padded with zeros to the longest (or to `length`).
+
+        Raises:
+            ValueError: a row that is not kept, or whose bytes on disk have changed.
+        """
+        numbers = [int(row) for row in rows]
+        for row in numbers:
+            if not 0 <= row < len(self._offset):
+                raise ValueError(f"row {row} is not kept in {str(self.folder)!r} ({len(self)} rows); fill it first")
+        lengths = [self._length[row] for row in numbers]
+        out = codec.empty(len(numbers), length or max(lengths, default=0), self.width, self.dtype)
+        for i, row in enumerate(numbers):
+            raw = self._raw(row)
+            if not self._verified[row] and not self._verify(row, raw):
+                raise ValueError(
+                    f"trunk states {str(self.folder)!r}: row {row} does not match its checksum; "
+                    "run lateprompt states verify, which drops it, and fill again"
+                )
+            codec.decode(raw, out[i, : lengths[i]], self.dtype)
+        return out
+
+    def _raw(self, row: int) -> np.ndarray:
+        return self._segments[self._segment_of[row]].read(self._offset[row], self._length[row])
+
+    def _verify(self, row: int, raw: np.ndarray | None = None) -> bool:
+        raw = self._raw(row) if raw is None else raw
+        whole = len(raw) == self._length[row] * self.row_bytes
+        self._verified[row] = whole and zlib.crc32(raw.data) == self._checksum[row]
+        return self._verified[row]
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, wait_seconds: float = 600.0) -> Iterator[None]:
+        """Be the one writer: waits for another to finish, repairs what a killed one left, and says so.
+
+        Raises:
+            ValueError: another process writes for longer than `wait_seconds`.
+        """
+        handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise ValueError(
+                            f"another process is filling trunk states {str(self.folder)!r}; wait, or use another folder"
+                        ) from None
+                    time.sleep(0.05)
+            self._repair()
+            yield
+        finally:
+            os.close(handle)  # releases the lock
+
+    def _repair(self) -> None:
+        dropped = 0
+        for path in sorted({p.with_suffix(".bin") for p in self.folder.glob("segment-*.*")}):
+            dropped += Segment(path, self.row_bytes).repair()
+        if dropped:
+            warnings.warn(
+                f"trunk states {str(self.folder)!r}: dropped {dropped} bytes that an interrupted fill left behind",
+                stacklevel=4,
+            )
+            self._forget()
+        self.refresh()
+
+    def _forget(self) -> None:
+        self._segments, self._seen, self._rows = [], [], {}
+        self._segment_of, self._offset, self._length, self._checksum, self._verified = [], [], [], [], []
+
+    def fill(
+        self,
+        token_ids: Sequence[Ids],
+        token_type_ids: Sequence[Ids | None] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+        wait_seconds: float = 600.0,
+    ) -> np.ndarray:
+        """Compute and keep what is missing; the row number of each sequence.
+
+        Args:
+            token_ids: token sequences, special tokens included, no padding.
+            token_type_ids: their token types, or None.
+            progress: called with the number of rows done.
+            wait_seconds: how long to wait for another writer.
+
+        Raises:
+            ValueError: an empty sequence, a full disk, another writer, or a store opened without a model.
+        """
+        return fill_stores([self], token_ids, token_type_ids, progress=progress, wait_seconds=wait_seconds)[0]
+
+    def missing(self, token_ids: Sequence[Ids], token_type_ids: Sequence[Ids | None] | None = None) -> np.ndarray:
+        """Which sequences are not kept whole: absent, or damaged on disk (each row's checksum is looked at once)."""
+        rows = self.find(token_ids, token_type_ids)
+        for i, row in enumerate(rows):
+            if row >= 0 and not self._verified[row] and not self._verify(row):
+                rows[i] = -1
+        return np.flatnonzero(rows < 0)
+
+    def _kept(self, key: bytes) -> bool:
+        row = self._rows.get(key, -1)
+        return row >= 0 and self._verified[row]
+
+    def append(self, keys: Sequence[bytes], states: Sequence[torch.Tensor]) -> None:
+        """Add rows of states (length, hidden); only inside `writing`."""
+        if not self._segments or self._segments[-1].data_bytes >= SEGMENT_BYTES:
+            self._segments.append(Segment(self.folder / f"segment-{self._next_number():06d}.bin", self.row_bytes))
+            self._seen.append(0)
+        rows = [codec.encode(state, self.dtype) for state in states]
+        first = len(self._verified)
+        records = self._segments[-1].append(keys, [len(state) for state in states], rows)
+        self._add(len(self._segments) - 1, records)
+        self._verified[first:] = [True] * len(records)
+        self._seen[-1] += len(records)
+
+    def _next_number(self) -> int:
+        return max((int(path.stem.rpartition("-")[2]) + 1 for path in self.folder.glob("segment-*.idx")), default=0)
+
+    def sync(self) -> None:
+        """Make the last segment durable, and remember that all of them were used."""
+        for segment in self._segments:
+            segment.touch()
+        if self._segments:
+            self._segments[-1].sync()
+
+
+@torch.no_grad()
+def fill_stores(
+    stores: Sequence[TrunkStates],
+    token_ids: Sequence[Ids],
+    token_type_ids: Sequence[Ids | None] | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+    wait_seconds: float = 600.0,
+) -> list[np.ndarray]:
+    """Fill stores of one model at several prompt layers in one pass of the longest trunk; row numbers for each."""
+    deepest = max(stores, key=lambda store: store.prompt_layer)
+    split = deepest.split
+    if split is None:
+        raise ValueError(
+            f"trunk states {str(deepest.folder)!r} were opened without a model; use TrunkStates.open to fill"
+        )
+    for i, ids in enumerate(token_ids):
+        if len(ids) == 0:
+            raise ValueError(f"token sequence {i} is empty; give at least one token")
+    types: Sequence[Ids | None] = token_type_ids or [None] * len(token_ids)
+    with _all_writing(stores, wait_seconds):
+        wanted = sorted({int(i) for store in stores for i in store.missing(token_ids, token_type_ids)})
+        keys = {i: row_key(token_ids[i], types[i]) for i in wanted}
+        unique = list({key: i for i, key in keys.items()}.values())
+        unique.sort(key=lambda i: len(token_ids[i]))
+        if progress is not None:
+            progress(len(token_ids) - len(unique))
+        was_training = split.trunk.training
+        split.trunk.eval()  # a pure function of the text
+        try:
+            for batch in _batches([len(token_ids[i]) for i in unique]):
+                rows = [unique[j] for j in batch]
+                states = _states(split, [token_ids[i] for i in rows], [types[i] for i in rows], stores)
+                for store, own in zip(stores, states, strict=True):
+                    absent = [j for j, i in enumerate(rows) if not store._kept(keys[i])]
+                    store.append([keys[rows[j]] for j in absent], [own[j, : len(token_ids[rows[j]])] for j in absent])
+                if progress is not None:
+                    progress(len(rows))
+        finally:
+            split.trunk.train(was_training)
+        for store in stores:
+            store.sync()
+    return [store.find(token_ids, token_type_ids) for store in stores]
+
+
+@contextmanager
+def _all_writing(stores: Sequence[TrunkStates], wait_seconds: float) -> Iterator[None]:
+    if not stores:
+        yield
+        return
+    first, *rest = sorted(stores, key=lambda store: str(store.folder))  # one order for all: no deadlock
+    with first.writing(wait_seconds), _all_writing(rest, wait_seconds):
+        yield
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[range]:
+    """Runs of sequences sorted by length, of at most BATCH_TOKENS tokens with padding."""
+    start = 0
+    while start < len(lengths):
+        stop = start + 1
+        while stop < len(lengths) and lengths[stop] * (stop + 1 - start) <= BATCH_TOKENS:
+            stop += 1
+        yield range(start, stop)
+        start = stop
+
+
+def _states(
+    split: Split, ids: Sequence[Ids], types: Sequence[Ids | None], stores: Sequence[TrunkStates]
+) -> list[torch.Tensor]:
+    """States (batch, length, hidden) of one batch at each store's prompt layer."""
+    device = next(split.trunk.parameters()).device
+    length = max(len(sequence) for sequence in ids)
+    tokens, mask, kinds = (torch.zeros(len(ids), length, dtype=torch.long) for _ in range(3))
+    for i, (sequence, kind) in enumerate(zip(ids, types, strict=True)):
+        size = len(sequence)
+        tokens[i, :size] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
+        mask[i, :size] = 1
+        if kind is not None:
+            kinds[i, :size] = torch.as_tensor(np.asarray(kind, dtype=np.int64))
+    inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+    if any(kind is not None for kind in types):
+        inputs["token_type_ids"] = kinds.to(device)
+    deepest = max(store.prompt_layer for store in stores)
+    several = any(store.prompt_layer != deepest for store in stores)
+    extra: dict[str, Any] = {"use_cache": False} if getattr(split.trunk.config, "use_cache", None) else {}
+    output = split.trunk(**inputs, **extra, output_hidden_states=several, return_dict=True)
+    return [
+        output.last_hidden_state if store.prompt_layer == deepest else output.hidden_states[store.prompt_layer]
+        for store in stores
+    ]
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """A store's facts, rows and bytes."""
+    store = TrunkStates.attach(folder)
+    return {**json.loads((folder / STORE_FILE).read_text(encoding="utf-8")), "rows": len(store), "bytes": store.nbytes}

@@ -1,0 +1,128 @@
+"""Give a run's feeds kept trunk states: fill what is missing, then train and evaluate without the trunk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from lateprompt.progress import Bar
+from lateprompt.readout import PhraseReadout, Readout
+from lateprompt.states import TrunkStates, prune
+from lateprompt.states.codec import check_dtype
+from lateprompt.states.feed import StatesFeed
+from lateprompt.training.feed import Feed, batch_order
+from lateprompt.training.fit import plan_steps
+from lateprompt.training.settings import RecipeSettings
+
+FOLDER_VARIABLE = "LATEPROMPT_STATES"
+SPARE_BYTES = 1 << 30
+"""What a fill leaves free on the disk."""
+
+
+@dataclass
+class StatesSettings:
+    """Whether and where trunk states are kept.
+
+    Args:
+        states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
+        states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
+        states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
+    """
+
+    states: str = "on"
+    states_dtype: str = "auto"
+    states_limit_gb: float = 20.0
+
+    def check(self, trunk_dropout: bool) -> None:
+        """Raise ValueError for a setting that cannot be."""
+        if self.states_dtype != "auto":
+            check_dtype(self.states_dtype)
+        if not self.states_limit_gb > 0:
+            raise ValueError(
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
+            )
+        if trunk_dropout and self.states != "off":
+            raise ValueError("trunk_dropout makes the trunk's states change at each step; use it with --states off")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where states are kept, or None for off."""
+        if self.states == "off":
+            return None
+        if self.states == "on":
+            return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "lateprompt" / "states")
+        return Path(self.states)
+
+
+def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
+    """The rows that training will see: all, unless it stops within the first epoch."""
+    per_epoch, total = plan_steps(len(feed), recipe)
+    if total >= per_epoch:
+        return np.arange(len(feed))
+    order = batch_order(feed.lengths, recipe.batch_size, recipe.seed, 0)
+    return np.sort(np.concatenate(order[: total * recipe.grad_accumulation]))
+
+
+def keep_states(
+    model: nn.Module,
+    readout: Readout,
+    prompt_layer: int,
+    feeds: Sequence[tuple[Feed, np.ndarray]],
+    settings: StatesSettings,
+    *,
+    quiet: bool = True,
+) -> tuple[list[Feed], float]:
+    """Feeds with kept states, and the seconds that filling took (0.0 if all were there).
+
+    Feeds come back as they were when states are off, when the readout needs the trunk (label words of several tokens),
+    or when they would not fit on the disk or into the limit; the latter is said.
+
+    Args:
+        model: the model with the late backbone.
+        readout: who will read the batches.
+        prompt_layer: p.
+        feeds: each with the numbers of its rows that will be read.
+        settings: whether and where.
+        quiet: no progress bar.
+    """
+    plain = [feed for feed, _ in feeds]
+    folder = settings.folder
+    if folder is None or isinstance(readout, PhraseReadout):
+        return plain, 0.0
+    started = time.perf_counter()
+    store = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
+    ids = [feed.examples[i].input_ids for feed, rows in feeds for i in rows]
+    types = [feed.examples[i].token_type_ids for feed, rows in feeds for i in rows]
+    missing = store.missing(ids, types)
+    needed = sum(len(ids[i]) for i in missing) * store.row_bytes
+    whole = sum(map(len, ids)) * store.row_bytes
+    limit = int(settings.states_limit_gb * 1e9)
+    if whole > limit or needed > shutil.disk_usage(store.folder).free - SPARE_BYTES:
+        warnings.warn(
+            f"trunk states of {whole / 1e9:.1f} GB do not fit ({settings.states_limit_gb:g} GB allowed in "
+            f"{str(folder)!r}, or its disk is full): the trunk is computed at each step; raise --states-limit-gb or "
+            "choose --states-dtype int8",
+            stacklevel=2,
+        )
+        return plain, 0.0
+    with Bar("trunk states", len(ids), quiet=quiet or not len(missing)) as bar:
+        numbers = store.fill(ids, types, progress=bar.advance)
+    seconds = time.perf_counter() - started if len(missing) else 0.0
+    if len(missing):
+        prune(folder, limit)
+    kept: list[Feed] = []
+    start = 0
+    for feed, rows in feeds:
+        own = np.full(len(feed), -1, dtype=np.int64)
+        own[rows] = numbers[start : start + len(rows)]
+        start += len(rows)
+        kept.append(StatesFeed(feed, store, own))
+    return kept, seconds
