@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.cli import main
-from lateprompt.states.feed import StatesFeed
 from lateprompt.tasks import Row, default_task, load_task
 from lateprompt.training import kept
 from lateprompt.training.fit import fit, trainable_parameters
-from lateprompt.training.kept import StatesSettings, rows_needed
+from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 ROWS = [Row(row["text"], None, row["label"], row) for row in make_rows(40)]

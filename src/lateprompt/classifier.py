@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.families import FAMILIES, hidden_dropout_of
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
-from lateprompt.methods import METHODS
+from lateprompt.methods import METHODS, check_method
 from lateprompt.pretrained import load_base, load_config, load_tokenizer, max_positions, resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
 from lateprompt.tasks import Row, Task, TaskEncoder
@@ -85,6 +85,7 @@ class TextClassifier:
             ValueError: a setting, model, task or label word that cannot be; nothing is left behind.
         """
         settings.check()
+        check_method(settings.method)
         config = load_config(settings.model)
         device = pick_device(settings.device)
         readout = resolve_readout(config, settings.readout, settings.model)

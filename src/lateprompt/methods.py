@@ -32,6 +32,12 @@ def _head(settings: ModelSettings, extra: dict[str, Any]) -> LatePromptConfig:
     return LatePromptConfig(prompt_layer=settings.prompt_layer, generator=NO_PROMPT, **extra)
 
 
+def check_method(name: str) -> None:
+    """Raise ValueError unless `name` is in the table of methods."""
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+
+
 METHODS: dict[str, MakeConfig] = {
     "npg": partial(_late_prompt, generator="npg", tokens=5),
     "mppg": partial(_late_prompt, generator="mppg", tokens=5),

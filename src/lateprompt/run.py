@@ -19,6 +19,7 @@ import torch
 
 from lateprompt.classifier import ADAPTER_WEIGHTS, TextClassifier
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
+from lateprompt.methods import check_method
 from lateprompt.tasks import Row, Task, default_task, few_shot, load_task, read_rows
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
@@ -168,6 +169,7 @@ def train_run(
         The classifier with its best weights, and what went to `metrics.json`.
     """
     model.check()
+    check_method(model.method)
     recipe.check()
     states = states or StatesSettings()
     states.check(model.trunk_dropout)

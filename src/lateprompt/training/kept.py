@@ -6,18 +6,18 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from lateprompt.progress import Bar
-from lateprompt.readout import PhraseReadout, Readout
+from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.states import TrunkStates, prune
 from lateprompt.states.codec import check_dtype
-from lateprompt.states.feed import StatesFeed
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.fit import plan_steps
 from lateprompt.training.settings import RecipeSettings
@@ -60,6 +60,37 @@ class StatesSettings:
         if self.states == "on":
             return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "lateprompt" / "states")
         return Path(self.states)
+
+
+class StatesFeed(Feed):
+    """A `Feed` whose batches carry `trunk_states`.
+
+    Args:
+        feed: the rows.
+        store: holds the states of every row.
+        numbers: the row number in the store of each row of the feed (what `fill` gave).
+    """
+
+    def __init__(self, feed: Feed, store: TrunkStates, numbers: np.ndarray) -> None:
+        super().__init__(feed.examples, feed.pad_token_id)
+        self.store = store
+        self.numbers = numbers
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        batch = super().batch(rows)
+        return replace(batch, trunk_states=self.store.get(self.numbers[rows], batch.input_ids.shape[1]))
+
+    def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The batches of an order; the next one is read while the model works on this one."""
+        with ThreadPoolExecutor(1, thread_name_prefix="states") as reader:
+            ahead = None
+            for rows in order:
+                following = reader.submit(self.batch, rows)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = following
+            if ahead is not None:
+                yield ahead.result()
 
 
 def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:

@@ -46,9 +46,6 @@ class ModelSettings:
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be, before anything is loaded."""
-        from lateprompt.methods import METHODS
-
-        _one_of("method", self.method, METHODS)
         _one_of("readout", self.readout, ("auto", *READOUTS))
         _one_of("loss", self.loss, LOSSES)
         _one_of("dtype", self.dtype, DTYPES)
