@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_rows, write_rows
+from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
 
+from lateprompt.classifier import TextClassifier
 from lateprompt.cli import COMMANDS, main
 
 FAST = [
@@ -110,6 +113,15 @@ def test_predict_echoes_rows(run, data, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(run), "--data", unlabelled]) == 0
     assert output_of(capsys)["id"] == 7
+
+
+def test_the_run_folder_is_a_peft_adapter(run, masked_lm, data):
+    base = AutoModelForMaskedLM.from_pretrained(masked_lm)
+    ids = torch.arange(5, 12)[None]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = TextClassifier.load(run).model(**batch).logits
+    for model in (PeftModel.from_pretrained(base, run), AutoPeftModel.from_pretrained(run)):
+        assert torch.equal(model.eval()(**batch).logits, expected)
 
 
 def test_same_seed_same_run(run, masked_lm, data, tmp_path):

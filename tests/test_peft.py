@@ -792,3 +792,15 @@ def test_a_frozen_head_of_our_own_is_saved_with_the_adapter(tmp_path):
     assert isinstance(other, nn.Linear)
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.bias, other.bias)
+
+
+def test_a_bare_backbone_loads_by_auto_peft_model(tmp_path):
+    base = tiny_model("bert")
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModel.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModel.from_pretrained(tmp_path / "adapter").eval()
+    batch = tiny_batch("bert", "right")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).last_hidden_state, model(**batch).last_hidden_state)

@@ -17,7 +17,7 @@ from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.families import FAMILIES, hidden_dropout_of
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
 from lateprompt.methods import METHODS, check_method
-from lateprompt.pretrained import load_base, load_config, load_tokenizer, max_positions, resolve_readout
+from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
 from lateprompt.tasks import Row, Task, TaskEncoder
 from lateprompt.training.evaluate import evaluate, predict_scores, softmax
@@ -146,6 +146,11 @@ class TextClassifier:
         write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
         config = self.model.peft_config[ADAPTER].to_dict()
         config |= {"inference_mode": True, "base_model_name_or_path": self.settings.model}
+        # What AutoPeftModel loads the base model with.
+        config["auto_mapping"] = {
+            "base_model_class": AUTO[self.settings.readout].__name__,
+            "parent_library": "transformers",
+        }
         write_json(folder / ADAPTER_CONFIG, config)
         write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
         write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **(facts or {})})

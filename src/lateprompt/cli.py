@@ -242,6 +242,41 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
 
 
+def _add_bench(parser: _Parser) -> None:
+    from lateprompt.bench import BenchSettings
+
+    parser.add_class_arguments(BenchSettings, skip={"memory"})
+    parser.add_argument("--memory", action="store_true", help="also peak memory, each method in a fresh process")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench(args: Namespace) -> None:
+    from lateprompt.bench import BenchSettings, run_bench
+
+    result = run_bench(_settings(BenchSettings, args))
+    if args.json:
+        print(json.dumps(result))
+        return
+    longest = max(row["tokens_per_second"] for row in result["rows"])
+    rows = []
+    for row in result["rows"]:
+        bar = "█" * max(1, round(24 * row["tokens_per_second"] / longest))
+        memory = f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else ""
+        rows.append(
+            (
+                row["method"],
+                f"{row['step_ms']:.0f}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['speed_vs_prompt_tuning']:.2f} x",
+                f"{row['ceiling_fraction']:.0%}",
+                memory,
+                bar,
+            )
+        )
+    _print_table(("method", "step, ms", "tokens/s", "vs prompt tuning", "of ceiling", "peak memory", "speed"), rows)
+    print(f"matrix-product ceiling: {result['ceiling_gflops']:.0f} GFLOP/s")
+
+
 def _add_demo(parser: _Parser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed")
 
@@ -254,6 +289,7 @@ def _demo(args: Namespace) -> None:
 
 Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
 COMMANDS: dict[str, Command] = {
+    "bench": ("training speed and memory of several methods, side by side in one run", _add_bench, _bench),
     "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
     "train": ("train a classifier and leave a run folder", _add_train, _train),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),

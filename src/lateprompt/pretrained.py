@@ -13,7 +13,7 @@ from lateprompt.families import FAMILIES
 from lateprompt.tasks import READOUTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_AUTO: dict[str, Any] = {"mask": AutoModelForMaskedLM, "label": AutoModelForCausalLM, "head": AutoModel}
+AUTO: dict[str, Any] = {"mask": AutoModelForMaskedLM, "label": AutoModelForCausalLM, "head": AutoModel}
 
 
 def load_config(model: str) -> Any:
@@ -75,7 +75,7 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     hf_logging.set_verbosity_error()  # what is missing becomes one error of ours below
     hf_logging.disable_progress_bar()
     try:
-        loaded, info = _AUTO[readout].from_pretrained(
+        loaded, info = AUTO[readout].from_pretrained(
             model,
             config=config,
             dtype=DTYPES[dtype],

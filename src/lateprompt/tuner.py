@@ -93,6 +93,15 @@ class _HeadlessModel(nn.Module):
         self._name: str = backbone.base_model_prefix
         setattr(self, self._name, backbone)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The backbone's class: PEFT saves its name, for AutoPeftModel to load the base model with."""
+        name = self.__dict__.get("_name")
+        backbone = None if name is None else self.__dict__["_modules"].get(name)
+        while isinstance(backbone, LatePromptLayer):
+            backbone = backbone.base_layer
+        return _HeadlessModel if backbone is None else type(backbone)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, self._name)(*args, **kwargs)
 

@@ -1,0 +1,73 @@
+"""The benchmark's table on a tiny model: every method makes a step, the figures hang together; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lateprompt import bench
+from lateprompt.bench import BASELINE, METHODS, BenchSettings, Cost, run_bench
+from lateprompt.cli import main
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def tiny_shape(monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "roberta-base", TINY)
+
+
+def test_every_method_makes_steps(capsys):
+    assert main(["bench", "--batch", "2", "--length", "8", "--repeats", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["ceiling_gflops"] > 0
+    assert [row["method"] for row in result["rows"]] == list(METHODS)
+    for row in result["rows"]:
+        assert row["step_ms"] > 0
+        assert row["tokens_per_second"] == pytest.approx(2 * 8 / row["step_ms"] * 1000)
+        assert row["ceiling_fraction"] > 0
+    assert result["rows"][0]["speed_vs_prompt_tuning"] == 1.0
+
+
+def test_a_step_trains_the_method_and_nothing_else():
+    setup = bench.Bench(BenchSettings(batch=2, length=8))
+    frozen = {name: p.detach().clone() for name, p in setup._shared.named_parameters()}
+    for name in (BASELINE, "LPT npg, kept states"):
+        METHODS[name].make(setup)()
+    assert all((p == frozen[name]).all() for name, p in setup._shared.named_parameters())
+
+
+def test_the_cost_model_in_layers():
+    costs = {name: method.cost(24, 12) for name, method in METHODS.items()}
+    total = {name: cost.forward + cost.backward + cost.weights for name, cost in costs.items()}
+    assert total["full tuning"] == 72
+    assert total[BASELINE] == 48
+    assert total["LPT npg"] == 36
+    assert total["LPT npg, kept states"] == 24
+    setup = bench.Bench(BenchSettings(batch=2, length=8))
+    one = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 4 * 8 * 32
+    assert setup.floating_operations(Cost(1, 0)) == 2 * 8 * one
+
+
+def test_a_table_with_bars(capsys):
+    assert main(["bench", "--batch", "2", "--length", "8", "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "matrix-product ceiling" in out
+    assert "█" in out
+
+
+def test_memory_of_a_fresh_process(headless, masked_lm):
+    settings = BenchSettings(model=masked_lm, batch=2, length=8, repeats=1, memory=True)
+    rows = run_bench(settings, [BASELINE, "LPT npg, kept states"])["rows"]
+    assert all(row["peak_memory_bytes"] > 10_000_000 for row in rows)
+    assert rows[0]["memory_vs_prompt_tuning"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--batch", "0"], "batch 0"), (["--dtype", "int4"], "dtype 'int4'"), (["--prompt-layer", "9"], "prompt_layer 9")],
+)
+def test_settings_that_cannot_be(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
