@@ -311,6 +311,28 @@ def test_list_verify_prune(tmp_path, monkeypatch):
         list_stores(tmp_path / "none")
 
 
+def test_what_is_held_stays_readable_and_what_is_pruned_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
+    model = tiny_model("bert")
+    ids = sequences(40)
+    store, other = (TrunkStates.open(tmp_path, model, 2) for _ in range(2))
+    rows = store.fill(ids)
+    other.refresh()
+    kept = store.hold(rows[:1])
+    before = store.get(rows[:1])
+    prune(tmp_path, 0, keep=kept)
+    assert set(files(store, ".bin")) == kept
+    assert torch.equal(store.get(rows[:1]), before)
+    gone = len(other.missing(ids))
+    assert 0 < gone < 40
+    assert_right(other, model, 2, [ids[0]])
+    other.fill(ids)
+    assert_right(other, model, 2, ids)
+    store.refresh()
+    assert_right(store, model, 2, ids)
+
+
 FILLER = """
 import sys
 sys.path.insert(0, sys.argv[1])

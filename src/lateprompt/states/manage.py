@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ def verify_store(folder: Path) -> Verdict:
     return Verdict(folder.name, len(whole), dropped)
 
 
-def prune(folder: str | Path, limit_bytes: int) -> int:
+def prune(folder: str | Path, limit_bytes: int, *, keep: Collection[Path] = ()) -> int:
     """Remove the least recently used segments until all stores of a folder fit into `limit_bytes`; bytes freed.
+
+    Args:
+        folder: where stores live.
+        limit_bytes: most that may stay.
+        keep: data files of segments that stay in any case.
 
     Raises:
         ValueError: a negative limit, or a store that is being filled.
@@ -70,6 +76,8 @@ def prune(folder: str | Path, limit_bytes: int) -> int:
         segments += [(segment.index_path.stat().st_mtime, segment, store) for segment in store._segments]
     freed = 0
     for _, segment, store in sorted(segments, key=lambda item: item[0]):
+        if segment.path in keep:
+            continue
         if total - freed <= limit_bytes:
             break
         with store.writing(wait_seconds=1.0):

@@ -6,6 +6,7 @@ after the row itself. A record that is torn, fails its own checksum, or points p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import zlib
@@ -124,9 +125,14 @@ class Segment:
             self._map = np.memmap(self.path, np.uint8, "r")
         return self._map[offset:end]
 
+    def hold(self) -> None:
+        """Map the whole file: it stays readable here even if another process prunes it."""
+        self.read(self.data_bytes, 0)
+
     def touch(self) -> None:
         """Remember that it was used now: the least recently used segment is pruned first."""
-        os.utime(self.index_path)
+        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+            os.utime(self.index_path)
 
     def remove(self) -> int:
         """Delete both files (the index first: a row without a record is missing, never wrong). Returns bytes freed."""

@@ -103,7 +103,9 @@ class TrunkStates:
         try:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"folder {str(folder)!r} cannot hold trunk states: {error.strerror}") from None
+            raise ValueError(
+                f"folder {str(folder)!r} cannot hold trunk states: {error.strerror}; choose another, or --states off"
+            ) from None
         if (own / STORE_FILE).exists():
             found = read_json(own / STORE_FILE, "trunk states")
             if found != facts:
@@ -136,11 +138,12 @@ class TrunkStates:
     def refresh(self) -> int:
         """See what a writer has added since; returns how many broken records were met."""
         broken = 0
-        for number, path in enumerate(sorted(self.folder.glob("segment-*.idx"))):
-            if number == len(self._segments):
-                self._segments.append(Segment(path.with_suffix(".bin"), self.row_bytes))
-                self._seen.append(0)
-            records, read = self._segments[number].records(self._seen[number])
+        known = {segment.index_path for segment in self._segments}
+        for path in sorted(set(self.folder.glob("segment-*.idx")) - known):
+            self._segments.append(Segment(path.with_suffix(".bin"), self.row_bytes))
+            self._seen.append(0)
+        for number, segment in enumerate(self._segments):
+            records, read = segment.records(self._seen[number])
             self._add(number, records)
             self._seen[number] += read
             broken += read - len(records)
@@ -176,20 +179,29 @@ class TrunkStates:
         lengths = [self._length[row] for row in numbers]
         out = codec.empty(len(numbers), length or max(lengths, default=0), self.width, self.dtype)
         for i, row in enumerate(numbers):
-            raw = self._raw(row)
-            if not self._verified[row] and not self._verify(row, raw):
+            if not self._verified[row] and not self._verify(row):
                 raise ValueError(
-                    f"trunk states {str(self.folder)!r}: row {row} does not match its checksum; "
+                    f"trunk states {str(self.folder)!r}: row {row} is gone or does not match its checksum; "
                     "run lateprompt states verify, which drops it, and fill again"
                 )
-            codec.decode(raw, out[i, : lengths[i]], self.dtype)
+            codec.decode(self._raw(row), out[i, : lengths[i]], self.dtype)
         return out
+
+    def hold(self, rows: Sequence[int] | np.ndarray) -> set[Path]:
+        """Keep the segments of these rows readable here, whoever prunes them meanwhile; their data files."""
+        held = [self._segments[number] for number in {self._segment_of[int(row)] for row in rows}]
+        for segment in held:
+            segment.hold()
+        return {segment.path for segment in held}
 
     def _raw(self, row: int) -> np.ndarray:
         return self._segments[self._segment_of[row]].read(self._offset[row], self._length[row])
 
-    def _verify(self, row: int, raw: np.ndarray | None = None) -> bool:
-        raw = self._raw(row) if raw is None else raw
+    def _verify(self, row: int) -> bool:
+        try:
+            raw = self._raw(row)
+        except (FileNotFoundError, ValueError):  # pruned, or cut to nothing
+            return False
         whole = len(raw) == self._length[row] * self.row_bytes
         self._verified[row] = whole and zlib.crc32(raw.data) == self._checksum[row]
         return self._verified[row]
@@ -272,8 +284,10 @@ class TrunkStates:
 
     def append(self, keys: Sequence[bytes], states: Sequence[torch.Tensor]) -> None:
         """Add rows of states (length, hidden); only inside `writing`."""
-        if not self._segments or self._segments[-1].data_bytes >= SEGMENT_BYTES:
-            self._segments.append(Segment(self.folder / f"segment-{self._next_number():06d}.bin", self.row_bytes))
+        last = self._segments[-1] if self._segments else None
+        if last is None or not last.index_path.exists() or last.data_bytes >= SEGMENT_BYTES:
+            # A name is never used twice: whoever still reads a pruned segment cannot mistake another for it.
+            self._segments.append(Segment(self.folder / f"segment-{time.time_ns():020d}.bin", self.row_bytes))
             self._seen.append(0)
         rows = [codec.encode(state, self.dtype) for state in states]
         first = len(self._verified)
@@ -281,9 +295,6 @@ class TrunkStates:
         self._add(len(self._segments) - 1, records)
         self._verified[first:] = [True] * len(records)
         self._seen[-1] += len(records)
-
-    def _next_number(self) -> int:
-        return max((int(path.stem.rpartition("-")[2]) + 1 for path in self.folder.glob("segment-*.idx")), default=0)
 
     def sync(self) -> None:
         """Make the last segment durable, and remember that all of them were used."""

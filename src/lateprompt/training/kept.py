@@ -148,7 +148,7 @@ def keep_states(
         numbers = store.fill(ids, types, progress=bar.advance)
     seconds = time.perf_counter() - started if len(missing) else 0.0
     if len(missing):
-        prune(folder, limit)
+        prune(folder, limit, keep=store.hold(numbers))
     kept: list[Feed] = []
     start = 0
     for feed, rows in feeds:
