@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,41 @@ def test_a_head_run_keeps_its_head(headless, data, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run"), "--data", data["dev"], "--json"]) == 0
     trained = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert output_of(capsys)["loss"] == pytest.approx(trained["loss"], abs=1e-5)
+
+
+def test_a_killed_run_resumes_and_ends_the_same(masked_lm, data, tmp_path, capsys):
+    more = ["--epochs", "40", "--eval-every", "4"]
+    assert train(masked_lm, data, tmp_path / "whole", *more) == 0
+    killed = tmp_path / "killed"
+    arguments = [
+        "--model",
+        masked_lm,
+        "--train",
+        data["train"],
+        "--dev",
+        data["dev"],
+        "--output",
+        str(killed),
+        *FAST,
+        *more,
+    ]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums in another order are other bits
+    process = subprocess.Popen([sys.executable, "-m", "lateprompt", "train", *arguments], env=one_thread)
+    while not (killed / "checkpoint" / "state.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (killed / "metrics.json").exists()
+    assert main(["evaluate", str(killed), "--data", data["dev"]]) == 2
+    assert train(masked_lm, data, killed, *more) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert train(masked_lm, data, killed, *more, "--lr", "0.5", "--resume") == 2
+    assert "other settings (recipe)" in capsys.readouterr().err
+    assert train(masked_lm, data, killed, *more, "--resume") == 0
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (killed / "checkpoint").exists()
 
 
 def test_resume_of_a_finished_run_changes_nothing(run, masked_lm, data, capsys):
