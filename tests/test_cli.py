@@ -337,6 +337,16 @@ def test_a_model_without_lm_head_asked_for_label_words(headless, data, tmp_path,
     assert "--readout head" in capsys.readouterr().err
 
 
+def test_places_that_cannot_be_written(masked_lm, run, data, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    assert train(masked_lm, data, tmp_path / "file" / "run") == 2
+    assert main(["predict", str(run), "--data", data["dev"], "--output", str(tmp_path / "file" / "out.jsonl")]) == 2
+    assert train(masked_lm, data, tmp_path / "run", "--states", str(tmp_path / "file")) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert all(str(tmp_path / "file") in line for line in lines)
+
+
 def test_a_folder_that_is_not_empty(masked_lm, data, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

@@ -350,10 +350,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"lateprompt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lateprompt: interrupted; a training run goes on with --resume", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        what = f"{error.strerror}: {str(error.filename)!r}" if error.filename is not None else str(error)
+        print(f"lateprompt: {what}; choose another place or mend its permissions", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lateprompt: interrupted; a training run goes on with --resume", file=sys.stderr)
+        return 130
     return 0
