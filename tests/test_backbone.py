@@ -11,7 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from tiny_models import CONFIGS, DECODERS, LAYERS, WIDTH, tiny_batch, tiny_model
 from transformers import DynamicCache, StaticCache
 
-from lateprompt.backbone import CallExtras, LateBackbone, PromptSlot, call_extras
+from lateprompt.backbone import LateBackbone, PromptSlot
+from lateprompt.calls import CallExtras, call_extras
 from lateprompt.families import core_of
 from lateprompt.generators import GENERATORS, GeneratorSpec, build_generator
 from lateprompt.split import split_backbone

@@ -7,9 +7,6 @@ loss of transformers works on it unchanged.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,45 +16,11 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from lateprompt.cache import cache_views
+from lateprompt.calls import BASE, check_mask, current_extras, first, replace_hidden, select_rows, text_of
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
 from lateprompt.split import Split
 from lateprompt.visibility import tail_masks, widen_buffers
-
-BASE = "__base__"
-"""The adapter name of rows that get no prompt (PEFT's own convention)."""
-
-
-@dataclass(frozen=True)
-class CallExtras:
-    """Arguments of ours that a head's `forward` would not pass on to its backbone.
-
-    Args:
-        source_mask: (batch, length), positions the generator may read; None: all attended ones.
-        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
-        adapter_names: one adapter a row (`__base__`: no prompt).
-    """
-
-    source_mask: torch.Tensor | None = None
-    trunk_states: torch.Tensor | None = None
-    adapter_names: Sequence[str] | None = None
-
-
-_EXTRAS: ContextVar[CallExtras] = ContextVar("lateprompt_extras", default=CallExtras())  # noqa: B039 (frozen)
-
-
-@contextmanager
-def call_extras(extras: CallExtras) -> Iterator[None]:
-    """While open, every `LateBackbone` of this thread sees `extras`."""
-    token = _EXTRAS.set(extras)
-    try:
-        yield
-    finally:
-        _EXTRAS.reset(token)
-
-
-def current_extras() -> CallExtras:
-    return _EXTRAS.get()
 
 
 @dataclass(frozen=True)
@@ -180,20 +143,20 @@ class LateBackbone(nn.Module):
         """
         bound = self._signature.bind_partial(self, *args)
         call = {**{k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}, **kwargs}
-        extras = _EXTRAS.get()
-        source_mask = _first(call.pop("source_mask", None), extras.source_mask)
-        trunk_states = _first(call.pop("trunk_states", None), extras.trunk_states)
-        names = _first(call.pop("adapter_names", None), extras.adapter_names)
+        extras = current_extras()
+        source_mask = first(call.pop("source_mask", None), extras.source_mask)
+        trunk_states = first(call.pop("trunk_states", None), extras.trunk_states)
+        names = first(call.pop("adapter_names", None), extras.adapter_names)
         selected = self.selected_adapter()
         if names is not None:
             names = list(names)
-            self._check_names(names, _batch_size(call, trunk_states))
+            self._check_names(names, text_of(call, trunk_states).shape[0])
         if trunk_states is None and (selected is None if names is None else all(n == BASE for n in names)):
             return self._run_base(call)
         return_dict = call.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
-        _check_mask(call, trunk_states)
+        check_mask(call, trunk_states)
         if names is not None:
             output = self._forward_mixed(names, call, source_mask, trunk_states)
         else:
@@ -227,19 +190,21 @@ class LateBackbone(nn.Module):
         call["use_cache"] = False if self.family.causal else call.get("use_cache")
         order: list[torch.Tensor] = []
         outputs: list[Any] = []
-        device = _device(call, trunk_states)
+        device = text_of(call, trunk_states).device
         for layer in groups:
             rows = torch.tensor([i for i, other in enumerate(layers) if other == layer], device=device)
-            part = {key: _rows(value, rows, batch) for key, value in call.items()}
+            part = {key: select_rows(value, rows, batch) for key, value in call.items()}
             if layer is None:
                 outputs.append(self._run_base({**part, "return_dict": True}))
             else:
                 own = [names[i] for i in rows.tolist()]
-                outputs.append(self._forward_group(sorted(set(own)), own, part, _rows(source_mask, rows, batch), None))
+                outputs.append(
+                    self._forward_group(sorted(set(own)), own, part, select_rows(source_mask, rows, batch), None)
+                )
             order.append(rows)
         back = torch.cat(order).argsort()
         merged = torch.cat([output.last_hidden_state for output in outputs])[back]
-        result = _replace(outputs[-1], merged, self.family.pool(self.base_layer, merged))
+        result = replace_hidden(outputs[-1], merged, self.family.pool(self.base_layer, merged))
         if result.get("hidden_states") is not None:
             layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
             result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
@@ -286,13 +251,13 @@ class LateBackbone(nn.Module):
             states: torch.Tensor = output.last_hidden_state
             trunk_hidden = tuple(getattr(output, "hidden_states", None) or ())[:-1]
         else:
-            states = self._check_states(trunk_states, _first(mask, call.get("input_ids")))
+            states = self._check_states(trunk_states, first(mask, call.get("input_ids")))
 
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
         k = max((self._prompt_length(name) for name in adapters), default=0)
         tail_input = states
         if not decoding and k:
-            prompt = self._prompts(adapters, names, states, _first(source_mask, mask), k)
+            prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
             tail_input = torch.cat([prompt, states], 1)
         arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
         if caches is not None:
@@ -313,7 +278,7 @@ class LateBackbone(nn.Module):
 
         skip = 0 if decoding else k
         hidden = output.last_hidden_state[:, skip:]
-        output = _replace(output, hidden, self.family.pool(self.base_layer, hidden))
+        output = replace_hidden(output, hidden, self.family.pool(self.base_layer, hidden))
         if getattr(output, "hidden_states", None) is not None:
             tail_hidden = tuple(h[:, skip:] for h in output.hidden_states)
             output["hidden_states"] = trunk_hidden + tail_hidden
@@ -406,49 +371,3 @@ class LateBackbone(nn.Module):
 
 
 _TRUNK_ONLY = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "past_key_values", "attention_mask")
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
-    """The mask must be 2-D and cover the rows and positions of this call (with a cache: all positions so far)."""
-    mask, cache = call.get("attention_mask"), call.get("past_key_values")
-    if mask is None:
-        return
-    if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
-        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise ValueError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
-    batch, length = _tensors(call, trunk_states).shape[:2]
-    length += 0 if cache is None else cache.get_seq_length()
-    if trunk_states is None and mask.shape != (batch, length):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
-
-
-def _tensors(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:
-    value = _first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
-    if value is None:
-        raise ValueError("give input_ids, inputs_embeds or trunk_states")
-    return value  # type: ignore[no-any-return]
-
-
-def _batch_size(call: dict[str, Any], trunk_states: torch.Tensor | None) -> int:
-    return _tensors(call, trunk_states).shape[0]
-
-
-def _device(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.device:
-    return _tensors(call, trunk_states).device
-
-
-def _rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == batch:
-        return value.index_select(0, rows.to(value.device))
-    return value
-
-
-def _replace(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | None) -> Any:
-    output["last_hidden_state"] = hidden
-    if pooled is not None and hasattr(output, "pooler_output"):
-        output["pooler_output"] = pooled
-    return output

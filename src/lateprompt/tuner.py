@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lateprompt.backbone import BASE, CallExtras, LateBackbone, PromptSlot, call_extras, current_extras
+from lateprompt.backbone import LateBackbone, PromptSlot
+from lateprompt.calls import BASE, CallExtras, call_extras, current_extras
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator

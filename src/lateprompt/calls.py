@@ -1,0 +1,89 @@
+"""The arguments of a call: those that a head would not pass on, and what they must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BASE = "__base__"
+"""The adapter name of rows that get no prompt (PEFT's own convention)."""
+
+
+@dataclass(frozen=True)
+class CallExtras:
+    """Arguments of ours that a head's `forward` would not pass on to its backbone.
+
+    Args:
+        source_mask: (batch, length), positions the generator may read; None: all attended ones.
+        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
+        adapter_names: one adapter a row (`__base__`: no prompt).
+    """
+
+    source_mask: torch.Tensor | None = None
+    trunk_states: torch.Tensor | None = None
+    adapter_names: Sequence[str] | None = None
+
+
+_EXTRAS: ContextVar[CallExtras] = ContextVar("lateprompt_extras", default=CallExtras())  # noqa: B039 (frozen)
+
+
+@contextmanager
+def call_extras(extras: CallExtras) -> Iterator[None]:
+    """While open, every `LateBackbone` of this thread sees `extras`."""
+    token = _EXTRAS.set(extras)
+    try:
+        yield
+    finally:
+        _EXTRAS.reset(token)
+
+
+def current_extras() -> CallExtras:
+    """What is in force here."""
+    return _EXTRAS.get()
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
+    """The mask must be 2-D and cover the rows and positions of this call (with a cache: all positions so far)."""
+    mask, cache = call.get("attention_mask"), call.get("past_key_values")
+    if mask is None:
+        return
+    if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+    batch, length = text_of(call, trunk_states).shape[:2]
+    length += 0 if cache is None else cache.get_seq_length()
+    if trunk_states is None and mask.shape != (batch, length):
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+
+
+def text_of(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:
+    """Whatever stands for the text: (batch, length, …)."""
+    value = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
+    if value is None:
+        raise ValueError("give input_ids, inputs_embeds or trunk_states")
+    return value  # type: ignore[no-any-return]
+
+
+def select_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    """Some rows of an argument that has one entry per row; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == batch:
+        return value.index_select(0, rows.to(value.device))
+    return value
+
+
+def replace_hidden(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | None) -> Any:
+    """A backbone's output with other hidden states, and what its pooler makes of them."""
+    output["last_hidden_state"] = hidden
+    if pooled is not None and hasattr(output, "pooler_output"):
+        output["pooler_output"] = pooled
+    return output
