@@ -210,6 +210,34 @@ def test_torn_ends_are_repaired_and_said(tmp_path):
     assert_right(TrunkStates.open(tmp_path, model, 2), model, 2, ids)
 
 
+def test_row_numbers_survive_a_repair_and_a_prune(tmp_path, monkeypatch):
+    """A number given out names the same row for ever, or an error: never another row."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
+    model = tiny_model("bert")
+    ids = sequences(40)
+    store = TrunkStates.open(tmp_path, model, 2)
+    rows = store.fill(ids)
+    before = store.get(rows)
+    for path in (files(store, ".idx")[0], files(store, ".bin")[0]):
+        path.unlink()
+    with files(store, ".bin")[-1].open("ab") as file:
+        file.write(b"half a row")
+    with pytest.warns(UserWarning, match="dropped"):
+        store.fill(sequences(3, seed=9))
+    readable = 0
+    for i, row in enumerate(rows):
+        try:
+            states = store.get([row])
+        except ValueError:
+            continue
+        readable += 1
+        assert torch.equal(states[0], before[i, : states.shape[1]])
+    assert 0 < readable < 40
+    store.fill(ids)
+    assert_right(store, model, 2, ids)
+
+
 def test_a_truncated_segment_is_refilled(tmp_path):
     model = tiny_model("bert")
     ids = sequences()

@@ -106,11 +106,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     """
     named = load_task(data.task) if data.task is not None else None
     train = read_rows(data.train, task=named, split="train")
-    task = (
-        named
-        if named is not None and data.template is None and data.label_words is None
-        else resolve_task(data, train, readout)
-    )
+    task = resolve_task(data, train, readout)
     known = {row.label for row in train}
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:

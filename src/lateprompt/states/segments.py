@@ -40,6 +40,11 @@ class Segment:
     def data_bytes(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
+    @property
+    def count(self) -> int:
+        """Whole records in the index."""
+        return self.index_path.stat().st_size // RECORD.itemsize if self.index_path.exists() else 0
+
     def records(self, start: int = 0) -> tuple[np.ndarray, int]:
         """The valid records from record number `start` on, and how many were read (a torn one at the end is not)."""
         if not self.index_path.exists():
@@ -128,6 +133,10 @@ class Segment:
     def hold(self) -> None:
         """Map the whole file: it stays readable here even if another process prunes it."""
         self.read(self.data_bytes, 0)
+
+    def release(self) -> None:
+        """Forget the mapped file: it may have been cut since."""
+        self._map = None
 
     def touch(self) -> None:
         """Remember that it was used now: the least recently used segment is pruned first."""

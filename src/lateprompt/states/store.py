@@ -242,12 +242,12 @@ class TrunkStates:
                 f"trunk states {str(self.folder)!r}: dropped {dropped} bytes that an interrupted fill left behind",
                 stacklevel=4,
             )
-            self._forget()
+            # Row numbers given out stay what they were: a dropped row fails its checksum, no other takes its place.
+            self._verified = [False] * len(self._verified)
+            for number, segment in enumerate(self._segments):
+                segment.release()
+                self._seen[number] = min(self._seen[number], segment.count)
         self.refresh()
-
-    def _forget(self) -> None:
-        self._segments, self._seen, self._rows = [], [], {}
-        self._segment_of, self._offset, self._length, self._checksum, self._verified = [], [], [], [], []
 
     def fill(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -148,7 +149,9 @@ def keep_states(
         numbers = store.fill(ids, types, progress=bar.advance)
     seconds = time.perf_counter() - started if len(missing) else 0.0
     if len(missing):
-        prune(folder, limit, keep=store.hold(numbers))
+        held = store.hold(numbers)
+        with contextlib.suppress(ValueError):  # another run is filling, and prunes when it is done
+            prune(folder, limit, keep=held)
     kept: list[Feed] = []
     start = 0
     for feed, rows in feeds:
