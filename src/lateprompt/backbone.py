@@ -7,6 +7,7 @@ loss of transformers works on it unchanged.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from transformers.utils.generic import ModelOutput
 
 from lateprompt.cache import cache_views
 from lateprompt.calls import BASE, check_mask, current_extras, first, replace_hidden, select_rows, text_of
+from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
+from lateprompt.lean import lean_view, reading
 from lateprompt.split import Split
 from lateprompt.visibility import tail_masks, widen_buffers
 
@@ -47,11 +50,13 @@ class LateBackbone(nn.Module):
         self.late_prompt_heads = nn.ModuleDict()
         self.slots: dict[str, PromptSlot] = {}
         self.active: str | None = None
+        self.compile_tail = False
         self.family = family_of(backbone)
         self.num_layers = num_layers_of(backbone)
         self._signature = inspect.signature(type(backbone).forward)
         # Views are kept out of `_modules`: no second entry in a state dict, no parameter counted twice.
         self.__dict__["_splits"] = {}
+        self.__dict__["_lean"] = {}
         self.__dict__["_mode"] = None
 
     def __getattr__(self, name: str) -> Any:
@@ -102,8 +107,21 @@ class LateBackbone(nn.Module):
             if split.tail._modules.get("pooler") is not None:
                 split.tail._modules["pooler"] = None
             self._splits[prompt_layer] = split
+            self._lean.pop(prompt_layer, None)
             self.__dict__["_mode"] = None
         return split
+
+    def _lean_tail(self, prompt_layer: int) -> nn.Module:
+        """The tail for calls that read some positions: see `lateprompt.lean`."""
+        split = self.split_at(prompt_layer)
+        made: tuple[nn.Module, bool] | None = self._lean.get(prompt_layer)
+        if made is None or made[1] != self.compile_tail:
+            originals: list[nn.Module] = []
+            made = lean_view(split.tail, self.family, originals, compiled=self.compile_tail), self.compile_tail
+            split.watch(originals)
+            self._lean[prompt_layer] = made
+            self.__dict__["_mode"] = None
+        return made[0]
 
     def train(self, mode: bool = True) -> LateBackbone:
         super().train(mode)
@@ -122,6 +140,8 @@ class LateBackbone(nn.Module):
         if self._mode != mode:
             split.trunk.train(trunk_mode)
             split.tail.train(self.training)
+            if slot.prompt_layer in self._lean:
+                self._lean[slot.prompt_layer][0].train(self.training)
             self.__dict__["_mode"] = mode
         return trains_trunk
 
@@ -132,7 +152,11 @@ class LateBackbone(nn.Module):
         return self.base_layer(**call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The backbone's own arguments, and those of `CallExtras` (as keywords, or from `call_extras`).
+        """The backbone's own arguments, those of `CallExtras` (as keywords, or from `call_extras`), and `read`.
+
+        Args:
+            args, kwargs: see above. `read` (batch,) or (batch, reads) names the text positions that are looked at:
+                `last_hidden_state` is then (batch, reads, hidden), and what only others need is not computed.
 
         Returns:
             The backbone's own output for the n text positions. `hidden_states` (if asked for) are those of the text
@@ -147,22 +171,26 @@ class LateBackbone(nn.Module):
         source_mask = first(call.pop("source_mask", None), extras.source_mask)
         trunk_states = first(call.pop("trunk_states", None), extras.trunk_states)
         names = first(call.pop("adapter_names", None), extras.adapter_names)
+        read = call.pop("read", None)
+        if read is not None:
+            read = read[:, None] if read.ndim == 1 else read
         selected = self.selected_adapter()
         if names is not None:
             names = list(names)
             self._check_names(names, text_of(call, trunk_states).shape[0])
         if trunk_states is None and (selected is None if names is None else all(n == BASE for n in names)):
-            return self._run_base(call)
+            output = self._run_base(call)
+            return output if read is None else _gathered(output, read)
         return_dict = call.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
         check_mask(call, trunk_states)
         if names is not None:
-            output = self._forward_mixed(names, call, source_mask, trunk_states)
+            output = self._forward_mixed(names, call, source_mask, trunk_states, read)
         else:
             if selected is None:
                 raise ValueError("trunk_states were given, but no late prompt is active: they are states at no layer")
-            output = self._forward_group([selected], None, call, source_mask, trunk_states)
+            output = self._forward_group([selected], None, call, source_mask, trunk_states, read)
         return output if return_dict else output.to_tuple()
 
     def _forward_mixed(
@@ -171,6 +199,7 @@ class LateBackbone(nn.Module):
         call: dict[str, Any],
         source_mask: torch.Tensor | None,
         trunk_states: torch.Tensor | None,
+        read: torch.Tensor | None,
     ) -> ModelOutput:
         """Rows of several adapters: one pass per prompt layer, each row with its own generator and prompt length."""
         batch = len(names)
@@ -181,7 +210,7 @@ class LateBackbone(nn.Module):
                 f"trunk_states belong to one prompt layer, but adapter_names asks for {groups} ({BASE}: None)"
             )
         if len(groups) == 1:
-            return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states)
+            return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states, read)
         if call.get("past_key_values") is not None or call.get("use_cache"):
             raise ValueError(
                 f"adapter_names mixes prompt layers {groups} in one cached generation; use adapters of one prompt "
@@ -194,17 +223,18 @@ class LateBackbone(nn.Module):
         for layer in groups:
             rows = torch.tensor([i for i, other in enumerate(layers) if other == layer], device=device)
             part = {key: select_rows(value, rows, batch) for key, value in call.items()}
+            places = select_rows(read, rows, batch)
             if layer is None:
-                outputs.append(self._run_base({**part, "return_dict": True}))
+                bare = self._run_base({**part, "return_dict": True})
+                outputs.append(bare if read is None else _gathered(bare, places))
             else:
                 own = [names[i] for i in rows.tolist()]
-                outputs.append(
-                    self._forward_group(sorted(set(own)), own, part, select_rows(source_mask, rows, batch), None)
-                )
+                mask = select_rows(source_mask, rows, batch)
+                outputs.append(self._forward_group(sorted(set(own)), own, part, mask, None, places))
             order.append(rows)
         back = torch.cat(order).argsort()
         merged = torch.cat([output.last_hidden_state for output in outputs])[back]
-        result = replace_hidden(outputs[-1], merged, self.family.pool(self.base_layer, merged))
+        result = replace_hidden(outputs[-1], merged, self._pooled(merged, read))
         if result.get("hidden_states") is not None:
             layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
             result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
@@ -228,6 +258,7 @@ class LateBackbone(nn.Module):
         call: dict[str, Any],
         source_mask: torch.Tensor | None,
         trunk_states: torch.Tensor | None,
+        read: torch.Tensor | None,
     ) -> ModelOutput:
         """Rows whose prompts all enter after the same layer (`names`: each row's adapter, None: all the same)."""
         slot = self.slots[adapters[0]]
@@ -257,7 +288,8 @@ class LateBackbone(nn.Module):
         k = max((self._prompt_length(name) for name in adapters), default=0)
         tail_input = states
         if not decoding and k:
-            prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
+            with self._quick_dropout():
+                prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
             tail_input = torch.cat([prompt, states], 1)
         arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
         if caches is not None:
@@ -270,21 +302,52 @@ class LateBackbone(nn.Module):
             positions = self._tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
             if positions is not None:
                 arguments["position_ids"] = positions
-        widen_buffers(split.tail, self.family, k)
+        lean = read is not None and caches is None and self._can_be_lean(shared)
+        tail = self._lean_tail(slot.prompt_layer) if lean else split.tail
+        if lean:
+            self._set_mode(slot, split)
+        widen_buffers(tail, self.family, k)
         arguments["attention_mask"] = tail_masks(
             split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
         )
-        output = split.tail(inputs_embeds=tail_input, **arguments, return_dict=True)
-
         skip = 0 if decoding else k
-        hidden = output.last_hidden_state[:, skip:]
-        output = replace_hidden(output, hidden, self.family.pool(self.base_layer, hidden))
+        # With nothing trained but the prompt, its own positions alone want a gradient.
+        front = k if not states.requires_grad and not any(p.requires_grad for p in split.tail.parameters()) else 0
+        with self._quick_dropout(), reading(None if read is None else read + skip, front):
+            output = tail(inputs_embeds=tail_input, **arguments, return_dict=True)
+
+        hidden = output.last_hidden_state
+        if not (lean and self.family.reads and not self.family.fixed_length):
+            hidden = hidden[:, skip:]
+            hidden = hidden if read is None else _at(hidden, read)
+        output = replace_hidden(output, hidden, self._pooled(hidden, read))
         if getattr(output, "hidden_states", None) is not None:
             tail_hidden = tuple(h[:, skip:] for h in output.hidden_states)
             output["hidden_states"] = trunk_hidden + tail_hidden
         if caches is not None:
             output["past_key_values"] = call["past_key_values"]
         return output  # type: ignore[no-any-return]
+
+    def _pooled(self, hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor | None:
+        return self.family.pool(self.base_layer, hidden) if read is None else None
+
+    @property
+    def _checkpoints_gradients(self) -> bool:
+        last = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
+        return self.training and any(getattr(m, "gradient_checkpointing", False) for m in (self.base_layer, last))
+
+    def _quick_dropout(self) -> Any:
+        """Cheap dropout on a CPU; not where the backward pass runs a layer again, outside of this call."""
+        quick = self.training and self.placement[0].type == "cpu" and not self._checkpoints_gradients
+        return FastDropout() if quick and not self.compile_tail else nullcontext()
+
+    def _can_be_lean(self, call: dict[str, Any]) -> bool:
+        """Whether a call wants no more than its read positions, with a kernel that takes any mask."""
+        config: Any = self.base_layer.config
+        asked = (
+            call.get(name) or getattr(config, name, False) for name in ("output_hidden_states", "output_attentions")
+        )
+        return not (any(asked) or self._checkpoints_gradients) and config._attn_implementation in ("eager", "sdpa")
 
     def _caches(self, call: dict[str, Any], prompt_layer: int, has_states: bool) -> tuple[Any, Any] | None:
         use = call.get("use_cache")
@@ -368,6 +431,17 @@ class LateBackbone(nn.Module):
             raise ValueError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
         device, dtype = self.placement
         return states.to(device=device, dtype=dtype)
+
+
+def _at(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Hidden states (batch, reads, hidden) at the read positions (batch, reads)."""
+    return hidden[torch.arange(len(read), device=read.device)[:, None], read]
+
+
+def _gathered(output: Any, read: torch.Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (_at(output[0], read), *output[1:])
+    return replace_hidden(output, _at(output.last_hidden_state, read), None)
 
 
 _TRUNK_ONLY = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "past_key_values", "attention_mask")

@@ -8,7 +8,7 @@ stack is and which modules each view bypasses, and how; nothing else in the libr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,11 @@ class Family:
         output_width: the config's name for the width of what the backbone gives back.
         positions_after_padding: position ids start after the padding id (RoBERTa): so many fewer tokens fit.
         pool: the backbone's pooler, applied by hand to the text positions.
+        projections: a layer's modules that read its attention's input, by path in the layer: query, key and value, or
+            one that makes all three. Paths a model does not have are skipped.
+        reads: the layer takes a KV cache whose keys and values it attends to with whatever mask it is given: the last
+            one can then be computed at read positions alone (`lateprompt.lean`).
+        fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
     """
 
     layers: str
@@ -65,6 +70,17 @@ class Family:
     output_width: str = "hidden_size"
     positions_after_padding: bool = False
     pool: Callable[[nn.Module, torch.Tensor], torch.Tensor | None] = _pool
+    projections: tuple[str, ...] = ()
+    reads: bool = False
+    fixed_length: bool = False
+
+
+def _under(path: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{path}.{name}" for name in names.split())
+
+
+_BERT_QKV = _under("attention.self", "query key value")
+_LLAMA_QKV = _under("self_attn", "q_proj k_proj v_proj")
 
 
 def _bert(positions_after_padding: bool = False) -> Family:
@@ -73,11 +89,26 @@ def _bert(positions_after_padding: bool = False) -> Family:
         {"pooler": "none"},
         {"embeddings": "embeds"},
         positions_after_padding=positions_after_padding,
+        projections=_BERT_QKV,
+        reads=True,
     )
 
 
-def _llama(window: Literal["", "single", "by_type"] = "", dropout: str | None = None) -> Family:
-    return Family("layers", {"norm": "identity"}, {}, causal=True, window=window, dropout=dropout)
+def _llama(
+    window: Literal["", "single", "by_type"] = "",
+    dropout: str | None = None,
+    projections: tuple[str, ...] = _LLAMA_QKV,
+) -> Family:
+    return Family(
+        "layers",
+        {"norm": "identity"},
+        {},
+        causal=True,
+        window=window,
+        dropout=dropout,
+        projections=projections,
+        reads=True,
+    )
 
 
 # fmt: off
@@ -86,16 +117,16 @@ FAMILIES: dict[str, Family] = {
     "roberta": _bert(positions_after_padding=True),
     "xlm-roberta": _bert(positions_after_padding=True),
     "camembert": _bert(positions_after_padding=True),
-    "mpnet": _bert(positions_after_padding=True),
-    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}),
-    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout"),
-    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}),
-    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout"),  # noqa: E501
-    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert),  # noqa: E501
-    "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop"),
-    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",)),  # noqa: E501
-    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout"),  # noqa: E501
-    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim"),  # noqa: E501
+    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), reads=False),
+    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, reads=True),  # noqa: E501
+    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin")),  # noqa: E501
+    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj")),  # noqa: E501
+    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout", projections=("attn.Wqkv",)),  # noqa: E501
+    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert, projections=_under("albert_layers.0.attention", "query key value")),  # noqa: E501
+    "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop", projections=("attn.c_attn",), reads=True, fixed_length=True),  # noqa: E501
+    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj")),  # noqa: E501
+    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout", projections=("attention.query_key_value",), reads=True),  # noqa: E501
+    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, reads=True),  # noqa: E501
     "llama": _llama(),
     "mistral": _llama("single"),
     "qwen2": _llama("by_type"),
@@ -103,7 +134,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": _llama(),
     "gemma2": _llama("by_type"),
     "gemma3_text": _llama("by_type"),
-    "phi3": _llama("single", dropout="resid_pdrop"),
+    "phi3": _llama("single", dropout="resid_pdrop", projections=("self_attn.qkv_proj",)),
 }
 # fmt: on
 

@@ -155,10 +155,14 @@ def read_state(hidden: torch.Tensor, mask: torch.Tensor | None, *, last: bool) -
     """The hidden state (batch, hidden) at each row's first, or last, position of `mask` (None: all positions)."""
     if mask is None:
         return hidden[:, -1 if last else 0]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), read_position(mask, last=last)]
+
+
+def read_position(mask: torch.Tensor, *, last: bool) -> torch.Tensor:
+    """Each row's first, or last, marked position (batch,) of `mask` (batch, length)."""
     order = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     # No position marked: the largest score is 0, argmax gives 0; no host synchronisation either way.
-    scores = mask.to(order.dtype) * (order if last else order.flip(0))
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), scores.argmax(1)]
+    return (mask.to(order.dtype) * (order if last else order.flip(0))).argmax(1)
 
 
 def pooling_slots(mask: torch.Tensor, k: int, *, skip_last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

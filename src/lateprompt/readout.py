@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from lateprompt.backbone import LateBackbone
-from lateprompt.generators import read_state
+from lateprompt.generators import read_position, read_state
 from lateprompt.split import replace_module, shallow_copy
 
 LOSSES = ("vocabulary", "labels")
@@ -140,15 +140,13 @@ class Readout:
         self.model = model
         self.layer = layer
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """The tail's output (batch, length, hidden)."""
+    def hidden(self, batch: Batch, read: torch.Tensor | None = None) -> torch.Tensor:
+        """The tail's output (batch, length, hidden), or (batch, hidden) at the positions `read` (batch,)."""
         extra: dict[str, Any] = {"use_cache": False} if self.layer.family.causal else {}
-        return self.layer(**batch.backbone_inputs(), **extra).last_hidden_state  # type: ignore[no-any-return]
-
-    def at_read(self, batch: Batch) -> torch.Tensor:
-        """The tail's output at the read positions (batch, hidden)."""
-        hidden = self.hidden(batch)
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), batch.read]
+        if read is None:
+            return self.layer(**batch.backbone_inputs(), **extra).last_hidden_state  # type: ignore[no-any-return]
+        output = self.layer(**batch.backbone_inputs(), **extra, read=read)
+        return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Label scores (batch, labels); their softmax are the label probabilities."""
@@ -180,14 +178,14 @@ class WordReadout(Readout):
         self.full_head = LMHead(model, layer) if loss == "vocabulary" else None
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        return self.word_head(self.at_read(batch)).float()
+        return self.word_head(self.hidden(batch, batch.read)).float()
 
     def loss(self, batch: Batch) -> torch.Tensor:
         assert batch.labels is not None
         if self.full_head is None:
             return super().loss(batch)
         targets = self.words.to(batch.labels.device)[batch.labels]
-        return F.cross_entropy(self.full_head(self.at_read(batch)).float(), targets)
+        return F.cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets)
 
 
 class PhraseReadout(Readout):
@@ -222,13 +220,12 @@ class PhraseReadout(Readout):
         device = batch.input_ids.device
         tokens, filled = self.tokens.to(device)[labels], self.filled.to(device)[labels]
         width = tokens.shape[1]
-        rows = torch.arange(len(labels), device=device)[:, None]
         places = batch.read[:, None] + 1 + torch.arange(width, device=device)
         ids = F.pad(batch.input_ids, (0, width)).scatter(1, places, tokens)
         source = F.pad(batch.attention_mask, (0, width))
         mask = source.scatter(1, places, filled)
-        output = self.layer(input_ids=ids, attention_mask=mask, source_mask=source, use_cache=False)
-        logits = self.head(output.last_hidden_state[rows, places - 1]).float()
+        output = self.layer(input_ids=ids, attention_mask=mask, source_mask=source, use_cache=False, read=places - 1)
+        logits = self.head(output.last_hidden_state).float()
         scores = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
         counted = self.counted.to(device)[labels].to(scores.dtype)
         return (scores * counted).sum(1) / counted.sum(1).clamp(min=1)
@@ -271,7 +268,10 @@ class HeadReadout(Readout):
         self.dropout = dropout
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        pooled = pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
+        if self.pooling == "mean":
+            pooled = pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
+        else:
+            pooled = self.hidden(batch, read_position(batch.attention_mask, last=self.pooling == "last"))
         pooled = F.dropout(pooled, self.dropout, self.layer.training)
         return self.head(pooled.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
 

@@ -204,6 +204,11 @@ class Split:
         self.tail = _view(core, family, prompt_layer, num_layers_of(core), self._originals)
         self._state = _state_of(self._originals)
 
+    def watch(self, originals: list[nn.Module]) -> None:
+        """Go stale also when one of these changes: a further view has copied them."""
+        self._originals.extend(originals)
+        self._state = _state_of(self._originals)
+
     @property
     def is_stale(self) -> bool:
         return _state_of(self._originals) != self._state

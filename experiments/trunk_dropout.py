@@ -1,0 +1,58 @@
+"""Few-shot accuracy with dropout in the frozen trunk (the authors' code) and without (ours).
+
+    LATEPROMPT_TASKS=folder python experiments/trunk_dropout.py MODEL [--tasks sst2 trec rte] [--seeds 13 21 42]
+
+100 training rows in all, 1000 more of them as dev rows choose the best weights; the task's dev file is the test set, as
+in the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+
+from lateprompt.run import DataSettings, train_run
+from lateprompt.training.kept import StatesSettings
+from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+
+def main() -> None:
+    """Print one line per task and setting: mean test accuracy over the seeds, and each seed's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "trec", "rte"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
+    parser.add_argument("--method", default="mppg")
+    parser.add_argument("--prompt-layer", default="0.5")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    args = parser.parse_args()
+    data = os.environ.get("LATEPROMPT_TASKS")
+    if not data:
+        sys.exit("set LATEPROMPT_TASKS to the folder with the tasks' rows (<task>/train.jsonl, dev.jsonl)")
+    print(f"{'task':6} {'trunk':10} {'mean':>6} {'stdev':>6} {'seconds':>8}  seeds {args.seeds}")
+    for task in args.tasks:
+        test = str(Path(data) / task / "dev.jsonl")
+        files = DataSettings(train=str(Path(data) / task / "train.jsonl"), test=[test], task=task, shots=100)
+        for dropout in (True, False):
+            found, seconds = [], 0.0
+            for seed in args.seeds:
+                model = ModelSettings(
+                    args.model, method=args.method, prompt_layer=args.prompt_layer, trunk_dropout=dropout
+                )
+                recipe = RecipeSettings(steps=args.steps, eval_every=100, lr=args.lr, seed=seed)
+                states = StatesSettings(states="off" if dropout else "on")
+                _, measured = train_run(model, files, recipe, None, states=states)
+                found.append(measured["test"][test]["accuracy"])
+                seconds += measured["train_seconds"]
+            values = " ".join(f"{value:.4f}" for value in found)
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            kind = "dropout" if dropout else "eval mode"
+            print(f"{task:6} {kind:10} {statistics.mean(found):.4f} {spread:.4f} {seconds:8.1f}  {values}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
