@@ -23,7 +23,7 @@ from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
 from lateprompt.lean import lean_view, reading
 from lateprompt.split import Split
-from lateprompt.visibility import tail_masks, widen_buffers
+from lateprompt.visibility import tail_masks, tail_positions, widen_buffers, with_prompt
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LateBackbone(nn.Module):
         self.slots: dict[str, PromptSlot] = {}
         self.active: str | None = None
         self.compile_tail = False
+        self.trunk_released = False
         self.family = family_of(backbone)
         self.num_layers = num_layers_of(backbone)
         self._signature = inspect.signature(type(backbone).forward)
@@ -174,6 +175,8 @@ class LateBackbone(nn.Module):
         read = call.pop("read", None)
         if read is not None:
             read = read[:, None] if read.ndim == 1 else read
+        if self.trunk_released and trunk_states is None:
+            raise ValueError("the trunk's weights were released for training from kept states: restore them first")
         selected = self.selected_adapter()
         if names is not None:
             names = list(names)
@@ -297,9 +300,10 @@ class LateBackbone(nn.Module):
         tail_mask = mask
         if k:
             seen = states.shape[1] if caches is None else caches[0].get_seq_length()
-            tail_mask = self._tail_mask(mask, names, states, seen, k)
+            lengths = None if names is None else [self._prompt_length(name) for name in names]
+            tail_mask = with_prompt(mask, lengths, states, seen, k)
         if hasattr(self.base_layer, "rotary_emb"):
-            positions = self._tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
+            positions = tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
             if positions is not None:
                 arguments["position_ids"] = positions
         lean = read is not None and caches is None and self._can_be_lean(shared)
@@ -388,41 +392,6 @@ class LateBackbone(nn.Module):
         generator = self.late_prompt_generators[name]
         dtype = next(generator.parameters()).dtype  # fp32 over a half-precision backbone, as PEFT keeps adapters
         return generator(states.to(dtype), mask).to(states.dtype)  # type: ignore[no-any-return]
-
-    def _tail_mask(
-        self, mask: torch.Tensor | None, names: list[str] | None, states: torch.Tensor, seen: int, k: int
-    ) -> torch.Tensor:
-        """The mask (batch, k + seen): the prompt is always attended to, the empty slots of shorter ones never."""
-        batch = states.shape[0]
-        if mask is None:
-            mask = torch.ones(batch, seen, dtype=torch.long, device=states.device)
-        prompt = mask.new_ones(batch, k)
-        if names is not None:
-            empty = torch.tensor([k - self._prompt_length(name) for name in names], device=mask.device)
-            prompt = (torch.arange(k, device=mask.device) >= empty[:, None]).to(mask.dtype)
-        return torch.cat([prompt, mask], 1)
-
-    def _tail_positions(
-        self, positions: torch.Tensor | None, mask: torch.Tensor | None, length: int, k: int, decoding: bool
-    ) -> torch.Tensor | None:
-        """Rotary positions of the tail (batch, k + length): the text's moved by k, the prompt's right before its first.
-
-        Only distances matter to a rotary embedding: the text keeps its own, and a left-padded row stands as far from
-        its prompt as an unpadded one. The prompt itself has no position embedding.
-        """
-        if positions is None:
-            if mask is None or decoding:
-                return None  # Hugging Face counts on from the cache, which holds the prompt
-            positions = torch.arange(length, device=mask.device)[None].expand(mask.shape[0], -1)
-        if decoding or k == 0:
-            return positions + k
-        if mask is None:
-            start = positions[:, :1]
-        else:
-            first = mask.to(torch.long).argmax(1, keepdim=True)
-            start = positions.expand(mask.shape[0], -1).gather(1, first)
-        prompt = start + torch.arange(k, device=positions.device)
-        return torch.cat([prompt, positions.expand(prompt.shape[0], -1) + k], 1)
 
     def _check_states(self, states: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
         width = self.config.hidden_size

@@ -1,7 +1,8 @@
 """`lateprompt bench`: training steps of several methods side by side, interleaved, in one run.
 
 All methods read the mask's hidden state through the same LM head over the same two words, in the same dtype, with the
-same attention kernel and optimiser: what differs is the method. One row shows PEFT's prompt tuning out of the box.
+same attention kernel and optimiser: what differs is the method. One row shows PEFT's prompt tuning out of the box, with
+the whole vocabulary at every position, and one shows it with our dropout, which is cheaper on a CPU.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import peft
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, RobertaConfig
 
 from lateprompt.classifier import pick_device
 from lateprompt.config import LatePromptConfig
-from lateprompt.families import core_of, num_layers_of
+from lateprompt.dropout import FastDropout
 from lateprompt.pretrained import DTYPES, load_base, load_config
 from lateprompt.readout import Batch, LMHead, WordReadout
+from lateprompt.release import ReleasedWeights
 from lateprompt.run import peak_memory_bytes
 from lateprompt.split import resolve_prompt_layer
 
@@ -38,7 +42,7 @@ _LARGE: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {"roberta-base": {}, "roberta-large": _LARGE}
 """Architectures that are benchmarked with random weights, without a hub."""
 WORDS = (100, 200)
-BASELINE = "prompt tuning 20"
+BASELINE = "prompt-tuning-20"
 
 
 @dataclass
@@ -50,9 +54,10 @@ class BenchSettings:
         batch: rows in a batch.
         length: tokens in a row.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
-        dtype: float type of the frozen weights of all methods.
+        dtype: float type of the frozen weights of all methods (but for those whose name says another).
+        methods: which methods to measure, by name; default all but the compiled one.
         repeats: timed steps of each method; the median is printed.
-        memory: measure each method's peak memory in a fresh process of its own.
+        memory: measure each method's peak memory, in a fresh process of its own.
         seed: seed of weights and tokens.
         device: where to run; default a GPU if there is one.
     """
@@ -62,8 +67,9 @@ class BenchSettings:
     length: int = 64
     prompt_layer: int | float | str = "0.5"
     dtype: str = "float32"
+    methods: list[str] | None = None
     repeats: int = 7
-    memory: bool = False
+    memory: bool = True
     seed: int = 0
     device: str | None = None
 
@@ -74,6 +80,14 @@ class BenchSettings:
                 raise ValueError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        for name in self.methods or ():
+            if name not in METHODS:
+                raise ValueError(f"method {name!r} is unknown; choose some of {', '.join(METHODS)}")
+
+    @property
+    def names(self) -> list[str]:
+        """The methods to measure."""
+        return list(self.methods or (name for name, method in METHODS.items() if method.by_default))
 
 
 @dataclass(frozen=True)
@@ -93,12 +107,10 @@ class Bench:
         settings.check()
         self.settings = settings
         self.device = pick_device(settings.device)
-        torch.manual_seed(settings.seed)
-        model = self.fresh_model()
-        self.config = model.config
-        self.layers = num_layers_of(core_of(model))
+        self.config = self._config()
+        self.layers = int(self.config.num_hidden_layers)
         self.prompt_layer = resolve_prompt_layer(settings.prompt_layer, self.layers)
-        self._shared: Any = model
+        torch.manual_seed(settings.seed)
         ids = torch.randint(5, self.config.vocab_size, (settings.batch, settings.length))
         self.labels = (torch.arange(settings.batch) % len(WORDS)).to(self.device)
         self.batch = Batch(
@@ -108,15 +120,24 @@ class Bench:
             labels=self.labels,
         ).to(self.device)
 
-    def fresh_model(self) -> Any:
-        """The masked LM, in training mode, on the device."""
-        name, dtype = self.settings.model, self.settings.dtype
+    def _config(self) -> Any:
+        name = self.settings.model
         if name in SHAPES:
-            config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **SHAPES[name])
-            model: Any = RobertaForMaskedLM(config)
-            model = model.to(dtype=DTYPES[dtype])
+            return RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **SHAPES[name])
+        return load_config(name)
+
+    @cached_property
+    def shared(self) -> Any:
+        """One frozen model for the methods that leave it as it is."""
+        return self.fresh_model()
+
+    def fresh_model(self, dtype: str | None = None) -> Any:
+        """The masked LM, in training mode, on the device."""
+        name, dtype = self.settings.model, dtype or self.settings.dtype
+        torch.manual_seed(self.settings.seed)
+        if name in SHAPES:
+            model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
-            load_config(name)
             model = load_base(name, "mask", dtype=dtype)
         return model.to(self.device).train()
 
@@ -132,9 +153,12 @@ class Bench:
 
         return step
 
-    def rival(self, config: peft.PeftConfig | None, *, fresh: bool = False) -> Callable[[], None]:
-        """A PEFT method on the backbone (None: full tuning), with our readout's economy."""
-        base = self.fresh_model() if fresh else self._shared
+    def rival(self, config: peft.PeftConfig | None, *, fresh: bool = False, quick: bool = False) -> Callable[[], None]:
+        """A PEFT method on the backbone (None: full tuning), with our readout's economy.
+
+        With `quick` it also has our dropout, which on a CPU is cheaper and keeps less for the backward pass.
+        """
+        base = self.fresh_model() if fresh else self.shared
         backbone = base.base_model
         head = LMHead(base, backbone, torch.tensor(WORDS))
         if config is None:
@@ -144,9 +168,11 @@ class Bench:
             model = peft.get_peft_model(backbone, config)
         model.train()
         batch, labels = self.batch, self.labels
+        dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
-            hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            with dropout():
+                hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
             hidden = hidden[:, -batch.input_ids.shape[1] :]
             scores = head(hidden[torch.arange(len(hidden), device=hidden.device), batch.read])
             return F.cross_entropy(scores.float(), labels)
@@ -155,7 +181,7 @@ class Bench:
 
     def out_of_the_box(self) -> Callable[[], None]:
         """PEFT's prompt tuning as its documentation has it: the whole vocabulary at every position."""
-        base = self._shared
+        base = self.shared
         backbone = base.base_model
         head = LMHead(base, backbone)
         model = peft.get_peft_model(backbone, _prompt_tuning(20))
@@ -171,13 +197,16 @@ class Bench:
 
         return self.stepper(model, loss)
 
-    def late_prompt(self, generator: str, *, kept: bool) -> Callable[[], None]:
-        """LPT, with the trunk run at each step or its states kept."""
-        base = self.fresh_model()
+    def late_prompt(
+        self, generator: str, *, kept: bool, dtype: str | None = None, compiled: bool = False
+    ) -> Callable[[], None]:
+        """LPT, with the trunk run at each step or its states kept (and its weights released)."""
+        base = self.fresh_model(dtype)
         config = LatePromptConfig(prompt_layer=self.prompt_layer, generator=generator, num_prompt_tokens=5)
         model = peft.get_peft_model(base, config)
         model.train()
         layer: Any = model.base_model.layer
+        layer.compile_tail = compiled
         readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
         batch = self.batch
         if kept:
@@ -185,6 +214,7 @@ class Bench:
                 trunk = layer.split_at(self.prompt_layer).trunk.eval()
                 output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             batch = Batch(**{**vars(batch), "trunk_states": output.last_hidden_state})
+            ReleasedWeights(model.get_base_model(), layer, self.prompt_layer, readout)
         return self.stepper(model, lambda: readout.loss(batch))
 
     def floating_operations(self, cost: Cost) -> float:
@@ -194,11 +224,11 @@ class Bench:
         layer = 2 * (4 * d * d + 2 * d * inner) + 4 * length * d
         return float(self.settings.batch * length * layer * (cost.forward + cost.backward + cost.weights))
 
-    def ceiling(self) -> Callable[[], float]:
-        """A matrix product of the model's own shape and dtype; returns its operations per second."""
+    def ceiling(self, dtype: str) -> Callable[[], float]:
+        """A matrix product of the model's own shape; returns its operations per second."""
         rows, d = self.settings.batch * self.settings.length, self.config.hidden_size
-        a = torch.randn(rows, d, device=self.device, dtype=DTYPES[self.settings.dtype])
-        b = torch.randn(d, self.config.intermediate_size, device=self.device, dtype=DTYPES[self.settings.dtype])
+        a = torch.randn(rows, d, device=self.device, dtype=DTYPES[dtype])
+        b = torch.randn(d, self.config.intermediate_size, device=self.device, dtype=DTYPES[dtype])
 
         def measure() -> float:
             started = time.perf_counter()
@@ -218,86 +248,125 @@ def _prompt_tuning(tokens: int) -> peft.PeftConfig:
     return peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
 
 
+def _lora() -> peft.PeftConfig:
+    targets = ["query", "value"]
+    return peft.LoraConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, r=8, lora_dropout=0.0, target_modules=targets)
+
+
+def _prefix_tuning(tokens: int) -> peft.PeftConfig:
+    return peft.PrefixTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
+
+
 @dataclass(frozen=True)
 class Method:
-    """One row: how its step is made, and which layers it computes (of `layers`, with `p` below the prompt)."""
+    """One row: what it is called, how its step is made, and which layers it computes (of n, with p below the prompt).
 
+    Args:
+        name: what the table calls it.
+        make: makes the step.
+        cost: (n, p) to the layers computed.
+        states: it trains from kept states.
+        dtype: its own float type, or None for the settings'.
+        by_default: measured unless methods are named.
+    """
+
+    name: str
     make: Callable[[Bench], Callable[[], None]]
     cost: Callable[[int, int], Cost]
     states: bool = False
+    dtype: str | None = None
+    by_default: bool = True
+
+
+def _late(generator: str, *, kept: bool, **more: Any) -> Callable[[Bench], Callable[[], None]]:
+    return lambda bench: bench.late_prompt(generator, kept=kept, **more)
+
+
+def _tail_cost(n: int, p: int) -> Cost:
+    """The tail, less what a lean one leaves out: of its last layer 10 of 12 parts (all but keys and values) both ways,
+    and of its first layer's backward pass the projections' 3.
+    """
+    return Cost(n - p - 10 / 12, n - p - 13 / 12, 0, 5)
 
 
 METHODS: dict[str, Method] = {
-    BASELINE: Method(lambda b: b.rival(_prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
-    "prompt tuning 20, out of the box": Method(lambda b: b.out_of_the_box(), lambda n, p: Cost(n, n, 0, 20)),
-    "prompt tuning 100": Method(lambda b: b.rival(_prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)),
-    "LoRA r=8": Method(
-        lambda b: b.rival(
-            peft.LoraConfig(
-                task_type=peft.TaskType.FEATURE_EXTRACTION, r=8, lora_dropout=0.0, target_modules=["query", "value"]
-            ),
-            fresh=True,
-        ),
-        lambda n, p: Cost(n, n),
+    BASELINE: Method("prompt tuning 20 (PEFT)", lambda b: b.rival(_prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
+    "prompt-tuning-20-quick": Method(
+        "the same, with our dropout",
+        lambda b: b.rival(_prompt_tuning(20), quick=True),
+        lambda n, p: Cost(n, n, 0, 20),
     ),
-    "full tuning": Method(lambda b: b.rival(None, fresh=True), lambda n, p: Cost(n, n, n)),
-    "LPT npg": Method(lambda b: b.late_prompt("npg", kept=False), lambda n, p: Cost(n, n - p, 0, 5)),
-    "LPT npg, kept states": Method(
-        lambda b: b.late_prompt("npg", kept=True), lambda n, p: Cost(n - p, n - p, 0, 5), states=True
+    "prompt-tuning-20-stock": Method(
+        "the same, out of the box", lambda b: b.out_of_the_box(), lambda n, p: Cost(n, n, 0, 20)
     ),
-    "LPT mppg, kept states": Method(
-        lambda b: b.late_prompt("mppg", kept=True), lambda n, p: Cost(n - p, n - p, 0, 5), states=True
+    "prompt-tuning-100": Method(
+        "prompt tuning 100 (PEFT)", lambda b: b.rival(_prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)
+    ),
+    "prefix-tuning-20": Method(
+        "prefix tuning 20 (PEFT)", lambda b: b.rival(_prefix_tuning(20)), lambda n, p: Cost(n, n)
+    ),
+    "lora": Method("LoRA r=8 (PEFT)", lambda b: b.rival(_lora(), fresh=True), lambda n, p: Cost(n, n)),
+    "full-tuning": Method("full tuning", lambda b: b.rival(None, fresh=True), lambda n, p: Cost(n, n, n)),
+    "npg": Method("LPT npg", _late("npg", kept=False), lambda n, p: replace(_tail_cost(n, p), forward=n - 10 / 12)),
+    "npg-states": Method("LPT npg", _late("npg", kept=True), _tail_cost, True),
+    "mppg-states": Method("LPT mppg", _late("mppg", kept=True), _tail_cost, True),
+    "appg-states": Method("LPT appg", _late("appg", kept=True), _tail_cost, True),
+    "npg-states-bf16": Method("LPT npg", _late("npg", kept=True, dtype="bfloat16"), _tail_cost, True, "bfloat16"),
+    "npg-states-compiled": Method(
+        "LPT npg, compiled tail", _late("npg", kept=True, compiled=True), _tail_cost, True, by_default=False
     ),
 }
 
 
-def run_bench(settings: BenchSettings, methods: Sequence[str] | None = None) -> dict[str, Any]:
+def run_bench(settings: BenchSettings) -> dict[str, Any]:
     """Measure the methods in turn, `repeats` times around, after one step each that is not counted.
 
     Returns:
         `ceiling_gflops`, and `rows` with one entry per method.
     """
-    names = list(methods or METHODS)
+    settings.check()
+    names = settings.names
+    # Before anything is big here: a process of its own needs room.
+    memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
     bench = Bench(settings)
     steps = {name: METHODS[name].make(bench) for name in names}
-    ceiling = bench.ceiling()
+    dtypes = {name: METHODS[name].dtype or settings.dtype for name in names}
+    ceilings = {dtype: bench.ceiling(dtype) for dtype in {settings.dtype, *dtypes.values()}}
+    rates: dict[str, list[float]] = {dtype: [] for dtype in ceilings}
     times: dict[str, list[float]] = {name: [] for name in names}
-    ceilings: list[float] = []
     for turn in range(settings.repeats + 1):
-        rate = ceiling()
+        for dtype, measure in ceilings.items():
+            rate = measure()
+            if turn:
+                rates[dtype].append(rate)
         for name in names:
             started = time.perf_counter()
             steps[name]()
             bench.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - started)
-        if turn:
-            ceilings.append(rate)
-    best = statistics.median(ceilings)
-    memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
+    best = {dtype: statistics.median(values) for dtype, values in rates.items()}
     rows = []
     for name in names:
-        seconds = statistics.median(times[name])
-        operations = bench.floating_operations(METHODS[name].cost(bench.layers, bench.prompt_layer))
+        method, seconds = METHODS[name], statistics.median(times[name])
+        operations = bench.floating_operations(method.cost(bench.layers, bench.prompt_layer))
+        # Pair by pair: both were timed in the same turn, so the machine's drift cancels.
+        pairs = zip(times[name], times.get(BASELINE, []), strict=BASELINE in times)
+        ratios = [base / own for own, base in pairs]
         row: dict[str, Any] = {
-            "method": name,
-            "states": METHODS[name].states,
-            "dtype": settings.dtype,
+            "method": method.name,
+            "name": name,
+            "states": method.states,
+            "dtype": dtypes[name],
             "step_ms": 1000 * seconds,
             "tokens_per_second": settings.batch * settings.length / seconds,
-            # Pair by pair: both were timed in the same turn, so the machine's drift cancels.
-            "speed_vs_prompt_tuning": statistics.median(
-                b / a for a, b in zip(times[name], times[BASELINE], strict=True)
-            )
-            if BASELINE in times
-            else None,
-            "ceiling_fraction": operations / seconds / best,
+            "speed_vs_prompt_tuning": statistics.median(ratios) if ratios else None,
+            "peak_memory_bytes": memory.get(name),
+            "memory_vs_prompt_tuning": memory[name] / memory[BASELINE] if BASELINE in memory else None,
+            "ceiling_fraction": operations / seconds / best[dtypes[name]],
         }
-        if memory:
-            row["peak_memory_bytes"] = memory[name]
-            row["memory_vs_prompt_tuning"] = memory[name] / memory[BASELINE] if BASELINE in memory else None
         rows.append(row)
-    return {"ceiling_gflops": best / 1e9, "rows": rows}
+    return {"ceiling_gflops": best[settings.dtype] / 1e9, "rows": rows}
 
 
 def peak_memory(settings: BenchSettings, method: str) -> int:

@@ -19,10 +19,11 @@ from lateprompt.files import read_json, read_tensors, write_json, write_tensors,
 from lateprompt.methods import METHODS, check_method
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
+from lateprompt.release import ReleasedWeights
 from lateprompt.tasks import Row, Task, TaskEncoder
 from lateprompt.training.evaluate import evaluate, predict_scores, softmax
 from lateprompt.training.feed import Feed
-from lateprompt.training.kept import StatesSettings, keep_states
+from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuner import LatePromptLayer
 
@@ -68,6 +69,7 @@ class TextClassifier:
         self.max_length = min(settings.max_length, limit) if limit else settings.max_length
         self.encoder = TaskEncoder(tokenizer, task, settings.readout, self.max_length)
         self.readout = self._make_readout()
+        self._released: ReleasedWeights | None = None
 
     def _make_readout(self) -> Readout:
         layer, base = self.layer, self.model.get_base_model()
@@ -113,6 +115,21 @@ class TextClassifier:
         """How many parameters are trained."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
+    def release(self) -> None:
+        """Free the weights that training and evaluation from kept states do not touch: trunk, embeddings, LM head rows.
+
+        What needs them later (rows without kept states) loads them again by itself.
+        """
+        if self._released is None:
+            base, layer = self.model.get_base_model(), self.layer
+            self._released = ReleasedWeights(base, layer, int(self.settings.prompt_layer), self.readout)
+
+    def restore(self) -> None:
+        """Load again what `release` has freed."""
+        if self._released is not None:
+            self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
+            self._released = None
+
     def feed(self, rows: Sequence[Row]) -> Feed:
         """The rows, encoded."""
         return Feed(self.encoder.encode(rows), self.tokenizer.pad_token_id or 0)
@@ -123,6 +140,7 @@ class TextClassifier:
         """Label probabilities (rows, labels)."""
         if not rows:
             return np.zeros((0, len(self.task.labels)), dtype=np.float32)
+        self.restore()
         scores = predict_scores(
             self.readout, self.feed(rows), batch_size=batch_size, device=self.device, progress=progress
         )
@@ -132,11 +150,15 @@ class TextClassifier:
         self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
     ) -> tuple[list[Feed], float]:
         """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took."""
+        self.restore()
         return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
-    def evaluate(self, rows: Sequence[Row], *, batch_size: int = 64) -> dict[str, float]:
-        """The task's metrics on labelled rows."""
-        return evaluate(self.readout, self.feed(rows), self.task.metrics, batch_size=batch_size, device=self.device)
+    def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
+        """The task's metrics on labelled rows, or on a feed of them (with kept states, perhaps)."""
+        feed = rows if isinstance(rows, Feed) else self.feed(rows)
+        if not isinstance(feed, StatesFeed):
+            self.restore()
+        return evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
 
     # -- the run folder's own files ----------------------------------------------------------------------------------
 

@@ -245,9 +245,11 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
 def _add_bench(parser: _Parser) -> None:
     from lateprompt.bench import BenchSettings
 
-    parser.add_class_arguments(BenchSettings, skip={"memory"})
-    parser.add_argument("--memory", action="store_true", help="also peak memory, each method in a fresh process")
+    parser.add_class_arguments(BenchSettings)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+_RATIOS = ("speed_vs_prompt_tuning", "peak_memory_bytes", "memory_vs_prompt_tuning")
 
 
 def _bench(args: Namespace) -> None:
@@ -260,20 +262,25 @@ def _bench(args: Namespace) -> None:
     longest = max(row["tokens_per_second"] for row in result["rows"])
     rows = []
     for row in result["rows"]:
-        bar = "█" * max(1, round(24 * row["tokens_per_second"] / longest))
-        memory = f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else ""
+        bar = "█" * max(1, round(16 * row["tokens_per_second"] / longest))
+        speed, bytes_, share = (row[key] for key in _RATIOS)
         rows.append(
             (
-                row["method"],
+                row["method"] + (", kept states" if row["states"] else ""),
+                row["dtype"],
                 f"{row['step_ms']:.0f}",
                 f"{row['tokens_per_second']:,.0f}",
-                f"{row['speed_vs_prompt_tuning']:.2f} x",
+                "" if speed is None else f"{speed:.2f} x",
                 f"{row['ceiling_fraction']:.0%}",
-                memory,
+                "" if bytes_ is None else f"{bytes_ / 1e9:.2f} GB",
+                "" if share is None else f"{share:.2f} x",
                 bar,
             )
         )
-    _print_table(("method", "step, ms", "tokens/s", "vs prompt tuning", "of ceiling", "peak memory", "speed"), rows)
+    _print_table(
+        ("method", "dtype", "step, ms", "tokens/s", "speed", "of ceiling", "peak memory", "memory", "tokens/s"), rows
+    )
+    print("speed and memory: against prompt tuning 20 by PEFT")
     print(f"matrix-product ceiling: {result['ceiling_gflops']:.0f} GFLOP/s")
 
 

@@ -33,30 +33,70 @@ def fast_dropout(input: torch.Tensor, rate: float) -> torch.Tensor:
     return (input * mask).mul_(scale)
 
 
+class _DropoutAttention(torch.autograd.Function):
+    """softmax(scale · Q Kᵀ + mask), dropped out, times V; the weights are made anew in the backward pass.
+
+    Torch keeps the weights before and after dropout and what it dropped: (batch, heads, length, length) three times.
+    This keeps what was dropped, one byte per weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        rate: float,
+        scale: float,
+    ) -> torch.Tensor:
+        weights = _weights(query, key, mask, scale)
+        kept, factor = keep_mask(weights.shape, rate)
+        ctx.save_for_backward(query, key, value, mask, kept)
+        ctx.scale, ctx.factor = scale, factor
+        return weights.mul_(kept).mul_(factor) @ value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        query, key, value, mask, kept = ctx.saved_tensors
+        gradient = gradients[0]
+        weights = _weights(query, key, mask, ctx.scale)
+        to_value = None
+        if ctx.needs_input_grad[2]:
+            to_value = (weights * kept).mul_(ctx.factor).transpose(-1, -2) @ gradient
+        to_weights = (gradient @ value.transpose(-1, -2)).mul_(kept).mul_(ctx.factor)
+        # The softmax's own backward pass: w · (g − Σ w g).
+        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+        to_query = to_scores @ key if ctx.needs_input_grad[0] else None
+        to_key = to_scores.transpose(-1, -2) @ query if ctx.needs_input_grad[1] else None
+        return to_query, to_key, to_value, None, None, None
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Attention weights; a row that may attend to nothing has none, as torch's has."""
+    scores = (query @ key.transpose(-1, -2)).mul_(scale)
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype != torch.bool:
+        return scores.add_(mask).softmax(-1)
+    weights = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.mul_(mask.any(-1, keepdim=True))
+
+
 def dropout_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
+    mask: torch.Tensor | None,
     rate: float,
-    scale: float | None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention` with dropout, for (batch, heads, length, width) on a CPU.
 
-    With dropout torch computes it by these same products; a row that may attend to nothing gives zeros there too.
+    Torch has no fused kernel for it there either. The mask gets no gradient.
     """
-    scores = query @ key.transpose(-1, -2)
-    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    empty = None
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-        empty = ~attn_mask.any(-1, keepdim=True)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    weights = scores.softmax(-1)
-    if empty is not None:
-        weights = weights.masked_fill(empty, 0.0)
-    return fast_dropout(weights, rate) @ value
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return _DropoutAttention.apply(query, key, value, mask, rate, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class FastDropout(TorchFunctionMode):
@@ -89,7 +129,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or enable_gqa or (is_causal and attn_mask is not None):
+    trained_mask = attn_mask is not None and (attn_mask.requires_grad or is_causal)
+    if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or enable_gqa or trained_mask:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

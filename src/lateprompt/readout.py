@@ -83,11 +83,19 @@ class _SomeRows(nn.Module):
         super().__init__()
         self.__dict__["_linear"] = linear
         self.__dict__["_rows"] = rows
+        self.__dict__["_own"] = None
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def keep(self) -> None:
+        """Hold a copy of the rows: the embedding they come from is about to be freed."""
+        self.__dict__["_own"] = tuple(None if part is None else part.detach() for part in self._parts())
+
+    def _parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         linear = self.__dict__["_linear"]
         rows = self.__dict__["_rows"].to(linear.weight.device)
-        return F.linear(hidden, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+        return linear.weight[rows], None if linear.bias is None else linear.bias[rows]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, *(self.__dict__["_own"] or self._parts()))
 
 
 class LMHead:
@@ -114,8 +122,10 @@ class LMHead:
         owned: dict[str, nn.Module] = {}
         names = {id(module): name for name, module in model.named_modules()}
         replace_module(self.view, names[id(layer)], _GivenHidden(layer), owned)
-        if words is not None and type(output) is nn.Linear:
-            replace_module(self.view, names[id(output)], _SomeRows(output, words), owned)
+        self.output = output
+        self.rows = _SomeRows(output, words) if words is not None and type(output) is nn.Linear else None
+        if self.rows is not None:
+            replace_module(self.view, names[id(output)], self.rows, owned)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores (batch, words) of hidden states (batch, hidden), or (batch, n, words) of (batch, n, hidden)."""
@@ -148,6 +158,10 @@ class Readout:
         output = self.layer(**batch.backbone_inputs(), **extra, read=read)
         return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
+    def release_head(self) -> nn.Module | None:
+        """The output embedding, if this readout can do without it from now on."""
+        return None
+
     def scores(self, batch: Batch) -> torch.Tensor:
         """Label scores (batch, labels); their softmax are the label probabilities."""
         raise TypeError(f"{type(self).__name__} must override scores")
@@ -176,6 +190,13 @@ class WordReadout(Readout):
         self.loss_over = loss
         self.word_head = LMHead(model, layer, self.words)
         self.full_head = LMHead(model, layer) if loss == "vocabulary" else None
+
+    def release_head(self) -> nn.Module | None:
+        rows = self.word_head.rows
+        if self.full_head is not None or rows is None or self.word_head.output.weight.requires_grad:
+            return None
+        rows.keep()
+        return self.word_head.output  # type: ignore[no-any-return]
 
     def scores(self, batch: Batch) -> torch.Tensor:
         return self.word_head(self.hidden(batch, batch.read)).float()

@@ -23,8 +23,9 @@ from lateprompt.methods import check_method
 from lateprompt.tasks import Row, Task, default_task, few_shot, load_task, read_rows
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
+from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
-from lateprompt.training.kept import StatesSettings, rows_needed
+from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 METRICS_FILE = "metrics.json"
@@ -177,7 +178,9 @@ def train_run(
     classifier = TextClassifier.build(model, rows.task, seed=recipe.seed)
     train = classifier.feed(rows.train)
     dev = classifier.feed(rows.dev) if rows.dev else None
-    parts = [(train, rows_needed(train, recipe))] + ([] if dev is None else [(dev, np.arange(len(dev)))])
+    others = {path: classifier.feed(part) for path, part in {**rows.more_dev, **rows.test}.items()}
+    whole = [feed for feed in (dev, *others.values()) if feed is not None]
+    parts = [(train, rows_needed(train, recipe)), *((feed, np.arange(len(feed))) for feed in whole)]
     facts = {
         "recipe": asdict(recipe),
         "data": {
@@ -196,8 +199,11 @@ def train_run(
         if overwrite and not resume:
             clear_folder(output)
         output.mkdir(parents=True, exist_ok=True)
-    (train, *others), fill_seconds = classifier.kept(parts, states, quiet=quiet)
-    dev = others[0] if others else None
+    (train, *whole), fill_seconds = classifier.kept(parts, states, quiet=quiet)
+    if isinstance(train, StatesFeed):
+        classifier.release()
+    dev = whole.pop(0) if dev is not None else None
+    others = dict(zip(others, whole, strict=True))
     result = fit(
         classifier.model,
         classifier.readout,
@@ -210,7 +216,7 @@ def train_run(
         settings=what,
         quiet=quiet,
     )
-    measured = {**_measure(classifier, result, rows, recipe), "trunk_fill_seconds": fill_seconds}
+    measured = {**_measure(classifier, result, rows, others, recipe), "trunk_fill_seconds": fill_seconds}
     if output is not None:
         facts |= {
             "states": asdict(states),
@@ -225,12 +231,15 @@ def train_run(
     return classifier, measured
 
 
-def _measure(classifier: TextClassifier, result: FitResult, rows: Rows, recipe: RecipeSettings) -> dict[str, Any]:
+def _measure(
+    classifier: TextClassifier, result: FitResult, rows: Rows, feeds: dict[str, Feed], recipe: RecipeSettings
+) -> dict[str, Any]:
     size = recipe.eval_batch_size
+    values = {path: classifier.evaluate(feed, batch_size=size) for path, feed in feeds.items()}
     return {
         **result.metrics,
-        "dev_sets": {path: classifier.evaluate(part, batch_size=size) for path, part in rows.more_dev.items()},
-        "test": {path: classifier.evaluate(part, batch_size=size) for path, part in rows.test.items()},
+        "dev_sets": {path: values[path] for path in rows.more_dev},
+        "test": {path: values[path] for path in rows.test},
         "train_rows": len(rows.train),
         "dev_rows": len(rows.dev),
         "steps": result.steps,

@@ -1,7 +1,8 @@
-"""Sliding windows: keep the prompt at the front visible to every position that follows it."""
+"""Masks and positions of a tail with a prompt at the front, which every position that follows must see."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,3 +93,49 @@ def widen_buffers(tail: nn.Module, family: Family, num_prompt_tokens: int) -> No
             wide ^= hidden
         module.__dict__["_buffers"] = {**shared, "bias": wide}
         module.__dict__["_widened"] = key
+
+
+def with_prompt(
+    mask: torch.Tensor | None, lengths: Sequence[int] | None, states: torch.Tensor, seen: int, num_prompt_tokens: int
+) -> torch.Tensor:
+    """The mask (batch, k + seen): the prompt is always attended to, the empty slots of shorter ones never.
+
+    Args:
+        mask: (batch, seen), or None: all.
+        lengths: each row's prompt length where they differ; shorter prompts stand at the right end of the k slots.
+        states: (batch, length, hidden), for the batch's size and device.
+        seen: positions of the text, those in the cache included.
+        num_prompt_tokens: k.
+    """
+    batch, k = states.shape[0], num_prompt_tokens
+    if mask is None:
+        mask = torch.ones(batch, seen, dtype=torch.long, device=states.device)
+    prompt = mask.new_ones(batch, k)
+    if lengths is not None:
+        empty = torch.tensor([k - length for length in lengths], device=mask.device)
+        prompt = (torch.arange(k, device=mask.device) >= empty[:, None]).to(mask.dtype)
+    return torch.cat([prompt, mask], 1)
+
+
+def tail_positions(
+    positions: torch.Tensor | None, mask: torch.Tensor | None, length: int, num_prompt_tokens: int, decoding: bool
+) -> torch.Tensor | None:
+    """Rotary positions of the tail (batch, k + length): the text's moved by k, the prompt's right before its first.
+
+    Only distances matter to a rotary embedding: the text keeps its own, and a left-padded row stands as far from
+    its prompt as an unpadded one. The prompt itself has no position embedding.
+    """
+    k = num_prompt_tokens
+    if positions is None:
+        if mask is None or decoding:
+            return None  # Hugging Face counts on from the cache, which holds the prompt
+        positions = torch.arange(length, device=mask.device)[None].expand(mask.shape[0], -1)
+    if decoding or k == 0:
+        return positions + k
+    if mask is None:
+        start = positions[:, :1]
+    else:
+        first = mask.to(torch.long).argmax(1, keepdim=True)
+        start = positions.expand(mask.shape[0], -1).gather(1, first)
+    prompt = start + torch.arange(k, device=positions.device)
+    return torch.cat([prompt, positions.expand(prompt.shape[0], -1) + k], 1)
