@@ -8,11 +8,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lateprompt import LatePromptConfig
 from lateprompt.families import FAMILIES
 from lateprompt.lean import ReadLayer, _FrontLinear
-from tests.tiny_models import CONFIGS, DECODERS, LAYERS, tiny_batch, tiny_model
+from tests.tiny_models import CONFIGS, DECODERS, EAGER_ONLY, LAYERS, tiny_batch, tiny_model
 
 READS = torch.tensor([[10, 2], [7, 0], [4, 3]])
 
@@ -204,3 +205,28 @@ def test_bf16_autocast() -> None:
     torch.testing.assert_close(lean.float(), whole.float(), rtol=0.05, atol=0.05)
     for key, gradient in whole_gradients.items():
         assert F.cosine_similarity(gradients[key].flatten(), gradient.flatten(), 0) > 0.98
+
+
+class _NoQuestions(TorchDispatchMode):
+    """Fails where a tensor's value is asked for: on a GPU that waits for all work in the queue."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor's value was asked for"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+@pytest.mark.parametrize("generator", ["npg", "mppg"])
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {*EAGER_ONLY, "opt"}))
+def test_a_step_from_kept_states_never_waits_for_the_device(name: str, generator: str, padding: str) -> None:
+    model = late(name, generator=generator)
+    inputs = tiny_batch(name, padding)
+    layer = model.base_model.layer
+    with torch.no_grad():
+        states = layer.split_at(2).trunk(**inputs).last_hidden_state
+    model.train()
+    extra = {"use_cache": False} if layer.family.causal else {}
+    mask = {} if padding == "none" else {"attention_mask": inputs["attention_mask"]}
+    with _NoQuestions():
+        output = layer(trunk_states=states, **mask, **extra, read=READS[:, 1])
+        output.last_hidden_state.square().mean().backward()

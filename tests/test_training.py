@@ -87,7 +87,7 @@ def test_no_decay_on_biases(headless):
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "headless"])
 def test_it_learns(kind, request):
-    _, result = run(request.getfixturevalue(kind), replace(RECIPE, epochs=16, lr=1e-2), method="mppg")
+    _, result = run(request.getfixturevalue(kind), replace(RECIPE, epochs=24, lr=1e-2), method="mppg")
     assert result.history[-1]["train_loss"] < 0.9 * result.history[0]["train_loss"]
 
 

@@ -298,7 +298,7 @@ class LateBackbone(nn.Module):
         if caches is not None:
             arguments["past_key_values"] = caches[1]
         tail_mask = mask
-        if k:
+        if k and (mask is not None or names is not None):
             seen = states.shape[1] if caches is None else caches[0].get_seq_length()
             lengths = None if names is None else [self._prompt_length(name) for name in names]
             tail_mask = with_prompt(mask, lengths, states, seen, k)
@@ -306,7 +306,11 @@ class LateBackbone(nn.Module):
             positions = tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
             if positions is not None:
                 arguments["position_ids"] = positions
-        lean = read is not None and caches is None and self._can_be_lean(shared)
+        skip = 0 if decoding else k
+        # With nothing trained but the prompt, its own positions alone want a gradient.
+        bare = not states.requires_grad and not any(p.requires_grad for p in split.tail.parameters())
+        front = skip if bare and torch.is_grad_enabled() else 0
+        lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self._can_be_lean(shared)
         tail = self._lean_tail(slot.prompt_layer) if lean else split.tail
         if lean:
             self._set_mode(slot, split)
@@ -314,14 +318,11 @@ class LateBackbone(nn.Module):
         arguments["attention_mask"] = tail_masks(
             split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
         )
-        skip = 0 if decoding else k
-        # With nothing trained but the prompt, its own positions alone want a gradient.
-        front = k if not states.requires_grad and not any(p.requires_grad for p in split.tail.parameters()) else 0
         with self._quick_dropout(), reading(None if read is None else read + skip, front):
             output = tail(inputs_embeds=tail_input, **arguments, return_dict=True)
 
         hidden = output.last_hidden_state
-        if not (lean and self.family.reads and not self.family.fixed_length):
+        if not (lean and read is not None and self.family.reads and not self.family.fixed_length):
             hidden = hidden[:, skip:]
             hidden = hidden if read is None else _at(hidden, read)
         output = replace_hidden(output, hidden, self._pooled(hidden, read))

@@ -27,7 +27,7 @@ from transformers import AutoModelForMaskedLM, RobertaConfig
 from lateprompt.classifier import pick_device
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
-from lateprompt.pretrained import DTYPES, load_base, load_config
+from lateprompt.pretrained import DTYPES, load_base, load_config, wrap
 from lateprompt.readout import Batch, LMHead, WordReadout
 from lateprompt.release import ReleasedWeights
 from lateprompt.run import peak_memory_bytes
@@ -165,7 +165,7 @@ class Bench:
             model: nn.Module = backbone.requires_grad_(True)
         else:
             backbone.requires_grad_(False)
-            model = peft.get_peft_model(backbone, config)
+            model = wrap(backbone, config)
         model.train()
         batch, labels = self.batch, self.labels
         dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
@@ -184,7 +184,7 @@ class Bench:
         base = self.shared
         backbone = base.base_model
         head = LMHead(base, backbone)
-        model = peft.get_peft_model(backbone, _prompt_tuning(20))
+        model = wrap(backbone, _prompt_tuning(20))
         model.train()
         batch, k = self.batch, 20
         targets = torch.full((len(batch.read), self.settings.length + k), -100, device=self.device)
@@ -203,7 +203,7 @@ class Bench:
         """LPT, with the trunk run at each step or its states kept (and its weights released)."""
         base = self.fresh_model(dtype)
         config = LatePromptConfig(prompt_layer=self.prompt_layer, generator=generator, num_prompt_tokens=5)
-        model = peft.get_peft_model(base, config)
+        model = wrap(base, config)
         model.train()
         layer: Any = model.base_model.layer
         layer.compile_tail = compiled

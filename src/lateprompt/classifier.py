@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.families import FAMILIES, hidden_dropout_of
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
 from lateprompt.methods import METHODS, check_method
-from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout
+from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout, wrap
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
 from lateprompt.release import ReleasedWeights
 from lateprompt.tasks import Row, Task, TaskEncoder
@@ -68,6 +67,7 @@ class TextClassifier:
         limit = max_positions(model.config)
         self.max_length = min(settings.max_length, limit) if limit else settings.max_length
         self.encoder = TaskEncoder(tokenizer, task, settings.readout, self.max_length)
+        self.layer.compile_tail = settings.compile
         self.readout = self._make_readout()
         self._released: ReleasedWeights | None = None
 
@@ -101,7 +101,7 @@ class TextClassifier:
         TaskEncoder(tokenizer, task, readout, settings.max_length)  # label words are checked before weights are loaded
         base = load_base(settings.model, readout, dtype=settings.dtype)
         torch.manual_seed(seed)
-        model = _wrap(base, adapter)
+        model = wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
         return cls(settings, task, model, tokenizer, device)
 
@@ -202,17 +202,9 @@ class TextClassifier:
         task = read_task(folder)
         adapter = read_adapter_config(folder)
         base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        peft_model = _wrap(base, adapter)
+        peft_model = wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
-
-
-def _wrap(base: Any, adapter: LatePromptConfig) -> PeftModel:
-    with warnings.catch_warnings():  # peft asks transformers for a name that is about to change
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        model = get_peft_model(base, adapter)
-    assert isinstance(model, PeftModel)
-    return model
 
 
 def read_task(folder: Path) -> Task:

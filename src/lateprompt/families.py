@@ -55,6 +55,7 @@ class Family:
             one that makes all three. Paths a model does not have are skipped.
         reads: the layer takes a KV cache whose keys and values it attends to with whatever mask it is given: the last
             one can then be computed at read positions alone (`lateprompt.lean`).
+        counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
         fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
     """
 
@@ -72,6 +73,7 @@ class Family:
     pool: Callable[[nn.Module, torch.Tensor], torch.Tensor | None] = _pool
     projections: tuple[str, ...] = ()
     reads: bool = False
+    counts_in_mask: bool = False
     fixed_length: bool = False
 
 
@@ -126,7 +128,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop", projections=("attn.c_attn",), reads=True, fixed_length=True),  # noqa: E501
     "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj")),  # noqa: E501
     "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout", projections=("attention.query_key_value",), reads=True),  # noqa: E501
-    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, reads=True),  # noqa: E501
+    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, reads=True, counts_in_mask=True),  # noqa: E501
     "llama": _llama(),
     "mistral": _llama("single"),
     "qwen2": _llama("by_type"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -104,6 +106,15 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     if readout == "head" and getattr(core, "pooler", None) is not None:
         core.pooler = None  # our head reads the states themselves: a pooler would be computed for nobody
     return loaded.eval()
+
+
+def wrap(base: Any, config: PeftConfig) -> PeftModel:
+    """`peft.get_peft_model`, without its warning of a name in transformers that is about to change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    return model
 
 
 def load_tokenizer(model: str) -> Any:

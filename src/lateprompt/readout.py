@@ -34,6 +34,7 @@ class Batch:
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), kept states at the prompt layer, or None.
+        padded: whether the mask hides anything; known here, so that nobody has to ask the device.
     """
 
     input_ids: torch.Tensor
@@ -42,16 +43,20 @@ class Batch:
     labels: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
+    padded: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, without waiting for the copies."""
         moved: dict[str, Any] = {
-            name: None if value is None else value.to(device, non_blocking=True) for name, value in vars(self).items()
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
         }
         return Batch(**moved)
 
     def backbone_inputs(self) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        inputs = {"input_ids": self.input_ids}
+        if self.padded:
+            inputs["attention_mask"] = self.attention_mask
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.token_type_ids
         if self.trunk_states is not None:
@@ -90,8 +95,9 @@ class _SomeRows(nn.Module):
         self.__dict__["_own"] = tuple(None if part is None else part.detach() for part in self._parts())
 
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        linear = self.__dict__["_linear"]
-        rows = self.__dict__["_rows"].to(linear.weight.device)
+        linear, rows = self.__dict__["_linear"], self.__dict__["_rows"]
+        if rows.device != linear.weight.device:
+            rows = self.__dict__["_rows"] = rows.to(linear.weight.device)
         return linear.weight[rows], None if linear.bias is None else linear.bias[rows]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -205,7 +211,9 @@ class WordReadout(Readout):
         assert batch.labels is not None
         if self.full_head is None:
             return super().loss(batch)
-        targets = self.words.to(batch.labels.device)[batch.labels]
+        if self.words.device != batch.labels.device:
+            self.words = self.words.to(batch.labels.device)
+        targets = self.words[batch.labels]
         return F.cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets)
 
 

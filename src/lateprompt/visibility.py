@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,14 +35,19 @@ def tail_masks(
         num_prompt_tokens: k.
 
     Returns:
-        `mask` itself where no layer has a window, else what the family's `forward` takes as a ready mask.
+        What the family's `forward` takes as a ready mask, or `mask` itself where no layer has a window and its own code
+        makes no detour.
 
     Raises:
         ValueError: an attention kernel that cannot take such a mask (flash attention).
     """
     config: Any = tail.config
     k = num_prompt_tokens
-    if k == 0 or not has_window(config, family):
+    windowed = k > 0 and has_window(config, family)
+    # Left to itself transformers asks the device whether the mask hides anything (or a text is packed), and waits.
+    asks = (mask is not None or family.causal) and not family.counts_in_mask
+    ready = cache is None and asks and config._attn_implementation == "sdpa"
+    if not windowed and not ready:
         return mask
     if "flash" in str(config._attn_implementation):
         raise ValueError(
@@ -53,6 +59,7 @@ def tail_masks(
         return (key < k) & (key <= query) if family.causal else key < k
 
     arguments = {"config": config, "inputs_embeds": states, "attention_mask": mask}
+    skip = {"allow_is_causal_skip" if family.causal else "allow_is_bidirectional_skip": False}
     full: Any
     sliding: Any
     if family.causal:
@@ -60,10 +67,14 @@ def tail_masks(
         full, sliding = masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask
     else:
         full, sliding = masking_utils.create_bidirectional_mask, masking_utils.create_bidirectional_sliding_window_mask
-    window = sliding(**arguments, or_mask_function=prompt_rule)
-    if family.window == "single":
-        return window
-    return {"full_attention": full(**arguments), "sliding_attention": window}
+    window: Any
+    if has_window(config, family):
+        window = partial(sliding, or_mask_function=prompt_rule) if k else partial(sliding, **skip)
+    else:
+        window = partial(full, **skip)
+    if family.window == "by_type":
+        return {"full_attention": full(**arguments, **skip), "sliding_attention": window(**arguments)}
+    return window(**arguments)
 
 
 def widen_buffers(tail: nn.Module, family: Family, num_prompt_tokens: int) -> None:

@@ -71,6 +71,7 @@ class Feed:
             read=torch.tensor([example.read for example in examples]),
             labels=torch.from_numpy(self.labels[rows]),
             token_type_ids=None if types is None else torch.from_numpy(types),
+            padded=bool((self.lengths[rows] < length).any()),
         )
 
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:

@@ -28,6 +28,7 @@ class ModelSettings:
         max_length: longest input in tokens, template included; longer texts are cut.
         dtype: the frozen backbone's float type: float32, bfloat16 or float16.
         device: cpu, cuda, … ; default a GPU if there is one.
+        compile: run the tail's layers through torch.compile: slower to start, faster on most GPUs.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ModelSettings:
     max_length: int = 256
     dtype: str = "float32"
     device: str | None = None
+    compile: bool = False
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be, before anything is loaded."""
