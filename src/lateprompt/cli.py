@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lateprompt.bench_cli import add_bench, bench
+from lateprompt.progress import print_table
+
 
 class _Parser(ArgumentParser):
     """Options with dashes, and one line for an error."""
@@ -154,7 +157,7 @@ def _tasks(args: Namespace) -> None:
 
     if args.action == "list":
         table = [(task.name, ", ".join(task.labels), task.template) for task in map(load_task, task_names())]
-        _print_table(("task", "labels", "template"), table)
+        print_table(("task", "labels", "template"), table)
         return
     if args.file is None or args.model is None:
         raise ValueError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
@@ -164,7 +167,7 @@ def _tasks(args: Namespace) -> None:
     task = load_task(args.file)
     readout = resolve_readout(load_config(args.model), args.readout, args.model)
     results = check_task(task, load_tokenizer(args.model), readout)
-    _print_table(
+    print_table(
         ("label", "word", "pieces", "verdict"),
         [(r["label"], r["word"], " ".join(r["pieces"]), "ok" if r["ok"] else r["message"]) for r in results],
     )
@@ -212,7 +215,7 @@ def _states(args: Namespace) -> None:
         print(json.dumps(result))
     elif result:
         shown = [{key: value for key, value in row.items() if key not in ("format", "fingerprint")} for row in result]
-        _print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
+        print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
     else:
         print(f"no trunk states in {folder}")
 
@@ -242,48 +245,6 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
 
 
-def _add_bench(parser: _Parser) -> None:
-    from lateprompt.bench import BenchSettings
-
-    parser.add_class_arguments(BenchSettings)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-_RATIOS = ("speed_vs_prompt_tuning", "peak_memory_bytes", "memory_vs_prompt_tuning")
-
-
-def _bench(args: Namespace) -> None:
-    from lateprompt.bench import BenchSettings, run_bench
-
-    result = run_bench(_settings(BenchSettings, args))
-    if args.json:
-        print(json.dumps(result))
-        return
-    longest = max(row["tokens_per_second"] for row in result["rows"])
-    rows = []
-    for row in result["rows"]:
-        bar = "█" * max(1, round(16 * row["tokens_per_second"] / longest))
-        speed, bytes_, share = (row[key] for key in _RATIOS)
-        rows.append(
-            (
-                row["method"] + (", kept states" if row["states"] else ""),
-                row["dtype"],
-                f"{row['step_ms']:.0f}",
-                f"{row['tokens_per_second']:,.0f}",
-                "" if speed is None else f"{speed:.2f} x",
-                f"{row['ceiling_fraction']:.0%}",
-                "" if bytes_ is None else f"{bytes_ / 1e9:.2f} GB",
-                "" if share is None else f"{share:.2f} x",
-                bar,
-            )
-        )
-    _print_table(
-        ("method", "dtype", "step, ms", "tokens/s", "speed", "of ceiling", "peak memory", "memory", "tokens/s"), rows
-    )
-    print("speed and memory: against prompt tuning 20 by PEFT")
-    print(f"matrix-product ceiling: {result['ceiling_gflops']:.0f} GFLOP/s")
-
-
 def _add_demo(parser: _Parser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed")
 
@@ -296,7 +257,7 @@ def _demo(args: Namespace) -> None:
 
 Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
 COMMANDS: dict[str, Command] = {
-    "bench": ("training speed and memory of several methods, side by side in one run", _add_bench, _bench),
+    "bench": ("training steps, or whole jobs, of several methods side by side in one run", add_bench, bench),
     "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
     "train": ("train a classifier and leave a run folder", _add_train, _train),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
@@ -304,18 +265,6 @@ COMMANDS: dict[str, Command] = {
     "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
 }
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from lateprompt.progress import screen
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    screen().print(table)
 
 
 def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
@@ -327,7 +276,7 @@ def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single:
         for kind in ("dev_sets", "test"):
             for path, part in values.get(kind, {}).items():
                 rows += [(f"{kind.removesuffix('_sets')} {path}: {key}", _figure(value)) for key, value in part.items()]
-        _print_table((name, "value"), rows)
+        print_table((name, "value"), rows)
 
 
 def _figure(value: Any) -> str:
@@ -343,8 +292,8 @@ def build_parser() -> _Parser:
     for name, (text, add_arguments, _) in COMMANDS.items():
         command = _Parser(description=text)
         command.add_argument("--config", action="config", help="YAML file with any of these settings")
-        add_arguments(command)
         commands.add_subcommand(name, command, help=text)
+        add_arguments(command)  # afterwards: it may add commands of its own, and a parser takes them in level order
     return parser
 
 

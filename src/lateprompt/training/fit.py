@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,39 @@ def fit(
         settings: what the run is, as JSON: a checkpoint of another run is refused.
         quiet: no progress bar.
     """
+    turns = fit_turns(
+        model,
+        readout,
+        train,
+        dev,
+        recipe,
+        metrics=metrics,
+        device=device,
+        checkpoint=checkpoint,
+        settings=settings,
+        quiet=quiet,
+    )
+    while True:
+        try:
+            next(turns)
+        except StopIteration as finished:
+            return cast(FitResult, finished.value)
+
+
+def fit_turns(
+    model: nn.Module,
+    readout: Readout,
+    train: Feed,
+    dev: Feed | None,
+    recipe: RecipeSettings,
+    *,
+    metrics: Sequence[str],
+    device: torch.device,
+    checkpoint: Path | None = None,
+    settings: str = "{}",
+    quiet: bool = True,
+) -> Generator[dict[str, Any], None, FitResult]:
+    """`fit` in turns: yields the history's entry after each evaluation, and goes on when asked for the next one."""
     parameters = trainable_parameters(model)
     optimizer = make_optimizer(parameters, recipe)
     per_epoch, total = plan_steps(len(train), recipe)
@@ -165,6 +198,7 @@ def fit(
                 progress.history.append(entry)
                 if checkpoint is not None and progress.step < total:
                     save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)
+                yield entry
                 if patience is not None and progress.waited >= patience:
                     break
     if best:

@@ -90,8 +90,9 @@ class StatesFeed(Feed):
                 if ahead is not None:
                     yield ahead.result()
                 ahead = following
-            if ahead is not None:
-                yield ahead.result()
+        # The reader has ended: a second thread with torch work changes how OpenMP's threads wait for each other.
+        if ahead is not None:
+            yield ahead.result()
 
 
 def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
