@@ -161,8 +161,5 @@ class AdapterModel(LayerTuner):
             raise ValueError(f"the model has no {self.wraps} at {missing}, where its family's adapters go")
         return targets
 
-    def _check_merge_allowed(self) -> None:
-        raise ValueError(_NO_MERGE)
-
 
 register(PEFT_TYPE, AdapterConfig, AdapterModel)
