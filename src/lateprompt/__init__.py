@@ -14,6 +14,7 @@ from lateprompt.families import FAMILIES, Family, register_family
 from lateprompt.generators import GENERATORS
 from lateprompt.split import split_backbone
 from lateprompt.tuner import LatePromptModel
+from lateprompt.tuners import AdapterConfig, BitFitConfig
 
 if TYPE_CHECKING:
     from lateprompt.estimator import LatePromptClassifier
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "GENERATORS",
+    "AdapterConfig",
+    "BitFitConfig",
     "Family",
     "LateBackbone",
     "LatePromptClassifier",

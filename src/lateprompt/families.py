@@ -53,6 +53,8 @@ class Family:
         pool: the backbone's pooler, applied by hand to the text positions.
         projections: a layer's modules that read its attention's input, by path in the layer: query, key and value, or
             one that makes all three. Paths a model does not have are skipped.
+        adapters: a layer's output projections, of attention and of feed-forward, by path in the layer: what
+            `lateprompt.tuners.AdapterConfig` puts its bottlenecks behind.
         reads: the layer takes a KV cache whose keys and values it attends to with whatever mask it is given: the last
             one can then be computed at read positions alone (`lateprompt.lean`).
         counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
@@ -72,6 +74,7 @@ class Family:
     positions_after_padding: bool = False
     pool: Callable[[nn.Module, torch.Tensor], torch.Tensor | None] = _pool
     projections: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     reads: bool = False
     counts_in_mask: bool = False
     fixed_length: bool = False
@@ -83,6 +86,8 @@ def _under(path: str, names: str) -> tuple[str, ...]:
 
 _BERT_QKV = _under("attention.self", "query key value")
 _LLAMA_QKV = _under("self_attn", "q_proj k_proj v_proj")
+_BERT_OUTPUTS = ("attention.output.dense", "output.dense")
+_LLAMA_OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def _bert(positions_after_padding: bool = False) -> Family:
@@ -92,6 +97,7 @@ def _bert(positions_after_padding: bool = False) -> Family:
         {"embeddings": "embeds"},
         positions_after_padding=positions_after_padding,
         projections=_BERT_QKV,
+        adapters=_BERT_OUTPUTS,
         reads=True,
     )
 
@@ -109,6 +115,7 @@ def _llama(
         window=window,
         dropout=dropout,
         projections=projections,
+        adapters=_LLAMA_OUTPUTS,
         reads=True,
     )
 
@@ -119,16 +126,16 @@ FAMILIES: dict[str, Family] = {
     "roberta": _bert(positions_after_padding=True),
     "xlm-roberta": _bert(positions_after_padding=True),
     "camembert": _bert(positions_after_padding=True),
-    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), reads=False),
-    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, reads=True),  # noqa: E501
-    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin")),  # noqa: E501
-    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj")),  # noqa: E501
-    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout", projections=("attn.Wqkv",)),  # noqa: E501
-    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert, projections=_under("albert_layers.0.attention", "query key value")),  # noqa: E501
-    "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop", projections=("attn.c_attn",), reads=True, fixed_length=True),  # noqa: E501
-    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj")),  # noqa: E501
-    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout", projections=("attention.query_key_value",), reads=True),  # noqa: E501
-    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, reads=True, counts_in_mask=True),  # noqa: E501
+    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), adapters=("attention.attn.o", "output.dense"), reads=False),  # noqa: E501
+    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, adapters=_BERT_OUTPUTS, reads=True),  # noqa: E501
+    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin"), adapters=("attention.out_lin", "ffn.lin2")),  # noqa: E501
+    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj"), adapters=_BERT_OUTPUTS),  # noqa: E501
+    "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout", projections=("attn.Wqkv",), adapters=("attn.Wo", "mlp.Wo")),  # noqa: E501
+    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert, projections=_under("albert_layers.0.attention", "query key value"), adapters=_under("albert_layers.0", "attention.dense ffn_output")),  # noqa: E501
+    "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop", projections=("attn.c_attn",), adapters=("attn.c_proj", "mlp.c_proj"), reads=True, fixed_length=True),  # noqa: E501
+    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj"), adapters=("attn.attention.out_proj", "mlp.c_proj")),  # noqa: E501
+    "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout", projections=("attention.query_key_value",), adapters=("attention.dense", "mlp.dense_4h_to_h"), reads=True),  # noqa: E501
+    "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, adapters=("self_attn.out_proj", "fc2"), reads=True, counts_in_mask=True),  # noqa: E501
     "llama": _llama(),
     "mistral": _llama("single"),
     "qwen2": _llama("by_type"),

@@ -174,7 +174,7 @@ def _cut_config(config: Any, family: Family, low: int, high: int) -> Any:
 
 
 def _state_of(originals: list[nn.Module]) -> tuple[Any, ...]:
-    """What a view copied and would miss a change of: children replaced, gradient checkpointing, attention kernel."""
+    """What a view copied and would miss a change of: children, gradient checkpointing, attention kernel, adapters."""
     return tuple(
         (
             *(id(child) for child in module._modules.values()),
@@ -182,6 +182,8 @@ def _state_of(originals: list[nn.Module]) -> tuple[Any, ...]:
             module.__dict__.get("_gradient_checkpointing_func"),
             module.__dict__.get("_hf_hook"),
             getattr(module.__dict__.get("config"), "_attn_implementation", None),
+            str(module.__dict__.get("_active_adapter")),  # a PEFT layer in a shared group
+            module.__dict__.get("_disable_adapters"),
         )
         for module in originals
     )
@@ -190,8 +192,9 @@ def _state_of(originals: list[nn.Module]) -> tuple[Any, ...]:
 class Split:
     """A trunk and a tail of one backbone, and whether they still show it as it is.
 
-    Views go stale when modules of the backbone are replaced (LoRA injected later), gradient checkpointing is switched,
-    or the attention kernel is changed: `is_stale` says so, and the owner builds a new `Split`.
+    Views go stale when modules of the backbone are replaced (LoRA injected later) or switched to another adapter,
+    gradient checkpointing is switched, or the attention kernel is changed: `is_stale` says so, and the owner builds a
+    new `Split`.
     """
 
     def __init__(self, core: nn.Module, prompt_layer: int) -> None:
