@@ -245,6 +245,29 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
 
 
+def _add_report(parser: _Parser) -> None:
+    parser.add_argument("results", type=str, help="folder that lateprompt compare left, or its table of results")
+    parser.add_argument(
+        "--output", type=str | None, help="HTML page; default report.html among the results, if nothing else is asked"
+    )
+    parser.add_argument("--markdown", type=str | None, help="file for the main table in Markdown")
+    parser.add_argument("--latex", type=str | None, help="file for the main table in LaTeX (booktabs)")
+    parser.add_argument("--json", action="store_true", help="print the main table as one JSON object")
+
+
+def _report(args: Namespace) -> None:
+    from lateprompt.report import write_report
+
+    result, written = write_report(
+        args.results, page=args.output, markdown_file=args.markdown, latex_file=args.latex, or_default=not args.json
+    )
+    if args.json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        for path in written:
+            print(f"wrote {path}")
+
+
 def _add_demo(parser: _Parser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed")
 
@@ -262,6 +285,7 @@ COMMANDS: dict[str, Command] = {
     "train": ("train a classifier and leave a run folder", _add_train, _train),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
     "predict": ("labels and scores for rows, as JSON lines", _add_predict, _predict),
+    "report": ("one HTML page from the results of lateprompt compare", _add_report, _report),
     "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
 }
