@@ -32,7 +32,7 @@ def encode(states: torch.Tensor, dtype: str) -> bytes:
 
 def empty(batch: int, length: int, width: int, dtype: str) -> torch.Tensor:
     """Zeros (batch, length, hidden) of the type that `decode` fills: the stored one, or fp32 for int8."""
-    # numpy's zeros: torch would fill them with a team of threads, which in a reader's thread fights the model's own team.
+    # numpy's zeros: torch would fill them with a team of threads, which in a reader's thread fights the model's own.
     kind = _TORCH.get(dtype, torch.float32)
     zeros = np.zeros((batch, length, width), dtype=np.float32 if kind == torch.float32 else np.int16)
     return torch.from_numpy(zeros).view(kind)
