@@ -8,11 +8,9 @@ in the paper.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
-from pathlib import Path
+
+from tuning import files_of, make_parser
 
 from lateprompt.run import DataSettings, train_run
 from lateprompt.training.kept import StatesSettings
@@ -21,22 +19,14 @@ from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 def main() -> None:
     """Print one line per task and setting: mean test accuracy over the seeds, and each seed's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "trec", "rte"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
-    parser.add_argument("--method", default="mppg")
-    parser.add_argument("--prompt-layer", default="0.5")
+    parser = make_parser(__doc__, ["sst2", "trec", "rte"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
-    data = os.environ.get("LATEPROMPT_TASKS")
-    if not data:
-        sys.exit("set LATEPROMPT_TASKS to the folder with the tasks' rows (<task>/train.jsonl, dev.jsonl)")
     print(f"{'task':6} {'trunk':10} {'mean':>6} {'stdev':>6} {'seconds':>8}  seeds {args.seeds}")
     for task in args.tasks:
-        test = str(Path(data) / task / "dev.jsonl")
-        files = DataSettings(train=str(Path(data) / task / "train.jsonl"), test=[test], task=task, shots=100)
+        train, test = files_of(task)
+        files = DataSettings(train=train, test=[test], task=task, shots=100)
         for dropout in (True, False):
             found, seconds = [], 0.0
             for seed in args.seeds:

@@ -200,7 +200,7 @@ def test_an_architecture_that_peft_does_not_know(masked_lm, data, tmp_path, monk
     def unknown(*args, **kwargs):
         raise ValueError("Please specify `target_modules` in `peft_config`")
 
-    monkeypatch.setattr("peft.get_peft_model", unknown)
+    monkeypatch.setattr("lateprompt.rivals.wrap", unknown)
     with pytest.raises(ValueError, match="rival 'lora' cannot be made"):
         make_rival("lora", first, seed=1)
 

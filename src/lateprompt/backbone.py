@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from lateprompt.cache import cache_views
-from lateprompt.calls import BASE, check_mask, current_extras, first, replace_hidden, select_rows, text_of
+from lateprompt.calls import BASE, check_mask, current_extras, first, replace_hidden, select_rows, states_at, text_of
 from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
@@ -120,8 +120,8 @@ class LateBackbone(nn.Module):
             originals: list[nn.Module] = []
             made = lean_view(split.tail, self.family, originals, compiled=self.compile_tail), self.compile_tail
             split.watch(originals)
+            made[0].train(self.training)
             self._lean[prompt_layer] = made
-            self.__dict__["_mode"] = None
         return made[0]
 
     def train(self, mode: bool = True) -> LateBackbone:
@@ -175,8 +175,8 @@ class LateBackbone(nn.Module):
         read = call.pop("read", None)
         if read is not None:
             read = read[:, None] if read.ndim == 1 else read
-        if self.trunk_released and trunk_states is None:
-            raise ValueError("the trunk's weights were released for training from kept states: restore them first")
+        if trunk_states is None:
+            self.check_trunk()
         selected = self.selected_adapter()
         if names is not None:
             names = list(names)
@@ -290,8 +290,9 @@ class LateBackbone(nn.Module):
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
         k = max((self._prompt_length(name) for name in adapters), default=0)
         tail_input = states
+        dropout = self._quick_dropout()
         if not decoding and k:
-            with self._quick_dropout():
+            with dropout:
                 prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
             tail_input = torch.cat([prompt, states], 1)
         arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
@@ -308,23 +309,22 @@ class LateBackbone(nn.Module):
                 arguments["position_ids"] = positions
         skip = 0 if decoding else k
         # With nothing trained but the prompt, its own positions alone want a gradient.
-        bare = not states.requires_grad and not any(p.requires_grad for p in split.tail.parameters())
-        front = skip if bare and torch.is_grad_enabled() else 0
+        prompt_alone = torch.is_grad_enabled() and not states.requires_grad
+        prompt_alone = prompt_alone and not any(p.requires_grad for p in split.tail.parameters())
+        front = skip if prompt_alone else 0
         lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self._can_be_lean(shared)
         tail = self._lean_tail(slot.prompt_layer) if lean else split.tail
-        if lean:
-            self._set_mode(slot, split)
         widen_buffers(tail, self.family, k)
         arguments["attention_mask"] = tail_masks(
             split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
         )
-        with self._quick_dropout(), reading(None if read is None else read + skip, front):
+        with dropout, reading(None if read is None else read + skip, front):
             output = tail(inputs_embeds=tail_input, **arguments, return_dict=True)
 
         hidden = output.last_hidden_state
         if not (lean and read is not None and self.family.reads and not self.family.fixed_length):
             hidden = hidden[:, skip:]
-            hidden = hidden if read is None else _at(hidden, read)
+            hidden = hidden if read is None else states_at(hidden, read)
         output = replace_hidden(output, hidden, self._pooled(hidden, read))
         if getattr(output, "hidden_states", None) is not None:
             tail_hidden = tuple(h[:, skip:] for h in output.hidden_states)
@@ -332,6 +332,11 @@ class LateBackbone(nn.Module):
         if caches is not None:
             output["past_key_values"] = call["past_key_values"]
         return output  # type: ignore[no-any-return]
+
+    def check_trunk(self) -> None:
+        """Raise ValueError where the trunk has no weights to run, or hash, with."""
+        if self.trunk_released:
+            raise ValueError("the trunk's weights were released for training from kept states: restore them first")
 
     def _pooled(self, hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor | None:
         return self.family.pool(self.base_layer, hidden) if read is None else None
@@ -403,15 +408,10 @@ class LateBackbone(nn.Module):
         return states.to(device=device, dtype=dtype)
 
 
-def _at(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Hidden states (batch, reads, hidden) at the read positions (batch, reads)."""
-    return hidden[torch.arange(len(read), device=read.device)[:, None], read]
-
-
 def _gathered(output: Any, read: torch.Tensor) -> Any:
     if isinstance(output, tuple):
-        return (_at(output[0], read), *output[1:])
-    return replace_hidden(output, _at(output.last_hidden_state, read), None)
+        return (states_at(output[0], read), *output[1:])
+    return replace_hidden(output, states_at(output.last_hidden_state, read), None)
 
 
 _TRUNK_ONLY = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "past_key_values", "attention_mask")

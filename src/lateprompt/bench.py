@@ -27,9 +27,11 @@ from transformers import AutoModelForMaskedLM, RobertaConfig
 from lateprompt.classifier import pick_device
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
+from lateprompt.families import family_of
 from lateprompt.pretrained import DTYPES, load_base, load_config, wrap
 from lateprompt.readout import Batch, LMHead, WordReadout
 from lateprompt.release import ReleasedWeights
+from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
 from lateprompt.run import peak_memory_bytes
 from lateprompt.split import resolve_prompt_layer
 
@@ -160,22 +162,18 @@ class Bench:
         """
         base = self.fresh_model() if fresh else self.shared
         backbone = base.base_model
-        head = LMHead(base, backbone, torch.tensor(WORDS))
         if config is None:
             model: nn.Module = backbone.requires_grad_(True)
         else:
             backbone.requires_grad_(False)
             model = wrap(backbone, config)
         model.train()
-        batch, labels = self.batch, self.labels
+        readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
         dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
             with dropout():
-                hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-            hidden = hidden[:, -batch.input_ids.shape[1] :]
-            scores = head(hidden[torch.arange(len(hidden), device=hidden.device), batch.read])
-            return F.cross_entropy(scores.float(), labels)
+                return readout.loss(self.batch)
 
         return self.stepper(model, loss)
 
@@ -184,7 +182,7 @@ class Bench:
         base = self.shared
         backbone = base.base_model
         head = LMHead(base, backbone)
-        model = wrap(backbone, _prompt_tuning(20))
+        model = wrap(backbone, prompt_tuning(20))
         model.train()
         batch, k = self.batch, 20
         targets = torch.full((len(batch.read), self.settings.length + k), -100, device=self.device)
@@ -244,10 +242,6 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
 
-def _prompt_tuning(tokens: int) -> peft.PeftConfig:
-    return peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
-
-
 def _lora() -> peft.PeftConfig:
     targets = ["query", "value"]
     return peft.LoraConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, r=8, lora_dropout=0.0, target_modules=targets)
@@ -290,17 +284,17 @@ def _tail_cost(n: int, p: int) -> Cost:
 
 
 METHODS: dict[str, Method] = {
-    BASELINE: Method("prompt tuning 20 (PEFT)", lambda b: b.rival(_prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
+    BASELINE: Method("prompt tuning 20 (PEFT)", lambda b: b.rival(prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
     "prompt-tuning-20-quick": Method(
         "the same, with our dropout",
-        lambda b: b.rival(_prompt_tuning(20), quick=True),
+        lambda b: b.rival(prompt_tuning(20), quick=True),
         lambda n, p: Cost(n, n, 0, 20),
     ),
     "prompt-tuning-20-stock": Method(
         "the same, out of the box", lambda b: b.out_of_the_box(), lambda n, p: Cost(n, n, 0, 20)
     ),
     "prompt-tuning-100": Method(
-        "prompt tuning 100 (PEFT)", lambda b: b.rival(_prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)
+        "prompt tuning 100 (PEFT)", lambda b: b.rival(prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)
     ),
     "prefix-tuning-20": Method(
         "prefix tuning 20 (PEFT)", lambda b: b.rival(_prefix_tuning(20)), lambda n, p: Cost(n, n)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lateprompt.arguments import settings_of
 from lateprompt.progress import print_table
 
 
@@ -70,17 +71,13 @@ def _check_nothing_before(args: Namespace) -> None:
             )
 
 
-def _settings(kind: Any, args: Namespace) -> Any:
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
-
-
 _AGAINST_BASELINE = ("speed_vs_prompt_tuning", "peak_memory_bytes", "memory_vs_prompt_tuning")
 
 
 def _steps(args: Namespace) -> None:
     from lateprompt.bench import BenchSettings, run_bench
 
-    result = run_bench(_settings(BenchSettings, args))
+    result = run_bench(settings_of(BenchSettings, args))
     if args.json:
         print(json.dumps(result))
         return
@@ -111,7 +108,7 @@ def _steps(args: Namespace) -> None:
 def _job(args: Namespace) -> None:
     from lateprompt.jobs import JobSettings, run_job
 
-    result = run_job(_settings(JobSettings, args), quiet=args.quiet or args.json)
+    result = run_job(settings_of(JobSettings, args), quiet=args.quiet or args.json)
     if args.json:
         print(json.dumps(result))
         return

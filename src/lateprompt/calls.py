@@ -81,6 +81,11 @@ def select_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
     return value
 
 
+def states_at(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Hidden states (batch, reads, hidden) at the read positions (batch, reads)."""
+    return hidden[torch.arange(len(read), device=read.device)[:, None], read]
+
+
 def replace_hidden(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | None) -> Any:
     """A backbone's output with other hidden states, and what its pooler makes of them."""
     output["last_hidden_state"] = hidden

@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lateprompt.arguments import settings_of
 from lateprompt.bench_cli import add_bench, bench
 from lateprompt.progress import print_table
 
@@ -62,21 +62,17 @@ def _add_train(parser: _Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _settings(kind: Any, args: Namespace) -> Any:
-    return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
-
-
 def _train(args: Namespace) -> None:
     from lateprompt.run import DataSettings, train_run
     from lateprompt.training.kept import StatesSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
     _, measured = train_run(
-        _settings(ModelSettings, args),
-        _settings(DataSettings, args),
-        _settings(RecipeSettings, args),
+        settings_of(ModelSettings, args),
+        settings_of(DataSettings, args),
+        settings_of(RecipeSettings, args),
         Path(args.output),
-        states=_settings(StatesSettings, args),
+        states=settings_of(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,
         quiet=args.quiet or args.json,

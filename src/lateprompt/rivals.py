@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import peft
@@ -11,19 +11,26 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from lateprompt.calls import states_at
 from lateprompt.classifier import ADAPTER, TextClassifier
 from lateprompt.families import Family, hidden_dropout_of
-from lateprompt.pretrained import load_base
-from lateprompt.readout import HeadReadout, Readout, WordReadout
+from lateprompt.pretrained import load_base, wrap
+from lateprompt.readout import HeadReadout, Loss, Readout, WordReadout
 
 PROMPT_TOKENS = 20
 LORA_RANK = 8
 PROMPT_TUNING = "prompt-tuning"
 
+
+def prompt_tuning(tokens: int) -> peft.PeftConfig:
+    """PEFT's prompt tuning (Lester et al. 2021) of a bare backbone."""
+    return peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
+
+
 RIVALS: dict[str, tuple[str, Callable[[], peft.PeftConfig]]] = {
     PROMPT_TUNING: (
         f"prompt tuning {PROMPT_TOKENS} (PEFT)",
-        lambda: peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=PROMPT_TOKENS),
+        lambda: prompt_tuning(PROMPT_TOKENS),
     ),
     "lora": (
         f"LoRA r={LORA_RANK} (PEFT)",
@@ -62,9 +69,14 @@ class RivalBackbone(nn.Module):
             kwargs["token_type_ids"] = token_type_ids
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         hidden = output.last_hidden_state[:, -input_ids.shape[1] :]
-        if read is not None:
-            hidden = hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
-        return BaseModelOutput(last_hidden_state=hidden)
+        return BaseModelOutput(last_hidden_state=hidden if read is None else states_at(hidden, read[:, None]))
+
+
+def rival_words(base: Any, rival: RivalBackbone, words: Sequence[int], kind: str, loss: Loss) -> WordReadout:
+    """The readout of label words over a rival; `base` is the model with the LM head."""
+    readout = WordReadout(base, base.base_model, words, kind, loss)  # the head is found by the backbone it follows
+    readout.layer = rival  # type: ignore[assignment]
+    return readout
 
 
 def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBackbone, Readout]:
@@ -85,11 +97,10 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
     base.requires_grad_(False)  # before PEFT adds what is trained
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        # peft asks transformers for a name that is about to change, and says that it adapts itself to GPT-2's Conv1D
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # PEFT says that it adapts itself to GPT-2's Conv1D
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
-            model: nn.Module = peft.get_peft_model(backbone, RIVALS[name][1]())
+            model: nn.Module = wrap(backbone, RIVALS[name][1]())
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"rival {name!r} cannot be made on {settings.model!r}: {reason}") from None
@@ -104,9 +115,7 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
         dropout = hidden_dropout_of(backbone.config, family)
         readout = HeadReadout(base, rival, ADAPTER, ours.pooling, dropout)  # type: ignore[arg-type]
     elif isinstance(ours, WordReadout):
-        # The LM head is found by the backbone that it follows.
-        readout = WordReadout(base, backbone, ours.words.tolist(), ours.kind, ours.loss_over)
-        readout.layer = rival  # type: ignore[assignment]
+        readout = rival_words(base, rival, ours.words.tolist(), ours.kind, ours.loss_over)
     else:
         raise ValueError(f"a {type(ours).__name__} has no rival; use a readout of a head or of one-token label words")
     base.to(device)

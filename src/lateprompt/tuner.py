@@ -10,7 +10,6 @@ from typing import Any
 
 import peft
 import torch
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -21,6 +20,7 @@ from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.tuners.base import register
 
 PREFIX = "late_prompt_"
 _OURS = ("source_mask", "trunk_states", "adapter_names")
@@ -370,11 +370,4 @@ def _base_model(model: Any) -> Any:
     return model
 
 
-def register() -> None:
-    """Enter the method into PEFT's tables (its enum of methods is closed to third parties)."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = LatePromptConfig  # type: ignore[index]
-    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = LatePromptModel  # type: ignore[index]
-    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = PREFIX  # type: ignore[index]
-
-
-register()
+register(PEFT_TYPE, LatePromptConfig, LatePromptModel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,14 +66,13 @@ def tail_masks(
         full, sliding = masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask
     else:
         full, sliding = masking_utils.create_bidirectional_mask, masking_utils.create_bidirectional_sliding_window_mask
-    window: Any
-    if has_window(config, family):
-        window = partial(sliding, or_mask_function=prompt_rule) if k else partial(sliding, **skip)
-    else:
-        window = partial(full, **skip)
+    rule = {"or_mask_function": prompt_rule} if k else skip  # with a rule of ours it does not ask either
     if family.window == "by_type":
-        return {"full_attention": full(**arguments, **skip), "sliding_attention": window(**arguments)}
-    return window(**arguments)
+        masks = {"full_attention": full(**arguments, **skip)}
+        if has_window(config, family):
+            masks["sliding_attention"] = sliding(**arguments, **rule)
+        return masks
+    return sliding(**arguments, **rule) if has_window(config, family) else full(**arguments, **skip)
 
 
 def widen_buffers(tail: nn.Module, family: Family, num_prompt_tokens: int) -> None:

@@ -83,8 +83,8 @@ class TrunkStates:
             ValueError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
         """
         late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
-        if late is not None and late.trunk_released:
-            raise ValueError("the trunk's weights were released for training from kept states: restore them first")
+        if late is not None:
+            late.check_trunk()
         core: Any = core_of(model) if late is None else late.base_layer
         layer = resolve_prompt_layer(prompt_layer, num_layers_of(core))
         split = Split(core, layer) if late is None else late.split_at(layer)
