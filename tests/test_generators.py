@@ -18,7 +18,7 @@ from lateprompt.generators import (
     read_state,
 )
 
-READING = ("npg", "mppg", "appg")
+READING = ("npg", "mppg", "appg", "atpg")
 SPEC = GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8)
 
 

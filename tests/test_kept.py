@@ -37,7 +37,7 @@ def train(model, states, recipe=RECIPE, **settings):
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "headless"])
-@pytest.mark.parametrize("method", ["npg", "mppg"])
+@pytest.mark.parametrize("method", ["npg", "mppg", "late-lora", "npg+late-lora", "late-p-tuning-v2"])
 def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
     model = request.getfixturevalue(kind)
     feed, with_states = train(model, StatesSettings(str(tmp_path)), method=method)
@@ -46,6 +46,13 @@ def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
     assert not isinstance(plain, StatesFeed)
     for name, value in without.items():
         assert (with_states[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full", "prompt-tuning", "npg+lora"])
+def test_methods_below_the_prompt_layer_have_no_states(headless, method, tmp_path):
+    feed, _ = train(headless, StatesSettings(str(tmp_path)), replace(RECIPE, epochs=1), method=method)
+    assert not isinstance(feed, StatesFeed)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_trunk_does_not_run(masked_lm, tmp_path):

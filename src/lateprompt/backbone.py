@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,10 +28,26 @@ from lateprompt.visibility import tail_masks, tail_positions, widen_buffers, wit
 
 @dataclass(frozen=True)
 class PromptSlot:
-    """Where an adapter's prompt goes: the layer after which it is inserted, and whether the trunk keeps dropout."""
+    """Where an adapter's prompt goes.
+
+    Args:
+        prompt_layer: the layer after which it is inserted.
+        trunk_dropout: whether the trunk keeps dropout while training.
+        late: whether all that the adapter changes lies above that layer, so that trunk states can be kept.
+    """
 
     prompt_layer: int
     trunk_dropout: bool = False
+    late: bool = True
+
+
+class Detour(Protocol):
+    """An adapter that takes another way through the backbone than trunk → generator → tail (`lateprompt.detours`)."""
+
+    def __call__(
+        self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None, read: torch.Tensor | None
+    ) -> Any:
+        """The backbone's output for the text positions, or for the positions `read` (batch, reads) of them."""
 
 
 class LateBackbone(nn.Module):
@@ -45,10 +61,13 @@ class LateBackbone(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        # First: what an adapter trains inside the backbone has its name here, where adapters are looked for.
+        self.late_prompt_beneath = nn.ModuleDict()
         self.base_layer = backbone
         self.late_prompt_generators = nn.ModuleDict()
         self.late_prompt_heads = nn.ModuleDict()
         self.slots: dict[str, PromptSlot] = {}
+        self.detours: dict[str, Detour] = {}
         self.active: str | None = None
         self.compile_tail = False
         self.trunk_released = False
@@ -79,7 +98,8 @@ class LateBackbone(nn.Module):
 
     def remove_prompt(self, name: str) -> None:
         self.slots.pop(name, None)
-        for table in (self.late_prompt_generators, self.late_prompt_heads):
+        self.detours.pop(name, None)
+        for table in (self.late_prompt_generators, self.late_prompt_heads, self.late_prompt_beneath):
             if name in table:
                 del table[name]
 
@@ -146,10 +166,31 @@ class LateBackbone(nn.Module):
             self.__dict__["_mode"] = mode
         return trains_trunk
 
+    def whole_mode(self, training: bool | None = None) -> None:
+        """Put the whole backbone in this module's mode (or the given one): an earlier call may have left another."""
+        mode = self.training if training is None else training
+        if self._mode != (0, mode, mode):
+            self.base_layer.train(mode)
+            self.__dict__["_mode"] = (0, mode, mode)
+
+    def late_mode(self, prompt_layer: int) -> Split:
+        """The split at a prompt layer, its trunk in eval mode and its tail in this module's."""
+        split = self.split_at(prompt_layer)
+        self._set_mode(PromptSlot(prompt_layer), split)
+        return split
+
+    def run_trunk(self, prompt_layer: int, call: dict[str, Any]) -> torch.Tensor:
+        """The trunk's states (batch, length, hidden), without gradient."""
+        arguments = {key: call[key] for key in _TRUNK_ONLY if call.get(key) is not None}
+        if self.family.causal:
+            arguments["use_cache"] = False
+        with torch.no_grad():
+            output = self.late_mode(prompt_layer).trunk(**arguments, return_dict=True)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
     def _run_base(self, call: dict[str, Any]) -> Any:
-        if self._mode is not None:  # an earlier call left the trunk in eval mode
-            self.base_layer.train(self.training)
-            self.__dict__["_mode"] = None
+        if self._mode is not None:
+            self.whole_mode()
         return self.base_layer(**call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +229,10 @@ class LateBackbone(nn.Module):
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
         check_mask(call, trunk_states)
-        if names is not None:
+        detour = None if selected is None or names is not None else self.detours.get(selected)
+        if detour is not None:
+            output = detour(self, call, trunk_states, read)
+        elif names is not None:
             output = self._forward_mixed(names, call, source_mask, trunk_states, read)
         else:
             if selected is None:
@@ -251,6 +295,12 @@ class LateBackbone(nn.Module):
         unknown = sorted({n for n in names if n != BASE and n not in self.slots})
         if unknown:
             raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.slots)} or {BASE!r}")
+        other = [name for name in self.slots if name in self.detours or name in self.late_prompt_beneath]
+        if other:
+            raise ValueError(
+                f"adapter_names cannot be used while adapter {other[0]!r} is there: it is more than a late prompt, and "
+                "would change the other rows too; delete it, or call with one active adapter"
+            )
         if len(names) != batch:
             raise ValueError(f"adapter_names has {len(names)} names for a batch of {batch} rows; give one a row")
 
@@ -277,7 +327,8 @@ class LateBackbone(nn.Module):
         if trunk_states is None:
             embeds = call.get("inputs_embeds")
             keep_graph = trains_trunk or (embeds is not None and embeds.requires_grad)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and keep_graph):
+            ours = self.quick_dropout() if trains_trunk else nullcontext()
+            with ours, torch.set_grad_enabled(torch.is_grad_enabled() and keep_graph):
                 arguments = {**shared, **{k: call[k] for k in _TRUNK_ONLY if call.get(k) is not None}}
                 if caches is not None:
                     arguments["past_key_values"] = caches[0]
@@ -290,7 +341,7 @@ class LateBackbone(nn.Module):
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
         k = max((self._prompt_length(name) for name in adapters), default=0)
         tail_input = states
-        dropout = self._quick_dropout()
+        dropout = self.quick_dropout()
         if not decoding and k:
             with dropout:
                 prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
@@ -346,7 +397,7 @@ class LateBackbone(nn.Module):
         last = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
         return self.training and any(getattr(m, "gradient_checkpointing", False) for m in (self.base_layer, last))
 
-    def _quick_dropout(self) -> Any:
+    def quick_dropout(self) -> Any:
         """Cheap dropout on a CPU; not where the backward pass runs a layer again, outside of this call."""
         quick = self.training and self.placement[0].type == "cpu" and not self._checkpoints_gradients
         return FastDropout() if quick and not self.compile_tail else nullcontext()

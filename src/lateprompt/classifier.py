@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.families import FAMILIES, hidden_dropout_of
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
-from lateprompt.methods import METHODS, check_method
+from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout, wrap
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
 from lateprompt.release import ReleasedWeights
@@ -65,7 +65,8 @@ class TextClassifier:
         self.tokenizer = tokenizer
         self.device = device
         limit = max_positions(model.config)
-        self.max_length = min(settings.max_length, limit) if limit else settings.max_length
+        taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
+        self.max_length = min(settings.max_length, limit - taken) if limit else settings.max_length
         self.encoder = TaskEncoder(tokenizer, task, settings.readout, self.max_length)
         self.layer.compile_tail = settings.compile
         self.readout = self._make_readout()
@@ -87,7 +88,7 @@ class TextClassifier:
             ValueError: a setting, model, task or label word that cannot be; nothing is left behind.
         """
         settings.check()
-        check_method(settings.method)
+        check_method(settings.method, settings.options)
         config = load_config(settings.model)
         device = pick_device(settings.device)
         readout = resolve_readout(config, settings.readout, settings.model)
@@ -96,7 +97,7 @@ class TextClassifier:
         extra: dict[str, Any] = {"head_pooling": pooling}
         if readout == "head":
             extra["head_labels"] = len(task.labels)
-        adapter = METHODS[settings.method](settings, extra)
+        adapter = adapter_config(settings, extra)
         tokenizer = load_tokenizer(settings.model)
         TaskEncoder(tokenizer, task, readout, settings.max_length)  # label words are checked before weights are loaded
         base = load_base(settings.model, readout, dtype=settings.dtype)
@@ -149,8 +150,13 @@ class TextClassifier:
     def kept(
         self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
     ) -> tuple[list[Feed], float]:
-        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took."""
+        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took.
+
+        A method that changes what lies below the prompt layer has no states to keep: its feeds come back as they are.
+        """
         self.restore()
+        if not is_late(self.settings.method):
+            return [feed for feed, _ in feeds], 0.0
         return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:

@@ -44,7 +44,8 @@ def _add_train(parser: _Parser) -> None:
     from lateprompt.training.kept import StatesSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
-    parser.add_class_arguments(ModelSettings, skip={"trunk_dropout"})
+    parser.add_class_arguments(ModelSettings, skip={"trunk_dropout", "options"})
+    parser.add_argument("--set", nargs="+", default=[], help="the method's own options: key=value …, e.g. r=16")
     parser.add_argument(
         "--trunk_dropout",
         action="store_true",
@@ -63,10 +64,12 @@ def _add_train(parser: _Parser) -> None:
 
 
 def _train(args: Namespace) -> None:
+    from lateprompt.methods import parse_options
     from lateprompt.run import DataSettings, train_run
     from lateprompt.training.kept import StatesSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
+    args.options = parse_options(args.set)
     _, measured = train_run(
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
@@ -274,11 +277,36 @@ def _demo(args: Namespace) -> None:
     run_demo(seed=args.seed)
 
 
+def _add_methods(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _methods(args: Namespace) -> None:
+    from lateprompt.methods import METHODS, NAMES, is_late
+
+    if args.json:
+        print(json.dumps({name: {"late": is_late(name)} for name in NAMES}))
+        return
+    rows = [
+        (
+            method.name,
+            method.title,
+            method.source,
+            " ".join(f"{key}={'null' if value is None else value}" for key, value in method.options.items()),
+            "yes" if is_late(method.name) else f"late-{method.name}" if method.late else "",
+        )
+        for method in METHODS.values()
+    ]
+    print_table(("method", "title", "source", "--set", "late"), rows)
+    print("A late prompt and a tuner can be put together: npg+late-lora")
+
+
 Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
 COMMANDS: dict[str, Command] = {
     "bench": ("training steps, or whole jobs, of several methods side by side in one run", add_bench, bench),
     "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
     "train": ("train a classifier and leave a run folder", _add_train, _train),
+    "methods": ("list the methods that train takes, and their options", _add_methods, _methods),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
     "predict": ("labels and scores for rows, as JSON lines", _add_predict, _predict),
     "report": ("one HTML page from the results of lateprompt compare", _add_report, _report),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
+from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
 from lateprompt.generators import check_generator
 
 PEFT_TYPE = "LATE_PROMPT"
 NO_PROMPT = "none"
-"""`generator="none"`: no prompt at all, only a trained head on the frozen backbone."""
+"""`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
+SENTENCE = "sentence"
+"""`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
 POOLINGS = ("cls", "mean", "last")
 
 
@@ -22,7 +26,8 @@ class LatePromptConfig(PeftConfig):
         prompt_layer: p, the number of layers below the prompt: 1..L-1, or a fraction of the depth ("0.5"). The resolved
             number is what gets saved.
         num_prompt_tokens: k, the number of prompt vectors.
-        generator: fixed, npg, mppg or appg; none (a head without a prompt).
+        generator: fixed, npg, mppg, appg or atpg; none (a head or a tuner without a prompt), or sentence (S-IDPG: a
+            prompt at the input from a frozen encoding of the sentence).
         bottleneck_dim: m, the generator's inner width.
         prompt_dropout: dropout rate on the prompt while training; None: the backbone's hidden dropout rate.
         fixed_init: how a `fixed` prompt starts: `normal`, or `vocabulary` (embeddings of random words; falls back to
@@ -33,6 +38,11 @@ class LatePromptConfig(PeftConfig):
         head_labels: number of outputs of a trained linear head, saved with the adapter; None: no head.
         head_pooling: what that head reads: `cls` (first token), `mean`, or `last` token.
         modules_to_save: modules of the model that are trained and saved besides (PEFT's own option).
+        tuner: another PEFT method beneath the prompt, or in its place: its options and `peft_type` (LORA, BITFIT,
+            HOULSBY_ADAPTER, PREFIX_TUNING, …; FULL trains the backbone's own weights). It belongs to this adapter, and
+            is saved with it.
+        tuner_layers: where the tuner lies: `tail` (above the prompt layer: trunk states can be kept) or `all`.
+        phm_n: n of the sentence generator's hypercomplex layers.
 
     Raises:
         ValueError: an unknown generator, initialisation or pooling, or a size below 1.
@@ -50,13 +60,16 @@ class LatePromptConfig(PeftConfig):
     head_pooling: str = field(default="cls", metadata={"help": "cls, mean or last"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved besides"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "not used: the backbone is found"})
+    tuner: dict[str, Any] | None = field(default=None, metadata={"help": "another PEFT method beneath, with peft_type"})
+    tuner_layers: str = field(default="tail", metadata={"help": "tail or all"})
+    phm_n: int = field(default=4, metadata={"help": "products of the sentence generator's hypercomplex layers"})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
-        if self.generator != NO_PROMPT:
+        if self.generator not in (NO_PROMPT, SENTENCE):
             check_generator(self.generator)
-        for name in ("num_prompt_tokens", "bottleneck_dim"):
+        for name in ("num_prompt_tokens", "bottleneck_dim", "phm_n"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} {value!r} is no size; give a whole number from 1")
@@ -68,5 +81,31 @@ class LatePromptConfig(PeftConfig):
             raise ValueError(f"head_pooling {self.head_pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
         if self.head_labels is not None and self.head_labels < 1:
             raise ValueError(f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1")
-        if self.generator == NO_PROMPT and self.head_labels is None and not self.modules_to_save:
-            raise ValueError("generator 'none' trains nothing without head_labels or modules_to_save; give one of them")
+        if self.tuner_layers not in LAYERS:
+            raise ValueError(f"tuner_layers {self.tuner_layers!r} is unknown; choose one of {', '.join(LAYERS)}")
+        kind = None if self.tuner is None else self.tuner.get("peft_type")
+        if self.tuner is not None and kind != FULL:
+            make_config(self.tuner)
+        if kind in PROMPT_LEARNING and self.generator != NO_PROMPT:
+            raise ValueError(f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'")
+        if self.generator == SENTENCE and self.tuner is not None:
+            raise ValueError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
+        trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
+        if self.generator == NO_PROMPT and not trains:
+            raise ValueError(
+                "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
+            )
+
+    @property
+    def input_tokens(self) -> int:
+        """How many positions at the input the adapter takes from the text."""
+        if self.generator == SENTENCE:
+            return self.num_prompt_tokens
+        if self.tuner is None or self.is_late or self.tuner.get("peft_type") not in PROMPT_LEARNING:
+            return 0
+        return int(self.tuner["num_virtual_tokens"])
+
+    @property
+    def is_late(self) -> bool:
+        """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
+        return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")

@@ -32,7 +32,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: folder or hub id of a pretrained model.
         task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
-        generator: npg, mppg, appg or fixed; `head` trains a linear head on the frozen model.
+        generator: npg, mppg, appg, atpg or fixed; `head` trains a linear head on the frozen model; any other method of
+            `lateprompt methods` too: late-lora, npg+late-lora, …
+        options: the method's own options, by name; None: its defaults.
         prompt_layer: number of layers below the prompt, or a fraction of the depth.
         num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.
         bottleneck_dim: inner width of the generator.
@@ -59,6 +61,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         model: str = "roberta-base",
         task: str | None = None,
         generator: str = "npg",
+        options: dict[str, Any] | None = None,
         prompt_layer: int | float | str = "0.5",
         num_prompt_tokens: int | None = None,
         bottleneck_dim: int = 128,
@@ -84,6 +87,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.model = model
         self.task = task
         self.generator = generator
+        self.options = options
         self.prompt_layer = prompt_layer
         self.num_prompt_tokens = num_prompt_tokens
         self.bottleneck_dim = bottleneck_dim
@@ -108,6 +112,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
         parameters = {**self.get_params(deep=False), "method": self.generator, "seed": self.random_state}
+        parameters["options"] = dict(self.options or {})
         model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
         recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
         return model, recipe

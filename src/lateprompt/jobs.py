@@ -68,6 +68,8 @@ class JobSettings:
         rival_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the end.
         states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
         readout: mask, label, head or auto.
+        head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
+            decoders.
         dtype: float type of the frozen weights of all methods.
         device: where to run; default a GPU if there is one.
     """
@@ -89,6 +91,7 @@ class JobSettings:
     rival_epochs: int | None = None
     states: str | None = None
     readout: str = "auto"
+    head_pooling: str | None = None
     dtype: str = "float32"
     device: str | None = None
 
@@ -129,6 +132,7 @@ class JobSettings:
             method=method,
             prompt_layer=self.prompt_layer,
             readout=self.readout,
+            head_pooling=self.head_pooling,
             loss="labels",
             dtype=self.dtype,
             device=self.device,

@@ -108,11 +108,11 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     return loaded.eval()
 
 
-def wrap(base: Any, config: PeftConfig) -> PeftModel:
+def wrap(base: Any, config: PeftConfig, name: str = "default") -> PeftModel:
     """`peft.get_peft_model`, without its warning of a name in transformers that is about to change."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        model = get_peft_model(base, config)
+        model = get_peft_model(base, config, adapter_name=name)
     assert isinstance(model, PeftModel)
     return model
 

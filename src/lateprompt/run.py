@@ -166,7 +166,7 @@ def train_run(
         The classifier with its best weights, and what went to `metrics.json`.
     """
     model.check()
-    check_method(model.method)
+    check_method(model.method, model.options)
     recipe.check()
     states = states or StatesSettings()
     states.check(model.trunk_dropout)

@@ -15,8 +15,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lateprompt.backbone import LateBackbone, PromptSlot
+from lateprompt.beneath import FULL, PROMPT_LEARNING, Beneath
 from lateprompt.calls import BASE, CallExtras, call_extras, current_extras
-from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
+from lateprompt.config import NO_PROMPT, PEFT_TYPE, SENTENCE, LatePromptConfig
+from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
@@ -30,8 +32,12 @@ _CHECKPOINT_ROOT = "base_model.model."
 class LatePromptLayer(LateBackbone, BaseTunerLayer):
     """A backbone with late prompts as a PEFT layer: adapters by name, one of them active."""
 
-    adapter_layer_names = ("late_prompt_generators", "late_prompt_heads")
+    adapter_layer_names = ("late_prompt_generators", "late_prompt_heads", "late_prompt_beneath")
     other_param_names = ()
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+        self.__dict__["beneath"] = {}
 
     def selected_adapter(self) -> str | None:
         if self.disable_adapters:
@@ -49,7 +55,10 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         width = int(base.config.hidden_size)
         rate = config.prompt_dropout
         generator = None
-        if config.generator != NO_PROMPT:
+        p = int(config.prompt_layer)
+        if config.generator == SENTENCE:
+            self._add_sentence_prompt(name, config)
+        elif config.generator != NO_PROMPT:
             spec = GeneratorSpec(
                 hidden_size=width,
                 num_prompt_tokens=config.num_prompt_tokens,
@@ -64,7 +73,9 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
                 words = base.get_input_embeddings().weight
                 if words.shape[-1] == width and words.device.type != "meta":
                     generator.init_from_vocabulary(words)
-        self.add_prompt(name, generator, PromptSlot(int(config.prompt_layer), config.trunk_dropout))
+        self.add_prompt(name, generator, PromptSlot(p, config.trunk_dropout, config.is_late))
+        if config.tuner is not None:
+            self._add_tuner(name, config.tuner, p, late=config.is_late)
         if config.head_labels is not None:
             head = nn.Linear(int(getattr(base.config, self.family.output_width)), config.head_labels)
             nn.init.normal_(head.weight, std=0.02)
@@ -75,7 +86,61 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             if name in table and not any(p.device.type == "meta" for p in table[name].parameters()):
                 table[name].to(device=device, dtype=dtype)
 
+    def _add_sentence_prompt(self, name: str, config: LatePromptConfig) -> None:
+        base: Any = self.base_layer
+        embedding_width = int(base.get_input_embeddings().weight.shape[-1])
+        rate = hidden_dropout_of(base.config, self.family) if config.prompt_dropout is None else config.prompt_dropout
+        generator = SentenceGenerator(
+            int(getattr(base.config, self.family.output_width)),
+            embedding_width,
+            config.num_prompt_tokens,
+            config.bottleneck_dim,
+            config.phm_n,
+            rate,
+        )
+        self.detours[name] = SentencePrompt(generator)
+        self.late_prompt_generators[name] = generator
+
+    def _add_tuner(self, name: str, tuner: dict[str, Any], prompt_layer: int, *, late: bool) -> None:
+        if any(parameter.device.type == "meta" for parameter in self.base_layer.parameters()):
+            raise ValueError("a tuner beneath a late prompt needs the weights in memory: they are on the meta device")
+        if any(beneath.full for beneath in self.beneath.values()) or (self.beneath and tuner["peft_type"] == FULL):
+            raise ValueError(
+                f"adapter {name!r} cannot be added: where the backbone's own weights are trained ({FULL}), no other "
+                "adapter can have a tuner; use a model of its own"
+            )
+        if tuner["peft_type"] in PROMPT_LEARNING:
+            detour = PromptLearning(self, name, tuner, prompt_layer, late=late)
+            self.detours[name] = detour
+            self.late_prompt_beneath[name] = detour.module
+            return
+        beneath = Beneath(self.base_layer, name, tuner, prompt_layer, late=late)
+        self.beneath[name] = beneath
+        self.late_prompt_beneath[name] = beneath.parts
+        beneath.activate(self.active_adapters)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT's; tuners beneath follow."""
+        for beneath in self.beneath.values():
+            beneath.activate([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        super().set_adapter(adapter_names, inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT's; tuners beneath follow."""
+        for beneath in self.beneath.values():
+            beneath.enable(enabled)
+        super().enable_adapters(enabled)
+
+    def unwrap_beneath(self) -> None:
+        """Give the backbone its own modules back."""
+        for beneath in self.beneath.values():
+            beneath.unwrap()
+        self.beneath.clear()
+
     def delete_adapter(self, adapter_name: str) -> None:
+        beneath = self.beneath.pop(adapter_name, None)
+        if beneath is not None:
+            beneath.delete()
         self.remove_prompt(adapter_name)  # first: PEFT then chooses the next active one from what is left
         super().delete_adapter(adapter_name)
 
@@ -274,6 +339,18 @@ class LatePromptModel(BaseTuner):
             for handle in handles:
                 handle.remove()
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # In place: PEFT puts new parameters there, and the backbone would keep the old ones of a tuner beneath.
+        for layer in (module for module in self.model.modules() if isinstance(module, LatePromptLayer)):
+            beneath = layer.beneath.get(adapter_name)
+            if not autocast_adapter_dtype or (beneath is not None and beneath.full):
+                continue  # the backbone's own weights keep their type
+            for table in layer.adapter_layer_names:
+                if adapter_name in getattr(layer, table):
+                    for parameter in getattr(layer, table)[adapter_name].parameters():
+                        if parameter.dtype in (torch.float16, torch.bfloat16):
+                            parameter.data = parameter.data.float()
+
     # -- life cycle --------------------------------------------------------------------------------------------------
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
@@ -290,6 +367,8 @@ class LatePromptModel(BaseTuner):
     def unload(self) -> torch.nn.Module:
         """The base model, without late prompts (with LoRA, if it lies below)."""
         layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
+        if layer is not None:
+            layer.unwrap_beneath()
         if layer is None:
             pass
         elif isinstance(self.model, peft.PeftModel):  # LoRA below: PEFT's own unload would take its configuration away

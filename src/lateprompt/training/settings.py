@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lateprompt.config import POOLINGS
 from lateprompt.pretrained import DTYPES
@@ -16,7 +17,9 @@ class ModelSettings:
 
     Args:
         model: folder or hub id of a pretrained model.
-        method: npg, mppg, appg or fixed (a late prompt), or head (a linear head on the frozen model).
+        method: npg, mppg, appg, atpg or fixed (a late prompt), head (a linear head on the frozen model), or another
+            one of lateprompt.methods: lora, late-lora, npg+late-lora, full, prompt-tuning, …
+        options: the method's own options, by name.
         prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
         num_prompt_tokens: number of prompt vectors; default 5 with a generator, 20 without (the paper's).
         bottleneck_dim: inner width of the generator.
@@ -33,6 +36,7 @@ class ModelSettings:
 
     model: str
     method: str = "npg"
+    options: dict[str, Any] = field(default_factory=dict)
     prompt_layer: int | float | str = "0.5"
     num_prompt_tokens: int | None = None
     bottleneck_dim: int = 128

@@ -1,0 +1,210 @@
+"""Other PEFT methods beneath a late prompt: LoRA, adapters, BitFit, …, or the backbone's own weights.
+
+Any PEFT method that wraps modules can lie beneath a late prompt, or in its place, on the layers above the prompt layer
+(then it is *late*: the trunk stays a pure function of the text, so its states can be kept) or on all layers. What it
+trains is an entry of the late prompt's own adapter: it is switched, saved and loaded with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from lateprompt.families import Bypass, num_layers_of
+from lateprompt.tuners.base import LayerTuner, Stack, join, under
+
+FULL = "FULL"
+"""The peft_type of a tuner that is none: the backbone's own weights are trained."""
+PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+"""PEFT's methods that wrap no module: virtual tokens before the input, or keys and values before each layer's."""
+LAYERS = ("tail", "all")
+
+
+def make_config(tuner: Mapping[str, Any]) -> Any:
+    """PEFT's configuration of a mapping with `peft_type`.
+
+    Raises:
+        ValueError: no such method, or an option that it does not have.
+    """
+    kind = tuner.get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted([FULL, *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
+        raise ValueError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
+    options = {key: value for key, value in tuner.items() if key != "peft_type"}
+    try:
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"tuner {dict(tuner)!r} cannot be made: {error}") from None
+
+
+class _Paths(nn.Module):
+    """Modules and parameters that live elsewhere, under their paths there: one entry of an adapter's state."""
+
+    def __init__(self, parts: Mapping[str, nn.Module | nn.Parameter]) -> None:
+        super().__init__()
+        for path, part in parts.items():
+            *parents, name = path.split(".")
+            place: nn.Module = self
+            for parent in parents:
+                if parent not in place._modules:
+                    place._modules[parent] = _Paths({})
+                place = place._modules[parent]  # type: ignore[assignment]
+            if isinstance(part, nn.Parameter):
+                place.register_parameter(name, part)
+            else:
+                place._modules[name] = part
+
+
+class Beneath:
+    """A tuner on some layers of a backbone.
+
+    Args:
+        core: the backbone.
+        name: the adapter's name.
+        tuner: PEFT's options, with `peft_type`.
+        prompt_layer: p.
+        late: keep to the layers above p.
+
+    Raises:
+        ValueError: options that cannot be, nothing to wrap, weights shared with layers below p, or a backbone that has
+            another tuner already.
+    """
+
+    def __init__(self, core: nn.Module, name: str, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool) -> None:
+        self.core = core
+        self.name = name
+        self.full = tuner.get("peft_type") == FULL
+        self.layers: list[Any] = []
+        parts: dict[str, nn.Module | nn.Parameter]
+        if self.full:
+            parts = _own_weights(core, tuner, prompt_layer, late=late)
+        else:
+            parts = self._wrap(tuner, prompt_layer, late=late)
+        self.parts = _Paths(parts)
+
+    def _wrap(self, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool) -> dict[str, nn.Module | nn.Parameter]:
+        config = make_config(tuner)
+        kind: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        there = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
+        other = next((type(module).__name__ for module in there if not isinstance(module, kind.tuner_layer_cls)), None)
+        if other is not None:
+            raise ValueError(
+                f"the backbone already has {other}, and {tuner['peft_type']!r} cannot lie beside it; unload it first"
+            )
+        if late:
+            _keep_to_tail(config, kind, self.core, prompt_layer)
+        frozen = {parameter: parameter.requires_grad for parameter in self.core.parameters()}
+        had = self.core.__dict__.get("peft_config")
+        kind(self.core, config, adapter_name=self.name)
+        if had is None:
+            self.core.__dict__.pop("peft_config", None)  # PEFT leaves it: the next wrapper would warn
+        else:
+            self.core.__dict__["peft_config"] = had
+        for parameter, trained in frozen.items():
+            parameter.requires_grad_(trained)
+        parts: dict[str, nn.Module | nn.Parameter] = {}
+        for path, module in self.core.named_modules():
+            if isinstance(module, kind.tuner_layer_cls):
+                own = {
+                    join(path, table): getattr(module, table)[self.name]
+                    for table in module.adapter_layer_names
+                    if self.name in getattr(module, table)
+                }
+                if own:
+                    self.layers.append(module)
+                    parts |= own
+        return parts
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Let the wrapped modules use the adapters of these names (those that they have)."""
+        for module in self.layers:
+            module.set_adapter(list(names))
+
+    def enable(self, enabled: bool) -> None:
+        """Switch the tuner on or off.
+
+        Raises:
+            ValueError: the backbone's own weights were trained, so there is nothing to go back to.
+        """
+        if self.full and not enabled:
+            raise ValueError(
+                f"adapter {self.name!r} trained the backbone's own weights, so it cannot be switched off; load the "
+                "base model again"
+            )
+        for module in self.layers:
+            module.enable_adapters(enabled)
+
+    def delete(self) -> None:
+        """Take this adapter out of the wrapped modules."""
+        for module in self.layers:
+            module.delete_adapter(self.name)
+
+    def unwrap(self) -> None:
+        """Give the backbone its own modules back."""
+        wrapped = {id(module) for module in self.layers}
+        for parent in list(self.core.modules()):
+            for name, child in parent._modules.items():
+                if id(child) in wrapped:
+                    parent._modules[name] = child.get_base_layer()  # type: ignore[union-attr,operator]
+
+
+def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: int) -> None:
+    """Name the modules above the prompt layer: PEFT's `layers_to_transform` needs a pattern for each architecture."""
+    name = str(getattr(config.peft_type, "value", config.peft_type))  # of PEFT's enum, or one of ours
+    above = range(prompt_layer, num_layers_of(core))
+    if issubclass(kind, LayerTuner):
+        config.layers_to_transform = list(above)
+        return
+    names = getattr(config, "target_modules", None) or kind.target_module_mapping.get(core.config.model_type)
+    if not names:
+        raise ValueError(
+            f"tuner {name!r} has no default for the architecture {core.config.model_type!r}; give its target_modules"
+        )
+    paths = Stack.of(core).choose(above)
+    linear = names == "all-linear"
+    names = [names] if isinstance(names, str) else list(names)
+    chosen = [
+        key
+        for key, module in core.named_modules()
+        if under(key, paths)
+        and (isinstance(module, (nn.Linear, BaseTunerLayer)) if linear else any(key.endswith(f".{n}") for n in names))
+    ]
+    if not chosen:
+        raise ValueError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
+    config.target_modules = chosen
+
+
+def _own_weights(
+    core: nn.Module, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool
+) -> dict[str, nn.Module | nn.Parameter]:
+    unknown = sorted(set(tuner) - {"peft_type"})
+    if unknown:
+        raise ValueError(f"tuner {FULL!r} has no option {unknown[0]!r}; leave it out")
+    parameters = trained_weights(core, prompt_layer, late=late)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return dict(parameters)
+
+
+def trained_weights(core: nn.Module, prompt_layer: int, *, late: bool) -> dict[str, nn.Parameter]:
+    """The backbone's parameters (late: those of the layers above p and of what follows them), by path."""
+    parameters = dict(core.named_parameters())
+    if late:
+        stack = Stack.of(core)
+        family = stack.family
+        tail = stack.choose(range(prompt_layer, len(stack.layers)))
+        after = [path for path, kind in family.trunk.items() if _is_used(kind, path, core)]
+        parameters = {key: p for key, p in parameters.items() if under(key, [*tail, *after])}
+    return parameters
+
+
+def _is_used(kind: Bypass, path: str, core: nn.Module) -> bool:
+    """Whether the module that the trunk bypasses is one that the tail applies (a pooler may be missing)."""
+    try:
+        return core.get_submodule(path) is not None and not path.endswith("pooler")
+    except AttributeError:
+        return False

@@ -1,0 +1,186 @@
+"""The compared methods: one table from name to `Method`, and how names are put together.
+
+`late-NAME` keeps a tuner to the layers above the prompt layer, so that it is trained from kept trunk states;
+`PROMPT+TUNER` puts a late prompt above a tuner: `npg+late-lora`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from torch import nn
+
+from lateprompt.config import NO_PROMPT, LatePromptConfig
+from lateprompt.methods import (
+    adapter,
+    bitfit,
+    full,
+    head,
+    late_prompt,
+    lora,
+    p_tuning_v2,
+    prompt_tuning,
+    s_idpg,
+)
+from lateprompt.methods.base import Method, Shape
+from lateprompt.training.settings import ModelSettings
+
+_FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
+METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
+LATE = "late-"
+NAMES = (*METHODS, *(f"{LATE}{name}" for name, method in METHODS.items() if method.kind == "tuner" and method.late))
+"""The methods with a name of their own; a late prompt and a tuner can be put together with `+`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of a name, and whether it keeps to the layers above p."""
+
+    method: Method
+    late: bool
+
+
+def parse_method(name: str) -> list[Part]:
+    """The methods that a name puts together: the prompt first.
+
+    Raises:
+        ValueError: an unknown name, or methods that cannot be put together.
+    """
+    parts = [_part(piece, name) for piece in name.split("+")]
+    if len(parts) == 1:
+        return parts
+    kinds = sorted(part.method.kind for part in parts)
+    if kinds != ["prompt", "tuner"]:
+        raise ValueError(f"method {name!r} cannot be: put one late prompt and one tuner together, as in npg+late-lora")
+    prompt, tuner = sorted(parts, key=lambda part: part.method.kind)
+    apart = tuner.method.name in ("prompt-tuning", "p-tuning-v2")
+    if not prompt.late or apart:
+        other = prompt.method.name if not prompt.late else tuner.method.name
+        raise ValueError(f"method {name!r} cannot be: {other!r} takes another way through the backbone; use it alone")
+    return [prompt, tuner]
+
+
+def _part(piece: str, name: str) -> Part:
+    if piece in METHODS:
+        method = METHODS[piece]
+        return Part(method, late=method.late and method.kind != "tuner")
+    method_or_none = METHODS.get(piece.removeprefix(LATE)) if piece.startswith(LATE) else None
+    if method_or_none is not None and method_or_none.kind == "tuner" and method_or_none.late:
+        return Part(method_or_none, late=True)
+    close = difflib.get_close_matches(piece, NAMES, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(
+        f"method {name!r} is unknown{hint}; choose one of {', '.join(NAMES)}, or a pair such as npg+late-lora"
+    )
+
+
+def check_method(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError unless `name` is a method and `options` are its own."""
+    _options_by_part(parse_method(name), name, options or {})
+
+
+def is_late(name: str) -> bool:
+    """Whether all that a method trains lies above the prompt layer, so that it trains from kept trunk states."""
+    return all(part.late for part in parse_method(name))
+
+
+def title_of(name: str) -> str:
+    """A method's name in tables."""
+    return " + ".join(
+        f"late {part.method.title}" if part.late and part.method.kind == "tuner" else part.method.title
+        for part in parse_method(name)
+    )
+
+
+def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    known = sorted({key for part in parts for key in part.method.options})
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"method {name!r} has no option {key!r}; "
+                + (f"choose from {', '.join(known)}" if known else "it has none: leave out --set")
+            )
+    return [{key: options.get(key, default) for key, default in part.method.options.items()} for part in parts]
+
+
+def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePromptConfig:
+    """The adapter of the settings' method.
+
+    Args:
+        settings: the model's settings.
+        extra: further fields: the head's.
+
+    Raises:
+        ValueError: a method, an option or a combination that cannot be.
+    """
+    parts = parse_method(settings.method)
+    fields: dict[str, Any] = {
+        "generator": NO_PROMPT,
+        "prompt_layer": settings.prompt_layer,
+        "bottleneck_dim": settings.bottleneck_dim,
+        "prompt_dropout": settings.prompt_dropout,
+        "trunk_dropout": settings.trunk_dropout,
+    }
+    for part, options in zip(parts, _options_by_part(parts, settings.method, settings.options), strict=True):
+        fragment = part.method.fragment(options, settings)
+        if part.method.kind == "tuner":
+            fields |= {"tuner": fragment, "tuner_layers": "tail" if part.late else "all"}
+        else:
+            fields |= fragment
+    if settings.method == "head" and extra.get("head_labels") is None:
+        raise ValueError("method 'head' trains a head and nothing else; use it with --readout head")
+    return LatePromptConfig(**{**fields, **extra})
+
+
+def parameter_count(settings: ModelSettings, backbone: nn.Module, prompt_layer: int, labels: int | None = None) -> int:
+    """How many parameters a method trains, in closed form.
+
+    Args:
+        settings: with the method, its options, m and k.
+        backbone: the bare backbone, or a model with one: no tuner may lie in it.
+        prompt_layer: p.
+        labels: outputs of a trained head; None: no head.
+    """
+    shape = Shape.of(backbone, prompt_layer)
+    parts = parse_method(settings.method)
+    total = 0 if labels is None else labels * (shape.output_width + 1)
+    for part, options in zip(parts, _options_by_part(parts, settings.method, settings.options), strict=True):
+        total += part.method.count(shape, options, settings, part.late)
+    return total
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings to options; values are read as YAML.
+
+    Raises:
+        ValueError: a string without `=`.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r} is no option; give key=value, e.g. --set r=16")
+        try:
+            options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {pair!r} has a value that cannot be read; quote it") from None
+    return options
+
+
+__all__ = [
+    "METHODS",
+    "NAMES",
+    "Method",
+    "Shape",
+    "adapter_config",
+    "check_method",
+    "is_late",
+    "parameter_count",
+    "parse_method",
+    "parse_options",
+    "title_of",
+]

@@ -1,0 +1,56 @@
+"""Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
+
+k prompt vectors made by a generator from an instance's hidden states after layer p, put before them: formulas and
+parameter counts are with the generators (`lateprompt.generators`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.training.settings import ModelSettings
+
+SOURCE = "Liu et al., Findings of EMNLP 2022"
+TOKENS = {"fixed": 20}
+"""k where it isn't set, by generator (the paper's); 5 for the others."""
+
+
+def tokens_of(generator: str, settings: ModelSettings) -> int:
+    """k."""
+    return settings.num_prompt_tokens or TOKENS.get(generator, 5)
+
+
+def _fragment(options: Options, settings: ModelSettings, *, generator: str) -> dict[str, Any]:
+    return {"generator": generator, "num_prompt_tokens": tokens_of(generator, settings), **options}
+
+
+def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool, *, generator: str) -> int:
+    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d; attention pooling k m more."""
+    d, m, k = shape.width, settings.bottleneck_dim, tokens_of(generator, settings)
+    if generator == "fixed":
+        return k * d
+    outputs = k * d if generator == "npg" else d
+    return d * m + m + m * outputs + outputs + (k * m if generator == "atpg" else 0)
+
+
+def _method(generator: str, title: str, source: str = SOURCE, **options: Any) -> Method:
+    return Method(
+        generator,
+        title,
+        source,
+        "prompt",
+        partial(_fragment, generator=generator),
+        partial(_count, generator=generator),
+        options,
+    )
+
+
+METHODS = (
+    _method("npg", "LPT npg"),
+    _method("mppg", "LPT mppg", pool_last_source=True),
+    _method("appg", "LPT appg", pool_last_source=True),
+    _method("atpg", "LPT attention pooling", "this library"),
+    _method("fixed", "LPT without generator", fixed_init="normal"),
+)
