@@ -8,7 +8,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,8 @@ from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
+DEV_ROWS = 1000
+"""Dev rows of a few-shot run without a dev file (the paper's)."""
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 
@@ -44,6 +46,7 @@ class DataSettings:
         template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}.
         label_words: the plain task's label words as a mapping, label to word.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
+        dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
     """
 
     train: str
@@ -53,6 +56,14 @@ class DataSettings:
     template: str | None = None
     label_words: dict[str, str] | None = None
     shots: int | None = None
+    dev_rows: int | None = None
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that cannot be."""
+        if self.dev_rows is not None and self.dev_rows < 1:
+            raise ValueError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
+        if self.dev_rows is not None and self.dev:
+            raise ValueError(f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out")
 
 
 def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> Task:
@@ -120,8 +131,14 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
                 )
     dev = others[data.dev[0]] if data.dev else []
     if data.shots is not None:
-        train, rest = few_shot(train, data.shots, seed)
+        train, rest = few_shot(train, data.shots, seed, dev_size=data.dev_rows or DEV_ROWS)
         dev = dev or rest
+    elif data.dev_rows is not None:
+        if data.dev_rows >= len(train):
+            raise ValueError(
+                f"dev_rows {data.dev_rows!r} leave none of the {len(train)} rows in {data.train!r} to train on"
+            )
+        train, dev = few_shot(train, len(train) - data.dev_rows, seed, dev_size=data.dev_rows)
     return Rows(task, train, dev, {p: others[p] for p in data.dev[1:]}, {p: others[p] for p in data.test})
 
 
@@ -146,34 +163,74 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def train_run(
+@dataclass
+class Trained:
+    """A classifier with its best weights, and what it was trained and can be measured on.
+
+    Args:
+        classifier: the classifier.
+        rows: the rows.
+        result: what training measured.
+        dev: the dev rows' feed.
+        others: feeds of the further dev sets and of the test sets, by path.
+        fill_seconds: time to compute the trunk's states.
+        facts: recipe, data with fingerprints, labels: what a run folder says about it.
+    """
+
+    classifier: TextClassifier
+    rows: Rows
+    result: FitResult
+    dev: Feed | None
+    others: dict[str, Feed]
+    fill_seconds: float
+    facts: dict[str, Any]
+
+    def measured(self, values: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """What goes to `metrics.json`; `values` are the metrics of the further sets, by path."""
+        rows, result = self.rows, self.result
+        return {
+            **result.metrics,
+            "dev_sets": {path: values[path] for path in rows.more_dev},
+            "test": {path: values[path] for path in rows.test},
+            "train_rows": len(rows.train),
+            "dev_rows": len(rows.dev),
+            "steps": result.steps,
+            "trainable_parameters": self.classifier.trainable_parameters,
+            "train_seconds": result.train_seconds,
+            "tokens_per_second": result.tokens_per_second,
+            "peak_memory_bytes": peak_memory_bytes(self.classifier.device),
+            "trunk_fill_seconds": self.fill_seconds,
+        }
+
+
+def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
+    """Raise ValueError for settings that cannot be, before anything is read."""
+    model.check()
+    check_method(model.method, model.options)
+    data.check()
+    recipe.check()
+    states.check(model.trunk_dropout)
+
+
+def train_classifier(
     model: ModelSettings,
     data: DataSettings,
     recipe: RecipeSettings,
-    output: Path | None,
+    states: StatesSettings,
     *,
-    states: StatesSettings | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    prepare: Callable[[], Path | None] = lambda: None,
     quiet: bool = True,
-) -> tuple[TextClassifier, dict[str, Any]]:
-    """Train a classifier and leave its run folder at `output` (None: nowhere).
+) -> Trained:
+    """Train a classifier; of the test rows nothing but the trunk's states is computed.
 
-    Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
-    last, so a folder that has it is whole.
+    Args:
+        model, data, recipe, states: the settings.
+        prepare: called once everything that can be wrong with them was found; gives the folder of checkpoints.
+        quiet: no progress bar.
 
-    Returns:
-        The classifier with its best weights, and what went to `metrics.json`.
+    Raises:
+        ValueError: settings or data that cannot be.
     """
-    model.check()
-    check_method(model.method, model.options)
-    recipe.check()
-    states = states or StatesSettings()
-    states.check(model.trunk_dropout)
-    if output is not None:
-        prepare_folder(output, overwrite=overwrite, resume=resume)
-        if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
-            return TextClassifier.load(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
     rows = load_rows(data, recipe.seed, model.readout)
     classifier = TextClassifier.build(model, rows.task, seed=recipe.seed)
     train = classifier.feed(rows.train)
@@ -194,16 +251,11 @@ def train_run(
         "labels": list(rows.task.labels),
         "num_layers": classifier.layer.num_layers,
     }
-    what = json.dumps({"model": asdict(classifier.settings), **facts}, sort_keys=True)
-    if output is not None:
-        if overwrite and not resume:
-            clear_folder(output)
-        output.mkdir(parents=True, exist_ok=True)
+    checkpoint = prepare()
     (train, *whole), fill_seconds = classifier.kept(parts, states, quiet=quiet)
     if isinstance(train, StatesFeed):
         classifier.release()
     dev = whole.pop(0) if dev is not None else None
-    others = dict(zip(others, whole, strict=True))
     result = fit(
         classifier.model,
         classifier.readout,
@@ -212,42 +264,64 @@ def train_run(
         recipe,
         metrics=rows.task.metrics,
         device=classifier.device,
-        checkpoint=None if output is None else output / CHECKPOINT,
-        settings=what,
+        checkpoint=checkpoint,
+        settings=json.dumps({"model": asdict(classifier.settings), **facts}, sort_keys=True),
         quiet=quiet,
     )
-    measured = {**_measure(classifier, result, rows, others, recipe), "trunk_fill_seconds": fill_seconds}
+    return Trained(classifier, rows, result, dev, dict(zip(others, whole, strict=True)), fill_seconds, facts)
+
+
+def train_run(
+    model: ModelSettings,
+    data: DataSettings,
+    recipe: RecipeSettings,
+    output: Path | None,
+    *,
+    states: StatesSettings | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+) -> tuple[TextClassifier, dict[str, Any]]:
+    """Train a classifier and leave its run folder at `output` (None: nowhere).
+
+    Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
+    last, so a folder that has it is whole.
+
+    Returns:
+        The classifier with its best weights, and what went to `metrics.json`.
+    """
+    states = states or StatesSettings()
+    check_run(model, data, recipe, states)
     if output is not None:
-        facts |= {
+        prepare_folder(output, overwrite=overwrite, resume=resume)
+        if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
+            return TextClassifier.load(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
+
+    def prepare() -> Path | None:
+        if output is None:
+            return None
+        if overwrite and not resume:
+            clear_folder(output)
+        output.mkdir(parents=True, exist_ok=True)
+        return output / CHECKPOINT
+
+    trained = train_classifier(model, data, recipe, states, prepare=prepare, quiet=quiet)
+    classifier, size = trained.classifier, recipe.eval_batch_size
+    values = {path: classifier.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
+    measured = trained.measured(values)
+    if output is not None:
+        facts = {
+            **trained.facts,
             "states": asdict(states),
             "versions": versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         classifier.save(output, facts)
-        write_lines(output / HISTORY_FILE, result.history)
+        write_lines(output / HISTORY_FILE, trained.result.history)
         write_text(output / "README.md", model_card(classifier, measured, recipe))
         write_json(output / METRICS_FILE, measured)
         remove_checkpoint(output / CHECKPOINT)
     return classifier, measured
-
-
-def _measure(
-    classifier: TextClassifier, result: FitResult, rows: Rows, feeds: dict[str, Feed], recipe: RecipeSettings
-) -> dict[str, Any]:
-    size = recipe.eval_batch_size
-    values = {path: classifier.evaluate(feed, batch_size=size) for path, feed in feeds.items()}
-    return {
-        **result.metrics,
-        "dev_sets": {path: values[path] for path in rows.more_dev},
-        "test": {path: values[path] for path in rows.test},
-        "train_rows": len(rows.train),
-        "dev_rows": len(rows.dev),
-        "steps": result.steps,
-        "trainable_parameters": classifier.trainable_parameters,
-        "train_seconds": result.train_seconds,
-        "tokens_per_second": result.tokens_per_second,
-        "peak_memory_bytes": peak_memory_bytes(classifier.device),
-    }
 
 
 def model_card(classifier: TextClassifier, measured: dict[str, Any], recipe: RecipeSettings) -> str:

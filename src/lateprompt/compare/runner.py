@@ -1,0 +1,242 @@
+"""Runs a plan: worker processes, resuming, the search before, the table after each run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import yaml
+
+from lateprompt.compare.cost import estimate
+from lateprompt.compare.plan import Plan, RunSpec
+from lateprompt.compare.search import choose, search_runs
+from lateprompt.compare.table import result_of, write_parquet, write_table
+from lateprompt.compare.worker import RESULT_FILE, fail
+from lateprompt.files import write_lines, write_text
+from lateprompt.progress import Bar
+
+PLAN_FILE = "plan.yaml"
+CHOSEN_FILE = "chosen.yaml"
+SEARCH_FILE = "search.jsonl"
+_LOCK = "lock"
+
+
+def compare(
+    plan: Plan,
+    results: Path,
+    *,
+    workers: int = 1,
+    retry_failed: bool = False,
+    quiet: bool = True,
+) -> list[dict[str, Any]]:
+    """Run what of a plan has not finished yet; the rows of the table.
+
+    A run that has a result is not done again; after an interruption the same call goes on.
+
+    Args:
+        plan: the plan.
+        results: folder of the results.
+        workers: processes at a time; they share the CPU's threads.
+        retry_failed: run failed ones again.
+        quiet: no progress bar.
+
+    Raises:
+        ValueError: settings that cannot be, or another comparison at work in this folder.
+    """
+    if workers < 1:
+        raise ValueError(f"workers {workers!r} is too small; give a whole number from 1")
+    if results.exists() and not results.is_dir():
+        raise ValueError(f"output {str(results)!r} is a file; give a folder")
+    results.mkdir(parents=True, exist_ok=True)
+    with _locked(results):
+        write_text(results / PLAN_FILE, yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True))
+        chosen: dict[str, dict[str, Any]] = {}
+        if plan.search is not None:
+            searched = [spec for _, _, spec in search_runs(plan)]
+            _run_all("search", searched, results, workers, retry_failed, quiet, lambda: None)
+            found = {spec.key: result_of(results, spec) or {} for spec in searched}
+            chosen, tries = choose(plan, found)
+            write_lines(results / SEARCH_FILE, tries)
+            write_text(results / CHOSEN_FILE, yaml.safe_dump(_as_methods(plan, chosen), sort_keys=False))
+        specs = plan.runs(chosen=chosen)
+        _run_all("runs", specs, results, workers, retry_failed, quiet, lambda: write_table(results, specs))
+        rows = write_table(results, specs)
+        write_parquet(results, rows)
+    return rows
+
+
+def waiting(
+    plan: Plan, results: Path, *, retry_failed: bool = False
+) -> tuple[list[RunSpec], list[tuple[RunSpec, Any]]]:
+    """The runs that would be done now (of the comparison with its default settings, where a search comes first), and
+    those that have finished, with their results."""
+    specs = [spec for _, _, spec in search_runs(plan)] + plan.runs()
+    found = [(spec, result_of(results, spec)) for spec in specs]
+    left = [s for s, result in found if result is None or (retry_failed and result["status"] == "failed")]
+    return left, [(s, result) for s, result in found if result is not None and result["status"] == "done"]
+
+
+def cost(plan: Plan, results: Path, *, retry_failed: bool = False) -> tuple[list[list[str]], float, str]:
+    """As `estimate`, for what is left of a plan."""
+    left, done = waiting(plan, results, retry_failed=retry_failed)
+    return estimate(left, done)
+
+
+def _as_methods(plan: Plan, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Methods of another plan, with the chosen settings."""
+    entries = [entry.changed(chosen[entry.name]) for entry in plan.methods]
+    return {"methods": [{key: value for key, value in vars(entry).items() if value} for entry in entries]}
+
+
+def _run_all(
+    title: str,
+    specs: Sequence[RunSpec],
+    results: Path,
+    workers: int,
+    retry_failed: bool,
+    quiet: bool,
+    after_each: Callable[[], Any],
+) -> None:
+    """Do what is missing of some runs: groups of one method and model to a process, `workers` at a time."""
+    groups: dict[tuple[str, str], list[RunSpec]] = {}
+    done, seen = 0, set()
+    for spec in specs:
+        if spec.key in seen:  # settings that a search and the comparison share
+            done += 1
+            continue
+        seen.add(spec.key)
+        result = result_of(results, spec)
+        if result is not None and not (retry_failed and result["status"] == "failed"):
+            done += 1
+            continue
+        groups.setdefault((spec.settings.model, spec.name), []).append(spec)
+    if not groups:
+        return
+    queue: Queue[list[RunSpec]] = Queue()
+    for group in groups.values():
+        queue.put(group)
+    finished: Queue[RunSpec | BaseException] = Queue()
+    stop = threading.Event()
+    crew = [
+        _Crew(queue, finished, stop, results, max(1, (os.cpu_count() or 1) // workers))
+        for _ in range(min(workers, len(groups)))
+    ]
+    try:
+        with Bar(title, len(specs), quiet=quiet, start=done) as bar:
+            for thread in crew:
+                thread.start()
+            for _ in range(sum(map(len, groups.values()))):
+                ended = finished.get()
+                if isinstance(ended, BaseException):
+                    raise ended
+                bar.note(f"{ended.name}, {ended.task}")
+                bar.advance()
+                after_each()
+    finally:
+        stop.set()
+        for thread in crew:
+            thread.end()
+
+
+class _Crew(threading.Thread):
+    """Feeds one worker process after the other."""
+
+    def __init__(
+        self,
+        queue: Queue[list[RunSpec]],
+        finished: Queue[RunSpec | BaseException],
+        stop: threading.Event,
+        results: Path,
+        threads: int,
+    ) -> None:
+        super().__init__(daemon=True)
+        self.queue, self.finished, self.stopped, self.results, self.threads = queue, finished, stop, results, threads
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stopped.is_set():
+                try:
+                    group = self.queue.get_nowait()
+                except Empty:
+                    return
+                self._work(group)
+        except BaseException as error:  # shown by the main thread
+            self.finished.put(error)
+
+    def _work(self, group: list[RunSpec]) -> None:
+        for spec in group:
+            if self.stopped.is_set():
+                return
+            folder = self.results / "runs" / spec.folder
+            (folder / RESULT_FILE).unlink(missing_ok=True)
+            if self.process is None or self.process.poll() is not None:
+                self._start(folder)
+            process = self.process
+            assert process is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps({"folder": str(folder.absolute()), "run": spec.to_json()}) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if self.stopped.is_set():
+                return
+            if not answer:
+                code = process.wait()
+                fail(folder, f"the process ended with code {code}{_last_words(self.results)}")
+                self.process = None
+            self.finished.put(spec)
+        self.end()
+
+    def _start(self, folder: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        with (self.results / "worker.log").open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from lateprompt.compare.worker import main; main()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+
+    def end(self) -> None:
+        """Stop the process."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if self.stopped.is_set():
+            process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+def _last_words(results: Path) -> str:
+    lines = (results / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f": {lines[-1]}" if lines else ""
+
+
+@contextmanager
+def _locked(results: Path) -> Iterator[None]:
+    """One comparison at a time in a folder; the lock of a dead process is none."""
+    with (results / _LOCK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
+            ) from None
+        yield

@@ -1,0 +1,93 @@
+"""A worker process: takes runs as JSON lines on its input, leaves a result file for each.
+
+Runs of one method on one model share a process, so that starting one is paid once; its peak memory is the largest of
+theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lateprompt.compare.plan import RunSpec
+from lateprompt.files import write_json, write_lines
+from lateprompt.run import HISTORY_FILE, Trained, check_run, train_classifier, versions
+from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.metrics import compute_metrics, primary_metric
+
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """Train, score the test rows once, and leave history, predictions and, last, the result in `folder`."""
+    check_run(spec.settings, spec.data, spec.recipe, spec.states)
+    trained = train_classifier(spec.settings, spec.data, spec.recipe, spec.states)
+    test = _score_tests(trained, spec, folder)
+    metric = primary_metric(trained.rows.task.metrics)
+    measured = trained.measured(test)
+    row = {
+        "metric": metric,
+        "dev": measured.get(metric),
+        "test": next((values[metric] for values in test.values()), None),
+        **{f"test_{name}": value for values in test.values() for name, value in values.items() if name != "loss"},
+        **{name: measured[name] for name in ("trainable_parameters", "steps", "train_seconds", "tokens_per_second")},
+        "peak_memory_bytes": measured["peak_memory_bytes"],
+        "trunk_fill_seconds": trained.fill_seconds,
+        "status": "done",
+        "error": "",
+        "prompt_layer": trained.classifier.settings.prompt_layer,
+        "versions": versions(),
+    }
+    write_lines(folder / HISTORY_FILE, trained.result.history)
+    write_json(folder / RESULT_FILE, row)
+    return row
+
+
+def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dict[str, float]]:
+    classifier, values = trained.classifier, {}
+    for path, feed in trained.others.items():
+        if not hasattr(feed, "store"):
+            classifier.restore()
+        scores = predict_scores(
+            classifier.readout, feed, batch_size=spec.recipe.eval_batch_size, device=classifier.device
+        )
+        values[path] = compute_metrics(trained.rows.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
+        probabilities, labels = softmax(scores), classifier.task.labels
+        lines = []
+        for row, scored in zip(trained.rows.test[path], probabilities, strict=True):
+            best = int(np.argmax(scored))
+            pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
+            found = {"label": row.label, "prediction": labels[best], "probability": round(float(scored[best]), 6)}
+            lines.append({"text": row.text, **pair, **found})
+        write_lines(folder / PREDICTIONS_FILE, lines)
+    return values
+
+
+def main() -> None:
+    """Work until the input ends: a line is `{"folder": …, "run": …}`; the answer is one word."""
+    warnings.simplefilter("ignore", FutureWarning)
+    for line in sys.stdin:
+        given = json.loads(line)
+        folder = Path(given["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run_one(RunSpec.from_json(given["run"]), folder)
+        except (ValueError, RuntimeError, MemoryError, OSError, NotImplementedError) as error:
+            fail(folder, str(error) or type(error).__name__)
+        print("done", flush=True)
+
+
+def fail(folder: Path, error: str) -> None:
+    """Leave a failed result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULT_FILE, {"status": "failed", "error": " ".join(error.split())[:500]})
+
+
+if __name__ == "__main__":
+    main()
