@@ -20,12 +20,13 @@ def main() -> None:
     """Print one line per task and type: mean dev accuracy over the seeds, and each seed's."""
     parser = make_parser(__doc__, ["sst2", "trec"])
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     args = parser.parse_args()
     print(f"{'task':6} {'states':9} {'mean':>6}  seeds {args.seeds}")
     for task in args.tasks:
         train, dev = files_of(task)
         files = DataSettings(train=train, dev=[dev], task=task)
-        for dtype in DTYPES:
+        for dtype in args.dtypes:
             found = []
             for seed in args.seeds:
                 model = ModelSettings(args.model, method=args.method, prompt_layer=args.prompt_layer)

@@ -23,6 +23,7 @@ from lateprompt.tasks import Row, Task, TaskEncoder
 from lateprompt.training.evaluate import evaluate, predict_scores, softmax
 from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
+from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuner import LatePromptLayer
 
@@ -36,6 +37,9 @@ RUN_FILE = "run.json"
 def pick_device(device: str | None) -> torch.device:
     """The named device, or a GPU if there is one; ValueError for one that is not there."""
     if device is None:
+        own = processes().device  # a launcher has given each process its own
+        if own is not None:
+            return own
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)

@@ -67,6 +67,7 @@ def _train(args: Namespace) -> None:
     from lateprompt.methods import parse_options
     from lateprompt.run import DataSettings, train_run
     from lateprompt.training.kept import StatesSettings
+    from lateprompt.training.parallel import processes
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
     args.options = parse_options(args.set)
@@ -80,7 +81,8 @@ def _train(args: Namespace) -> None:
         resume=args.resume,
         quiet=args.quiet or args.json,
     )
-    _print_metrics({args.output: measured}, as_json=args.json, single=True)
+    if processes().is_main:
+        _print_metrics({args.output: measured}, as_json=args.json, single=True)
 
 
 def _add_evaluate(parser: _Parser) -> None:

@@ -26,6 +26,7 @@ from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
+from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 DEV_ROWS = 1000
@@ -252,7 +253,9 @@ def train_classifier(
         "num_layers": classifier.layer.num_layers,
     }
     checkpoint = prepare()
-    (train, *whole), fill_seconds = classifier.kept(parts, states, quiet=quiet)
+    together = processes()
+    with together.main_first():  # it fills; the others find the states there
+        (train, *whole), fill_seconds = classifier.kept(parts, states, quiet=quiet)
     if isinstance(train, StatesFeed):
         classifier.release()
     dev = whole.pop(0) if dev is not None else None
@@ -292,24 +295,28 @@ def train_run(
     """
     states = states or StatesSettings()
     check_run(model, data, recipe, states)
+    together = processes()
     if output is not None:
-        prepare_folder(output, overwrite=overwrite, resume=resume)
+        if together.is_main:
+            prepare_folder(output, overwrite=overwrite, resume=resume)
         if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
             return TextClassifier.load(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
 
     def prepare() -> Path | None:
         if output is None:
             return None
-        if overwrite and not resume:
-            clear_folder(output)
-        output.mkdir(parents=True, exist_ok=True)
+        if together.is_main:
+            if overwrite and not resume:
+                clear_folder(output)
+            output.mkdir(parents=True, exist_ok=True)
+        together.wait()
         return output / CHECKPOINT
 
     trained = train_classifier(model, data, recipe, states, prepare=prepare, quiet=quiet)
     classifier, size = trained.classifier, recipe.eval_batch_size
     values = {path: classifier.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
     measured = trained.measured(values)
-    if output is not None:
+    if output is not None and together.is_main:
         facts = {
             **trained.facts,
             "states": asdict(states),

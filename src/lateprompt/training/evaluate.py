@@ -10,6 +10,7 @@ import torch
 from lateprompt.readout import Readout
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import compute_metrics
+from lateprompt.training.parallel import processes
 
 
 def predict_scores(
@@ -21,8 +22,12 @@ def predict_scores(
     autocast: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Label scores (rows, labels) in the feed's order; the model is in eval mode meanwhile."""
-    order = sorted_batches(feed.lengths, batch_size)
+    """Label scores (rows, labels) in the feed's order; the model is in eval mode meanwhile.
+
+    Processes that train together share the batches, and each has all scores in the end.
+    """
+    together = processes()
+    order = sorted_batches(feed.lengths, batch_size)[together.rank :: together.count]
     was_training = readout.layer.training
     readout.layer.eval()
     parts = []
@@ -34,9 +39,11 @@ def predict_scores(
                     progress(len(rows))
     finally:
         readout.layer.train(was_training)
-    scores = torch.cat(parts).cpu().numpy()
-    result = np.empty_like(scores)
-    result[np.concatenate(order)] = scores
+    own = [(np.concatenate(order), torch.cat(parts).cpu().numpy())] if parts else []
+    found = [part for process in together.gather(own) for part in process]
+    result = np.empty((len(feed), found[0][1].shape[1]), dtype=found[0][1].dtype)
+    for rows, scores in found:
+        result[rows] = scores
     return result
 
 

@@ -20,6 +20,7 @@ from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, s
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.metrics import primary_metric
+from lateprompt.training.parallel import processes
 from lateprompt.training.settings import RecipeSettings
 
 
@@ -61,24 +62,32 @@ def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * recipe.epochs
 
 
-def _step_batches(feed: Feed, recipe: RecipeSettings, first_step: int, total: int) -> Iterator[list[Batch]]:
-    """The batches of each optimiser step from `first_step` on."""
+def _step_batches(
+    feed: Feed, recipe: RecipeSettings, first_step: int, total: int
+) -> Iterator[list[tuple[Batch, float]]]:
+    """This process's batches of each optimiser step from `first_step` on, and the share of the step's rows in each."""
+    own = processes()
     per_epoch, _ = plan_steps(len(feed), recipe)
     step = first_step
     while step < total:
         epoch, done = divmod(step, per_epoch)
         order = batch_order(feed.lengths, recipe.batch_size, recipe.seed, epoch)
         order = order[done * recipe.grad_accumulation :]
-        batches: list[Batch] = []
-        for batch in feed.batches(order):
-            batches.append(batch)
+        shares = [own.share(rows) for rows in order]
+        # A process without a row of its own takes one along that counts nothing.
+        taken = [share if len(share) else rows[:1] for share, rows in zip(shares, order, strict=True)]
+        batches: list[tuple[Batch, int]] = []
+        rows = 0
+        for batch, share, whole in zip(feed.batches(taken), shares, order, strict=True):
+            batches.append((batch, len(share)))
+            rows += len(whole)
             if len(batches) == recipe.grad_accumulation:
-                yield batches
-                step, batches = step + 1, []
+                yield [(part, size / rows) for part, size in batches]
+                step, batches, rows = step + 1, [], 0
                 if step == total:
                     return
         if batches:
-            yield batches
+            yield [(part, size / rows) for part, size in batches]
             step += 1
 
 
@@ -160,17 +169,20 @@ def fit_turns(
     patience = recipe.early_stop if dev is not None else None
     stop = total if patience is None or progress.waited < patience else progress.step
     readout.layer.train()
-    with Bar("training", total, quiet=quiet, start=progress.step) as bar:
+    own, tokens = processes(), 0
+    if own.rank:  # weights started alike; dropout is each process's own
+        torch.manual_seed((recipe.seed + 7919 * own.rank) % 2**32)
+    with Bar("training", total, quiet=quiet or not own.is_main, start=progress.step) as bar:
         for batches in _step_batches(train, recipe, progress.step, stop):
             started = time.perf_counter()
-            rows = sum(len(batch.input_ids) for batch in batches)
-            for batch in batches:
+            for batch, share in batches:
                 # Lengths are known here without asking the device.
-                progress.tokens += int(batch.attention_mask.sum())
+                tokens += int(batch.attention_mask.sum()) if share else 0
                 with torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
-                    loss = readout.loss(batch.to(device)) * (len(batch.input_ids) / rows)
+                    loss = readout.loss(batch.to(device)) * share
                 loss.backward()
                 loss_sum += loss.detach()
+            own.add_gradients(parameters.values())
             if recipe.clip:
                 nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
             optimizer.step()
@@ -181,7 +193,10 @@ def fit_turns(
             progress.seconds += time.perf_counter() - started
             bar.advance()
             if progress.step % eval_every == 0 or progress.step == total:
-                mean_loss = float(loss_sum) / progress.loss_steps
+                summed_loss, summed_tokens = own.add(float(loss_sum), tokens)
+                mean_loss = summed_loss / progress.loss_steps
+                progress.tokens += int(summed_tokens)
+                tokens = 0
                 entry: dict[str, Any] = {"step": progress.step, "epoch": progress.step / per_epoch}
                 entry |= {"train_loss": mean_loss, "seconds": progress.seconds}
                 loss_sum.zero_()
@@ -196,7 +211,7 @@ def fit_turns(
                         f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}"
                     )
                 progress.history.append(entry)
-                if checkpoint is not None and progress.step < total:
+                if checkpoint is not None and progress.step < total and own.is_main:
                     save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)
                 yield entry
                 if patience is not None and progress.waited >= patience:
