@@ -65,7 +65,7 @@ def main() -> None:
     columns = {"prompt tuning 20": measure(METHODS[BASELINE].make(bench))}
     step = METHODS["npg-states"].make(bench)
     with (
-        mock.patch.object(LateBackbone, "_can_be_lean", return_value=False),
+        mock.patch.object(LateBackbone, "can_be_lean", return_value=False),
         mock.patch.object(LateBackbone, "quick_dropout", return_value=nullcontext()),
     ):
         columns["npg, as it was"] = measure(step)

@@ -17,6 +17,7 @@ from lateprompt.tasks import Row, default_task, load_task
 from lateprompt.training import kept
 from lateprompt.training.fit import fit, trainable_parameters
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
+from lateprompt.training.phrases import PhraseFeed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 ROWS = [Row(row["text"], None, row["label"], row) for row in make_rows(40)]
@@ -46,6 +47,25 @@ def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
     assert not isinstance(plain, StatesFeed)
     for name, value in without.items():
         assert (with_states[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+@pytest.mark.parametrize("loss", ["vocabulary", "labels"])
+@pytest.mark.parametrize("method", ["npg", "late-lora"])
+def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
+    words = dict(zip(("negative", "positive"), ("really terrible film", "great"), strict=True))
+    task = default_task(list(words), pair=False, label_words=list(words.values()))
+    settings = {"task": task, "method": method, "loss": loss, "readout": "label"}
+    feed, with_states = train(causal_lm, StatesSettings(str(tmp_path)), **settings)
+    assert isinstance(feed, PhraseFeed)
+    plain, without = train(causal_lm, StatesSettings("off"), **settings)
+    assert not isinstance(plain, StatesFeed)
+    for name, value in without.items():
+        assert (with_states[name] - value).norm() <= 1e-5 * value.norm(), name
+    again, _ = train(causal_lm, StatesSettings(str(tmp_path)), replace(RECIPE, epochs=1), **settings)
+    assert len(again.store) == len(feed.store)  # nothing was computed twice
+    batch = feed.batch(np.array([0, 5]))
+    assert batch.branch_states is not None
+    assert batch.branch_states.shape[1] == 2
 
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "full", "prompt-tuning", "npg+lora"])
@@ -118,7 +138,8 @@ def test_trunk_dropout_with_states_off(masked_lm, data, tmp_path):
     assert main([*base, "--states", "off", "--trunk-dropout", "--steps", "2", "--prompt-layer", "2", "--quiet"]) == 0
 
 
-def test_phrases_need_the_trunk(causal_lm, tmp_path):
+def test_phrases_without_branches_need_the_trunk(causal_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "can_branch", lambda layer: False)
     task = default_task(["negative", "positive"], pair=False, label_words=["so terrible", "so great"])
     tuned = classifier(causal_lm, task)
     feed = tuned.feed(ROWS)

@@ -80,7 +80,7 @@ def test_same_with_eager_attention(name: str) -> None:
 def test_the_last_layer_runs_at_read_positions_only(name: str) -> None:
     model = late(name)
     layer = model.base_model.layer
-    tail = layer._lean_tail(2)
+    tail = layer.lean_tail(2)
     last = list(tail.get_submodule(layer.family.layers).children())[-1]
     assert isinstance(last, ReadLayer)
     seen: list[int] = []
@@ -100,7 +100,7 @@ def test_text_positions_get_no_gradient_in_the_first_layer(name: str) -> None:
     model = late(name)
     layer = model.base_model.layer
     found: list[torch.Tensor] = []
-    projections = [m for m in layer._lean_tail(2).modules() if isinstance(m, _FrontLinear)]
+    projections = [m for m in layer.lean_tail(2).modules() if isinstance(m, _FrontLinear)]
     for projection in projections:
         projection.register_full_backward_hook(lambda _m, given, _o: found.append(given[0]))
     outputs(model, tiny_batch(name), READS)

@@ -9,9 +9,11 @@ from tiny_models import CONFIGS, DECODERS, ENCODERS, tiny_batch, tiny_model
 from torch.nn import functional as F
 
 from lateprompt import LatePromptConfig
+from lateprompt.branches import can_branch
 from lateprompt.readout import Batch, HeadReadout, LMHead, PhraseReadout, WordReadout, pool_states, word_readout
 
 WORDS = [7, 30, 55]
+LORA = {"generator": "npg", "tuner": {"peft_type": "LORA", "target_modules": "all-linear", "r": 2}}
 WITH_MLM = [name for name in ENCODERS if name != "gpt2"]
 
 
@@ -58,25 +60,55 @@ def test_a_model_without_lm_head_is_refused():
         LMHead(model.get_base_model(), model.base_model.layer)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-@torch.no_grad()
-def test_phrases_score_like_one_pass_per_label(name):
-    phrases = [[7, 9], [7, 30, 41], [55]]
-    model, base, layer = tuned(name, "AutoModelForCausalLM", generator="mppg")
+PHRASES = [[7, 9], [7, 30, 41], [55], [11, 9, 9, 20]]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "config", [{"generator": "mppg"}, {"generator": "fixed", "num_prompt_tokens": 7}, LORA], ids=str
+)
+def test_phrases_score_like_one_pass_per_label(name, config):
+    model, base, layer = tuned(name, "AutoModelForCausalLM", **config)
     raw, batch = right_padded()
-    readout = word_readout(base, layer, phrases, "label", "vocabulary")
+    readout = word_readout(base, layer, PHRASES, "label", "vocabulary")
     assert isinstance(readout, PhraseReadout)
     scores = readout.scores(batch)
+    expected = torch.empty(3, len(PHRASES))
     for row in range(3):
         source = raw["input_ids"][row, : batch.read[row] + 1]
-        for label, phrase in enumerate(phrases):
+        for label, phrase in enumerate(PHRASES):
             ids = torch.cat([source, torch.tensor(phrase)])[None]
             seen = torch.ones_like(ids)
             seen[0, len(source) :] = 0
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), source_mask=seen).logits[0]
             log_p = logits[len(source) - 1 : -1].log_softmax(-1).gather(-1, torch.tensor(phrase)[:, None]).mean()
-            torch.testing.assert_close(scores[row, label], log_p, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(readout.loss(batch), -scores[torch.arange(3), batch.labels].mean())
+            expected[row, label] = log_p
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    loss = readout.loss(batch)
+    wanted = -expected[torch.arange(3), batch.labels].mean()
+    torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for own, other in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in ("gpt_neo", "opt")])
+@torch.no_grad()
+def test_all_labels_take_one_pass(name, monkeypatch):
+    _, base, layer = tuned(name, "AutoModelForCausalLM")
+    readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
+    monkeypatch.setattr(readout, "_one_by_one", None)
+    assert can_branch(layer)
+    assert readout.scores(right_padded()[1]).shape == (3, 4)
+
+
+@torch.no_grad()
+def test_phrases_without_a_late_prompt_take_a_pass_each():
+    model, base, layer = tuned("gpt2", "AutoModelForCausalLM")
+    readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
+    with model.disable_adapter():
+        assert not can_branch(layer)
+        assert readout.scores(right_padded()[1]).shape == (3, 4)
 
 
 @torch.no_grad()

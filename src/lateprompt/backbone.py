@@ -132,7 +132,7 @@ class LateBackbone(nn.Module):
             self.__dict__["_mode"] = None
         return split
 
-    def _lean_tail(self, prompt_layer: int) -> nn.Module:
+    def lean_tail(self, prompt_layer: int) -> nn.Module:
         """The tail for calls that read some positions: see `lateprompt.lean`."""
         split = self.split_at(prompt_layer)
         made: tuple[nn.Module, bool] | None = self._lean.get(prompt_layer)
@@ -149,7 +149,7 @@ class LateBackbone(nn.Module):
         self.__dict__["_mode"] = None
         return self
 
-    def _set_mode(self, slot: PromptSlot, split: Split) -> bool:
+    def set_mode(self, slot: PromptSlot, split: Split) -> bool:
         """Put the tail in this module's mode and the trunk in eval mode; True if the trunk needs a gradient.
 
         A frozen trunk without dropout is a pure function of its input: its states can be kept. It keeps dropout where
@@ -176,7 +176,7 @@ class LateBackbone(nn.Module):
     def late_mode(self, prompt_layer: int) -> Split:
         """The split at a prompt layer, its trunk in eval mode and its tail in this module's."""
         split = self.split_at(prompt_layer)
-        self._set_mode(PromptSlot(prompt_layer), split)
+        self.set_mode(PromptSlot(prompt_layer), split)
         return split
 
     def run_trunk(self, prompt_layer: int, call: dict[str, Any]) -> torch.Tensor:
@@ -316,7 +316,7 @@ class LateBackbone(nn.Module):
         """Rows whose prompts all enter after the same layer (`names`: each row's adapter, None: all the same)."""
         slot = self.slots[adapters[0]]
         split = self.split_at(slot.prompt_layer)
-        trains_trunk = self._set_mode(slot, split)
+        trains_trunk = self.set_mode(slot, split)
         mask: torch.Tensor | None = call.get("attention_mask")
         caches = self._caches(call, slot.prompt_layer, trunk_states is not None)
         shared = {k: v for k, v in call.items() if k not in _TRUNK_ONLY}
@@ -339,7 +339,7 @@ class LateBackbone(nn.Module):
             states = self._check_states(trunk_states, first(mask, call.get("input_ids")))
 
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
-        k = max((self._prompt_length(name) for name in adapters), default=0)
+        k = max((self.prompt_length(name) for name in adapters), default=0)
         tail_input = states
         dropout = self.quick_dropout()
         if not decoding and k:
@@ -352,7 +352,7 @@ class LateBackbone(nn.Module):
         tail_mask = mask
         if k and (mask is not None or names is not None):
             seen = states.shape[1] if caches is None else caches[0].get_seq_length()
-            lengths = None if names is None else [self._prompt_length(name) for name in names]
+            lengths = None if names is None else [self.prompt_length(name) for name in names]
             tail_mask = with_prompt(mask, lengths, states, seen, k)
         if hasattr(self.base_layer, "rotary_emb"):
             positions = tail_positions(call.get("position_ids"), mask, states.shape[1], k, decoding)
@@ -363,8 +363,8 @@ class LateBackbone(nn.Module):
         prompt_alone = torch.is_grad_enabled() and not states.requires_grad
         prompt_alone = prompt_alone and not any(p.requires_grad for p in split.tail.parameters())
         front = skip if prompt_alone else 0
-        lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self._can_be_lean(shared)
-        tail = self._lean_tail(slot.prompt_layer) if lean else split.tail
+        lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self.can_be_lean(shared)
+        tail = self.lean_tail(slot.prompt_layer) if lean else split.tail
         widen_buffers(tail, self.family, k)
         arguments["attention_mask"] = tail_masks(
             split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
@@ -402,7 +402,7 @@ class LateBackbone(nn.Module):
         quick = self.training and self.placement[0].type == "cpu" and not self._checkpoints_gradients
         return FastDropout() if quick and not self.compile_tail else nullcontext()
 
-    def _can_be_lean(self, call: dict[str, Any]) -> bool:
+    def can_be_lean(self, call: dict[str, Any]) -> bool:
         """Whether a call wants no more than its read positions, with a kernel that takes any mask."""
         config: Any = self.base_layer.config
         asked = (
@@ -422,7 +422,8 @@ class LateBackbone(nn.Module):
             call["past_key_values"] = DynamicCache(config=self.config)
         return cache_views(call["past_key_values"], prompt_layer, self.num_layers)
 
-    def _prompt_length(self, name: str) -> int:
+    def prompt_length(self, name: str) -> int:
+        """k of an adapter; 0 without a prompt."""
         table = self.late_prompt_generators
         return int(table[name].num_prompt_tokens) if name in table else 0  # type: ignore[arg-type]
 
@@ -435,17 +436,18 @@ class LateBackbone(nn.Module):
                 f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
             )
         if names is None:
-            return self._generate(adapters[0], states, mask)
+            return self.generate_prompt(adapters[0], states, mask)
         prompt = states.new_zeros(states.shape[0], k, states.shape[-1])
         for adapter in adapters:
-            length = self._prompt_length(adapter)
+            length = self.prompt_length(adapter)
             if length:
                 rows = torch.tensor([i for i, name in enumerate(names) if name == adapter], device=states.device)
-                own = self._generate(adapter, states[rows], None if mask is None else mask[rows])
+                own = self.generate_prompt(adapter, states[rows], None if mask is None else mask[rows])
                 prompt = prompt.index_put((rows[:, None], torch.arange(k - length, k, device=rows.device)), own)
         return prompt
 
-    def _generate(self, name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def generate_prompt(self, name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """An adapter's prompt (batch, k, hidden) from trunk states and the mask of what it may read."""
         generator = self.late_prompt_generators[name]
         dtype = next(generator.parameters()).dtype  # fp32 over a half-precision backbone, as PEFT keeps adapters
         return generator(states.to(dtype), mask).to(states.dtype)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lateprompt.families import Bypass, num_layers_of
 from lateprompt.tuners.base import LayerTuner, Stack, join, under
@@ -165,14 +166,14 @@ def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: i
             f"tuner {name!r} has no default for the architecture {core.config.model_type!r}; give its target_modules"
         )
     paths = Stack.of(core).choose(above)
-    linear = names == "all-linear"
-    names = [names] if isinstance(names, str) else list(names)
-    chosen = [
-        key
-        for key, module in core.named_modules()
-        if under(key, paths)
-        and (isinstance(module, (nn.Linear, BaseTunerLayer)) if linear else any(key.endswith(f".{n}") for n in names))
-    ]
+    ends = tuple(f".{name}" for name in ([names] if isinstance(names, str) else names))
+
+    def is_chosen(key: str, module: nn.Module) -> bool:
+        if names == "all-linear":
+            return isinstance(module, (nn.Linear, Conv1D, BaseTunerLayer))
+        return key.endswith(ends)
+
+    chosen = [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
     if not chosen:
         raise ValueError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
     config.target_modules = chosen

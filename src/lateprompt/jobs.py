@@ -287,8 +287,8 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
         )
         if isinstance(classifier.readout, PhraseReadout):
             raise ValueError(
-                f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: their trunk states "
-                "cannot be kept; use --readout head"
+                f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
+                "have no readout for them here; use --readout head"
             )
         if feeds is None:
             feeds = classifier.feed(rows.train), classifier.feed(rows.dev) if rows.dev else None

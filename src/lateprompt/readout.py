@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from lateprompt.backbone import LateBackbone
+from lateprompt.branches import branch_hidden, can_branch
 from lateprompt.generators import read_position, read_state
 from lateprompt.split import replace_module, shallow_copy
 
@@ -34,6 +35,8 @@ class Batch:
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), kept states at the prompt layer, or None.
+        branch_states: (batch, labels, width, hidden), those of label words of several tokens (all but each label's
+            last word), or None.
         padded: whether the mask hides anything; known here, so that nobody has to ask the device.
     """
 
@@ -43,6 +46,7 @@ class Batch:
     labels: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
+    branch_states: torch.Tensor | None = None
     padded: bool = True
 
     def to(self, device: torch.device) -> Batch:
@@ -221,7 +225,8 @@ class PhraseReadout(Readout):
     """Label words of several tokens after the source of a causal LM: mean token score over the words that differ.
 
     A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et
-    al. 2022, decoder setting); each label is one pass over source and label, and the generator sees the source only.
+    al. 2022, decoder setting). The source is computed once, all labels' words branch off it (`lateprompt.branches`),
+    and the generator sees the source only.
 
     Args:
         phrases: token ids of each label.
@@ -242,39 +247,78 @@ class PhraseReadout(Readout):
         same = ((self.tokens == self.tokens[:1]) & (self.filled == 1)).all(0)
         self.counted = self.filled * (~same).long()
 
-    def _log_likelihood(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
-        """Mean token log-probability (rows,) of label `labels[i]` after the source of row i."""
-        if batch.trunk_states is not None:
-            raise ValueError("label words of several tokens cannot be scored from kept trunk states; use --states off")
-        device = batch.input_ids.device
-        tokens, filled = self.tokens.to(device)[labels], self.filled.to(device)[labels]
-        width = tokens.shape[1]
-        places = batch.read[:, None] + 1 + torch.arange(width, device=device)
-        ids = F.pad(batch.input_ids, (0, width)).scatter(1, places, tokens)
-        source = F.pad(batch.attention_mask, (0, width))
-        mask = source.scatter(1, places, filled)
-        output = self.layer(input_ids=ids, attention_mask=mask, source_mask=source, use_cache=False, read=places - 1)
-        logits = self.head(output.last_hidden_state).float()
-        scores = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-        counted = self.counted.to(device)[labels].to(scores.dtype)
-        return (scores * counted).sum(1) / counted.sum(1).clamp(min=1)
-
     def scores(self, batch: Batch) -> torch.Tensor:
-        number = len(self.tokens)
-        rows = len(batch.input_ids)
-        wide = Batch(
-            input_ids=batch.input_ids.repeat_interleave(number, 0),
-            attention_mask=batch.attention_mask.repeat_interleave(number, 0),
-            read=batch.read.repeat_interleave(number),
-        )
-        labels = torch.arange(number, device=batch.input_ids.device).repeat(rows)
-        return self._log_likelihood(wide, labels).view(rows, number)
+        tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)
+        if can_branch(self.layer):
+            return self._branched(batch, tokens, batch.branch_states, self.counted)
+        return self._one_by_one(batch, tokens, self.filled, self.counted)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         assert batch.labels is not None
         if self.loss_over == "labels":
             return super().loss(batch)
-        return -self._log_likelihood(batch, batch.labels).mean()
+        labels = batch.labels
+        tokens, counted, filled = (
+            table.to(labels.device)[labels][:, None] for table in (self.tokens, self.counted, self.filled)
+        )
+        if can_branch(self.layer):
+            states = batch.branch_states
+            own = None if states is None else states[torch.arange(len(labels), device=labels.device), labels][:, None]
+            scores = self._branched(batch, tokens, own, counted)
+        else:
+            scores = self._one_by_one(batch, tokens, filled, counted)
+        return -scores.mean()
+
+    def _branched(
+        self, batch: Batch, tokens: torch.Tensor, states: torch.Tensor | None, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores (batch, labels) of words `tokens` (batch, labels, width), all in one pass.
+
+        A word is predicted by the one before it, the first by the source's end: the last word is no input.
+        """
+        rows, labels, width = tokens.shape
+        together = None
+        if batch.trunk_states is not None:
+            if states is None:
+                raise ValueError("trunk_states were given without those of the label words; use --states off")
+            together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
+        hidden = branch_hidden(
+            self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
+        )
+        scores = self.head(hidden).float().log_softmax(-1)
+        first = scores[:, 0].gather(1, tokens[..., 0])[..., None]
+        rest = scores[:, 1:].view(rows, labels, width - 1, -1).gather(-1, tokens[..., 1:, None])[..., 0]
+        return _mean_counted(torch.cat([first, rest], -1), counted)
+
+    def _one_by_one(
+        self, batch: Batch, tokens: torch.Tensor, filled: torch.Tensor, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """The same by a whole pass for each label, for architectures that take no branches."""
+        if batch.trunk_states is not None:
+            raise ValueError(
+                "label words of several tokens cannot be scored from kept trunk states on this architecture; "
+                "use --states off"
+            )
+        rows, labels, width = tokens.shape
+        ids, source, read = (
+            part.repeat_interleave(labels, 0) for part in (batch.input_ids, batch.attention_mask, batch.read)
+        )
+        places = read[:, None] + 1 + torch.arange(width, device=ids.device)
+        flat = tokens.reshape(rows * labels, width)
+        seen = filled.to(ids.device).expand(rows, labels, width).reshape(rows * labels, width)
+        ids = F.pad(ids, (0, width)).scatter(1, places, flat)
+        source = F.pad(source, (0, width))
+        mask = source.scatter(1, places, seen)
+        output = self.layer(input_ids=ids, attention_mask=mask, source_mask=source, use_cache=False, read=places - 1)
+        scores = self.head(output.last_hidden_state).float().log_softmax(-1)
+        found = scores.gather(-1, flat[..., None])[..., 0].view(rows, labels, width)
+        return _mean_counted(found, counted)
+
+
+def _mean_counted(scores: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Mean (batch, labels) of token scores (batch, labels, width) over those that count."""
+    counted = counted.to(device=scores.device, dtype=scores.dtype)
+    return (scores * counted).sum(-1) / counted.sum(-1).clamp(min=1)
 
 
 class HeadReadout(Readout):

@@ -24,11 +24,21 @@ _NOT_ARCHITECTURE = (
 )
 
 
-def row_key(token_ids: Sequence[int] | np.ndarray, token_type_ids: Sequence[int] | np.ndarray | None = None) -> bytes:
-    """The address of a token sequence: a 128-bit hash of its ids (and token types), all of them attended to."""
+def row_key(
+    token_ids: Sequence[int] | np.ndarray,
+    token_type_ids: Sequence[int] | np.ndarray | None = None,
+    *,
+    last: int | None = None,
+) -> bytes:
+    """The address of a token sequence: a 128-bit hash of its ids (and token types), all of them attended to.
+
+    With `last`, of the states of so many positions at its end alone.
+    """
     digest = hashlib.blake2b(np.asarray(token_ids, dtype="<i4").tobytes(), digest_size=KEY_BYTES)
     if token_type_ids is not None and np.any(np.asarray(token_type_ids)):
         digest.update(b"|types|" + np.asarray(token_type_ids, dtype="<i4").tobytes())
+    if last is not None:
+        digest.update(f"|last {last}|".encode())
     return digest.digest()
 
 

@@ -165,7 +165,10 @@ class TrunkStates:
     def find(self, token_ids: Sequence[Ids], token_type_ids: Sequence[Ids | None] | None = None) -> np.ndarray:
         """Row numbers of token sequences, -1 for those not kept."""
         types = token_type_ids or [None] * len(token_ids)
-        keys = [row_key(ids, kinds) for ids, kinds in zip(token_ids, types, strict=True)]
+        return self.rows_of([row_key(ids, kinds) for ids, kinds in zip(token_ids, types, strict=True)])
+
+    def rows_of(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Row numbers of addresses, -1 for those not kept."""
         return np.array([self._rows.get(key, -1) for key in keys], dtype=np.int64)
 
     def get(self, rows: Sequence[int] | np.ndarray, length: int | None = None) -> torch.Tensor:
@@ -274,7 +277,13 @@ class TrunkStates:
 
     def missing(self, token_ids: Sequence[Ids], token_type_ids: Sequence[Ids | None] | None = None) -> np.ndarray:
         """Which sequences are not kept whole: absent, or damaged on disk (each row's checksum is looked at once)."""
-        rows = self.find(token_ids, token_type_ids)
+        return self._not_whole(self.find(token_ids, token_type_ids))
+
+    def missing_keys(self, keys: Sequence[bytes]) -> np.ndarray:
+        """As `missing`, by address."""
+        return self._not_whole(self.rows_of(keys))
+
+    def _not_whole(self, rows: np.ndarray) -> np.ndarray:
         for i, row in enumerate(rows):
             if row >= 0 and not self._verified[row] and not self._verify(row):
                 rows[i] = -1
@@ -336,7 +345,7 @@ def fill_stores(
         was_training = split.trunk.training
         split.trunk.eval()  # a pure function of the text
         try:
-            for batch in _batches([len(token_ids[i]) for i in unique]):
+            for batch in batches_of([len(token_ids[i]) for i in unique]):
                 rows = [unique[j] for j in batch]
                 states = _states(split, [token_ids[i] for i in rows], [types[i] for i in rows], stores)
                 for store, own in zip(stores, states, strict=True):
@@ -361,7 +370,7 @@ def _all_writing(stores: Sequence[TrunkStates], wait_seconds: float) -> Iterator
         yield
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[range]:
+def batches_of(lengths: Sequence[int]) -> Iterator[range]:
     """Runs of sequences sorted by length, of at most BATCH_TOKENS tokens with padding."""
     start = 0
     while start < len(lengths):

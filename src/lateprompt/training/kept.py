@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from lateprompt.branches import can_branch
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.states import TrunkStates, prune
@@ -115,8 +116,8 @@ def keep_states(
 ) -> tuple[list[Feed], float]:
     """Feeds with kept states, and the seconds that filling took (0.0 if all were there).
 
-    Feeds come back as they were when states are off, when the readout needs the trunk (label words of several tokens),
-    or when they would not fit on the disk or into the limit; the latter is said.
+    Feeds come back as they were when states are off, when label words of several tokens need the trunk (architectures
+    that take no branches), or when they would not fit on the disk or into the limit; the latter is said.
 
     Args:
         model: the model with the late backbone.
@@ -128,15 +129,23 @@ def keep_states(
     """
     plain = [feed for feed, _ in feeds]
     folder = settings.folder
-    if folder is None or isinstance(readout, PhraseReadout):
+    if folder is None or (isinstance(readout, PhraseReadout) and not can_branch(readout.layer)):
         return plain, 0.0
     started = time.perf_counter()
     store = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
     ids = [feed.examples[i].input_ids for feed, rows in feeds for i in rows]
     types = [feed.examples[i].token_type_ids for feed, rows in feeds for i in rows]
-    missing = store.missing(ids, types)
-    needed = sum(len(ids[i]) for i in missing) * store.row_bytes
-    whole = sum(map(len, ids)) * store.row_bytes
+    phrases = None
+    if isinstance(readout, PhraseReadout):
+        from lateprompt.training.phrases import PhraseFeed, PhraseStates
+
+        phrases = PhraseStates(store, readout, ids)
+    missing = store.missing(ids, types) if phrases is None else phrases.missing()
+    positions = sum(map(len, ids)) if phrases is None else phrases.positions
+    whole = positions * store.row_bytes
+    needed = whole * len(missing) / max(1, len(ids))
+    if phrases is None:
+        needed = sum(len(ids[i]) for i in missing) * store.row_bytes
     limit = int(settings.states_limit_gb * 1e9)
     if whole > limit or needed > shutil.disk_usage(store.folder).free - SPARE_BYTES:
         warnings.warn(
@@ -147,17 +156,23 @@ def keep_states(
         )
         return plain, 0.0
     with Bar("trunk states", len(ids), quiet=quiet or not len(missing)) as bar:
-        numbers = store.fill(ids, types, progress=bar.advance)
+        if phrases is None:
+            numbers = store.fill(ids, types, progress=bar.advance)[:, None]
+        else:
+            numbers = phrases.fill(readout.layer, prompt_layer, bar.advance)
     seconds = time.perf_counter() - started if len(missing) else 0.0
     if len(missing):
-        held = store.hold(numbers)
+        held = store.hold(numbers[numbers >= 0])
         with contextlib.suppress(ValueError):  # another run is filling, and prunes when it is done
             prune(folder, limit, keep=held)
     kept: list[Feed] = []
     start = 0
     for feed, rows in feeds:
-        own = np.full(len(feed), -1, dtype=np.int64)
+        own = np.full((len(feed), numbers.shape[1]), -1, dtype=np.int64)
         own[rows] = numbers[start : start + len(rows)]
         start += len(rows)
-        kept.append(StatesFeed(feed, store, own))
+        if phrases is None:
+            kept.append(StatesFeed(feed, store, own[:, 0]))
+        else:
+            kept.append(PhraseFeed(feed, store, own[:, 0], own[:, 1:], phrases.tokens.shape[1]))
     return kept, seconds
