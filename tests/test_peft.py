@@ -13,7 +13,15 @@ from peft import AutoPeftModel, LoraConfig, PeftConfig, PeftModel, TaskType, get
 from safetensors.torch import load_file
 from tiny_models import DECODERS, LAYERS, WIDTH, tiny_batch, tiny_model
 from torch import nn
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TextStreamer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from lateprompt import LatePromptConfig
 from lateprompt.config import PEFT_TYPE
@@ -657,6 +665,55 @@ def test_generate(name, beams):
         assert not torch.equal(cached, tiny_model(name, CAUSAL).generate(**batch, **settings))
     with model.disable_adapter():
         assert torch.equal(model.generate(**batch, **settings), tiny_model(name, CAUSAL).generate(**batch, **settings))
+
+
+GENERATION = {"max_new_tokens": 7, "eos_token_id": None, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("generator", ["npg", "mppg", "appg", "atpg", "fixed"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_with_and_without_a_cache(name, generator, beams):
+    """The prompt is made from the source, left padded here, and stays: sliding windows of 4 included."""
+    model = late_model(name, CAUSAL, generator=generator)
+    batch = tiny_batch(name, "left")
+    settings = {**GENERATION, "do_sample": False, "num_beams": beams}
+    cached = model.generate(**batch, **settings)
+    assert torch.equal(cached, model.generate(**batch, **settings, use_cache=False))
+
+
+def test_pipeline_and_streaming(causal_lm):
+    base = AutoModelForCausalLM.from_pretrained(causal_lm)
+    model = get_peft_model(base, LatePromptConfig(task_type="CAUSAL_LM", prompt_layer=2, bottleneck_dim=8)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(causal_lm)
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    batch = tokenizer("the film was", return_tensors="pt")
+    expected = tokenizer.decode(model.generate(**batch, **settings)[0])
+    made = pipeline("text-generation", model=model, tokenizer=tokenizer)("the film was", **settings)
+    assert made[0]["generated_text"] == expected
+    pieces = []
+    streamer = TextStreamer(tokenizer)
+    streamer.on_finalized_text = lambda text, stream_end=False: pieces.append(text)
+    model.generate(**batch, **settings, streamer=streamer)
+    assert "".join(pieces) == expected
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_sampling_and_a_given_source(name):
+    model = late_model(name, CAUSAL)
+    batch = tiny_batch(name, "left")
+    found = []
+    for cache in (True, False):
+        torch.manual_seed(3)
+        sampled = {"do_sample": True, "num_return_sequences": 2, "use_cache": cache}
+        found.append(model.generate(**batch, **GENERATION, **sampled))
+    assert torch.equal(*found)
+    source = batch["attention_mask"].clone()
+    source[:, -3:] = 0
+    settings = {**GENERATION, "do_sample": False, "num_beams": 2}
+    given = [model.generate(**batch, **settings, source_mask=source, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*given)
+    assert not torch.equal(given[0], model.generate(**batch, **settings))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

@@ -17,7 +17,17 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from lateprompt.cache import cache_views
-from lateprompt.calls import BASE, check_mask, current_extras, first, replace_hidden, select_rows, states_at, text_of
+from lateprompt.calls import (
+    BASE,
+    check_mask,
+    current_extras,
+    first,
+    generation_source,
+    replace_hidden,
+    select_rows,
+    states_at,
+    text_of,
+)
 from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
@@ -213,6 +223,9 @@ class LateBackbone(nn.Module):
         source_mask = first(call.pop("source_mask", None), extras.source_mask)
         trunk_states = first(call.pop("trunk_states", None), extras.trunk_states)
         names = first(call.pop("adapter_names", None), extras.adapter_names)
+        if extras.source_length is not None and not self.has_cached_prompt(call):
+            text = text_of(call, trunk_states)
+            source_mask = generation_source(source_mask, call.get("attention_mask"), text, extras.source_length)
         read = call.pop("read", None)
         if read is not None:
             read = read[:, None] if read.ndim == 1 else read
@@ -421,6 +434,12 @@ class LateBackbone(nn.Module):
         if call.get("past_key_values") is None:
             call["past_key_values"] = DynamicCache(config=self.config)
         return cache_views(call["past_key_values"], prompt_layer, self.num_layers)
+
+    @staticmethod
+    def has_cached_prompt(call: dict[str, Any]) -> bool:
+        """Whether a call goes on from a cache that has the source and its prompt."""
+        cache = call.get("past_key_values")
+        return cache is not None and cache.get_seq_length() > 0
 
     def prompt_length(self, name: str) -> int:
         """k of an adapter; 0 without a prompt."""

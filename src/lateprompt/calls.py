@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 BASE = "__base__"
 """The adapter name of rows that get no prompt (PEFT's own convention)."""
@@ -22,11 +23,14 @@ class CallExtras:
         source_mask: (batch, length), positions the generator may read; None: all attended ones.
         trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
         adapter_names: one adapter a row (`__base__`: no prompt).
+        source_length: while generating, how many positions the source has, padding included: what follows was
+            generated, and is not read by the generator.
     """
 
     source_mask: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
     adapter_names: Sequence[str] | None = None
+    source_length: int | None = None
 
 
 _EXTRAS: ContextVar[CallExtras] = ContextVar("lateprompt_extras", default=CallExtras())  # noqa: B039 (frozen)
@@ -64,6 +68,28 @@ def check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
     length += 0 if cache is None else cache.get_seq_length()
     if trunk_states is None and mask.shape != (batch, length):
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+
+
+def generation_source(
+    source_mask: torch.Tensor | None, mask: torch.Tensor | None, text: torch.Tensor, source_length: int
+) -> torch.Tensor:
+    """What the generator may read (batch, length) while more and more positions are generated behind the source.
+
+    Args:
+        source_mask: (rows, source_length), given by the caller, or None: what is attended to.
+        mask: (batch, length) of this call, or None.
+        text: (batch, length, …); the batch may hold each row several times (beams).
+        source_length: positions of the source.
+    """
+    batch, length = text.shape[:2]
+    if source_mask is None:
+        source = torch.ones(batch, length, dtype=torch.long, device=text.device) if mask is None else mask
+    else:
+        source = source_mask.repeat_interleave(batch // len(source_mask), 0)
+        source = F.pad(source, (0, max(0, length - source.shape[1])))
+    if source.shape[1] != length:
+        return source  # a cached step: the prompt is there already
+    return source * (torch.arange(length, device=source.device) < source_length)
 
 
 def text_of(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:

@@ -287,7 +287,7 @@ class PhraseReadout(Readout):
         )
         scores = self.head(hidden).float().log_softmax(-1)
         first = scores[:, 0].gather(1, tokens[..., 0])[..., None]
-        rest = scores[:, 1:].view(rows, labels, width - 1, -1).gather(-1, tokens[..., 1:, None])[..., 0]
+        rest = scores[:, 1:].view(rows, labels, width - 1, scores.shape[-1]).gather(-1, tokens[..., 1:, None])[..., 0]
         return _mean_counted(torch.cat([first, rest], -1), counted)
 
     def _one_by_one(

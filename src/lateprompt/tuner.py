@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -276,6 +277,17 @@ class LatePromptModel(BaseTuner):
         with call_extras(self._extras_of(kwargs)):
             return self.model(*args, **{k: v for k, v in kwargs.items() if k not in _OURS})
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`. The prompt is made from the source, and stays while text is generated.
+
+        With a KV cache it is made once; without one it is made again at each step, from the same source.
+        """
+        source = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
+        length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else None
+        extras = replace(self._extras_of(kwargs), source_length=length)
+        with call_extras(extras):
+            return self.model.generate(*args, **{k: v for k, v in kwargs.items() if k not in _OURS})
+
     def _extras_of(self, kwargs: dict[str, Any]) -> CallExtras:
         outer = current_extras()
         source_mask = kwargs.get("source_mask")
@@ -286,6 +298,7 @@ class LatePromptModel(BaseTuner):
             source_mask=source_mask,
             trunk_states=outer.trunk_states if trunk_states is None else trunk_states,
             adapter_names=outer.adapter_names if names is None else names,
+            source_length=outer.source_length,
         )
 
     def _source_of_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
