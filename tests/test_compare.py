@@ -20,7 +20,7 @@ from lateprompt.compare import compare, load_plan
 from lateprompt.compare import worker as worker_module
 from lateprompt.compare.runner import cost
 from lateprompt.compare.search import choices_of, choose, search_runs
-from lateprompt.compare.table import result_of
+from lateprompt.compare.table import result_of, row_of
 from lateprompt.compare.worker import RESULT_FILE, run_one
 from lateprompt.methods import NAMES
 from lateprompt.report import read_results, render
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 
 def write_plan(path: Path, model: str, data: Path, changes: dict | None = None) -> Path:
     plan = {
-        "model": model,
+        "model": {"model": model, "name": "tiny"},
         "data": str(data),
         "tasks": ["sst2", "mr"],
         "methods": ["npg", {"method": "late-lora", "set": {"r": 4}}],
@@ -79,6 +79,7 @@ def test_a_comparison_and_its_report(headless, folder, tmp_path, capsys, monkeyp
     ]
     assert all(row["status"] == "done" and row["test"] and row["dev"] for row in rows)
     assert json.loads(rows[2]["settings"])["set.r"] == 4
+    assert {row["model"] for row in rows} == {"tiny"}
     results = read_results(tmp_path / "results")
     assert len(results.done) == 8
     assert "late-lora" in render(results)
@@ -172,7 +173,7 @@ def test_the_search_chooses_by_dev(headless, folder, tmp_path):
     assert all(not spec.data.test for _, _, spec in search_runs(plan))
     scores = {spec.key: {"dev": 0.5 + 0.1 * number} for _, number, spec in search_runs(plan)}
     chosen, tries = choose(plan, scores)
-    assert chosen["npg"] == choices_of(plan, plan.methods[0])[1]
+    assert chosen["tiny", "npg"] == choices_of(plan, plan.methods[0])[1]
     assert len(tries) == 4
     rows = compare(plan, tmp_path / "results")
     best = yaml.safe_load((tmp_path / "results" / "chosen.yaml").read_text())["methods"]
@@ -203,6 +204,34 @@ def test_the_key_knows_what_defines_a_run(headless, folder, tmp_path):
     ):
         assert not keys & {spec.key for spec in plan_of(tmp_path, headless, folder, **change).runs()}
     assert keys == {spec.key for spec in plan_of(tmp_path, headless, folder).runs()}
+
+
+def test_what_yaml_reads_as_something_else(headless, folder, tmp_path):
+    plan = plan_of(tmp_path, headless, folder, recipe={"lr": "1e-3", "steps": "4"}, states={"states": False})
+    spec = plan.runs()[0]
+    assert (spec.recipe.lr, spec.recipe.steps, spec.states.states) == (1e-3, 4, "off")
+    search = {"grid": {"default": {"recipe.lr": ["1e-3", 5e-3]}}}
+    assert plan_of(tmp_path, headless, folder, search=search).search.grid["default"]["recipe.lr"] == [1e-3, 5e-3]
+
+
+def test_the_search_chooses_for_each_model(headless, masked_lm, folder, tmp_path):
+    models = [{"model": headless, "name": "one"}, {"model": masked_lm, "name": "two"}]
+    search = {"grid": {"default": {"recipe.lr": [1e-3, 5e-3]}}, "tasks": ["sst2"]}
+    given = {"model": None, "models": models, "methods": ["npg"], "search": search}
+    plan = plan_of(tmp_path, headless, folder, **given)
+    scores = {spec.key: {"dev": number if pair[0] == "one" else -number} for pair, number, spec in search_runs(plan)}
+    chosen, _ = choose(plan, scores)
+    assert chosen["one", "npg"] != chosen["two", "npg"]
+    rates = {(spec.model, spec.recipe.lr) for spec in plan.runs(chosen=chosen)}
+    assert rates == {(model, choice["recipe.lr"]) for (model, _), choice in chosen.items()}
+
+
+def test_a_failed_run_has_its_task_s_metric(headless, folder, tmp_path):
+    (folder / "mrpc").mkdir(exist_ok=True)
+    for part in ("train", "dev"):
+        write_rows(folder / "mrpc" / f"{part}.jsonl", make_rows(40))
+    plan = plan_of(tmp_path, headless, folder, tasks=["mrpc"], methods=["npg"])
+    assert row_of(plan.runs()[0], {"status": "failed"})["metric"] == "accuracy_f1_mean"
 
 
 def test_dry_run(headless, folder, tmp_path, capsys):
@@ -242,6 +271,7 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
     [
         ({"method": ["npg"]}, "unknown key 'method'; known are model, data"),
         ({"methods": ["npq"]}, "method 'npq' is unknown"),
+        ({"model": {"name": "tiny"}}, "names no model"),
         ({"methods": [{"method": "lora", "set": {"rank": 2}}]}, "no option 'rank'"),
         ({"methods": ["npg", "npg"]}, "'npg' is in the plan twice"),
         ({"methods": []}, "has no methods"),
@@ -250,6 +280,11 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
         ({"data": "${NO_SUCH_VARIABLE}"}, "NO_SUCH_VARIABLE is not set"),
         ({"recipe": {"learning_rate": 1}}, "unknown key 'learning_rate'"),
         ({"recipe": {"lr": -1.0}}, "lr -1.0"),
+        ({"recipe": {"lr": "fast"}}, "lr 'fast'; give a number"),
+        ({"recipe": {"epochs": 2.5}}, "epochs 2.5; give a whole number"),
+        ({"settings": {"trunk_dropout": "sometimes"}}, "trunk_dropout 'sometimes'; give true or false"),
+        ({"shots": [0]}, "shots 0; give whole numbers from 1"),
+        ({"seeds": [1, 1]}, "seed 1 is in the plan twice"),
         ({"settings": {"method": "npg"}}, "unknown key 'method'"),
         ({"shots": ["many"]}, "shots 'many'"),
         ({"dev_rows": -1}, "dev_rows -1"),
@@ -274,7 +309,9 @@ def test_flags_make_a_plan(headless, folder, tmp_path, capsys):
     assert "the plan has no models; give some" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["paper-few-shot", "paper-full-data", "small-few-shot", "small-full-data"])
+@pytest.mark.parametrize(
+    "name", ["paper-few-shot", "paper-full-data", "small-few-shot", "small-full-data", "small-decoder"]
+)
 def test_plans_of_the_repository(name, folder, tmp_path, monkeypatch):
     given = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
     data = tmp_path / "tasks"

@@ -20,8 +20,21 @@ from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 FULL = "full"
-_OWN = ("model", "method", "options", "prompt_layer")
+_OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model of the comparison.
+
+    Args:
+        model: folder or hub id.
+        name: what it is called in the table; the last part of its path.
+    """
+
+    model: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class Plan:
     """A comparison.
 
     Args:
-        models: folders or hub ids.
+        models: the models.
         methods: the methods.
         tasks: the tasks.
         shots: numbers of training rows in all, or `full`.
@@ -102,7 +115,7 @@ class Plan:
         search: how settings are chosen, or None.
     """
 
-    models: list[str]
+    models: list[ModelEntry]
     methods: list[MethodEntry]
     tasks: list[TaskEntry]
     shots: list[int | str] = field(default_factory=lambda: [FULL])
@@ -113,27 +126,27 @@ class Plan:
     states: dict[str, Any] = field(default_factory=dict)
     search: Search | None = None
 
-    def runs(self, *, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[RunSpec]:
+    def runs(self, *, chosen: Mapping[tuple[str, str], Mapping[str, Any]] | None = None) -> list[RunSpec]:
         """All runs, in the order of the table.
 
         Args:
-            chosen: the settings that a search has chosen, by method name.
+            chosen: the settings that a search has chosen, by names of model and method.
         """
-        methods = [entry.changed((chosen or {}).get(entry.name, {})) for entry in self.methods]
+        best = chosen or {}
         return [
-            self.run(model, method, task, shots, seed, test=True)
+            self.run(model, entry.changed(best.get((model.name, entry.name), {})), task, shots, seed, test=True)
             for model in self.models
             for task in self.tasks
             for shots in self.shots
-            for method in methods
+            for entry in self.methods
             for seed in self.seeds
         ]
 
     def run(
-        self, model: str, method: MethodEntry, task: TaskEntry, shots: int | str, seed: int, *, test: bool
+        self, model: ModelEntry, method: MethodEntry, task: TaskEntry, shots: int | str, seed: int, *, test: bool
     ) -> RunSpec:
         """One run; `test`: whether the test rows are scored."""
-        settings = ModelSettings(**{**self.settings, **method.settings, "model": model, "method": method.method})
+        settings = ModelSettings(**{**self.settings, **method.settings, "model": model.model, "method": method.method})
         settings.options = {**method.set}
         recipe = RecipeSettings(**{**self.recipe, **method.recipe, "seed": seed})
         data = DataSettings(
@@ -143,7 +156,8 @@ class Plan:
             shots=None if shots == FULL else int(shots),
             dev_rows=self.dev_rows,
         )
-        return RunSpec(method.name, Path(task.task).stem, shots, settings, data, recipe, StatesSettings(**self.states))
+        states = StatesSettings(**self.states)
+        return RunSpec(method.name, Path(task.task).stem, shots, model.name, settings, data, recipe, states)
 
     def check(self) -> None:
         """Raise ValueError for a run that cannot be, before any is started."""
@@ -152,10 +166,17 @@ class Plan:
             for path in (spec.data.train, *spec.data.test):
                 if not Path(path).is_file():
                     raise ValueError(f"task {spec.task!r} has no file {path!r}; set data:, or its train: and test:")
-        names = [entry.name for entry in self.methods]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"method {twice!r} is in the plan twice; give one of them a name of its own")
+        lists: dict[str, list[Any]] = {
+            "method": [entry.name for entry in self.methods],
+            "model": [entry.name for entry in self.models],
+            "task": [Path(entry.task).stem for entry in self.tasks],
+            "number of shots": self.shots,
+            "seed": self.seeds,
+        }
+        for what, names in lists.items():
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what} {twice!r} is in the plan twice; leave one out, or give it a name of its own")
         if self.search is not None:
             _check_search(self.search, self)
 
@@ -172,12 +193,14 @@ class RunSpec:
         name: what the method is called in the table.
         task: name of the task.
         shots: training rows in all, or `full`.
+        model: what the model is called in the table.
         settings, data, recipe, states: what the run is made of.
     """
 
     name: str
     task: str
     shots: int | str
+    model: str
     settings: ModelSettings
     data: DataSettings
     recipe: RecipeSettings
@@ -205,10 +228,7 @@ class RunSpec:
 
     def to_json(self) -> str:
         """For a worker."""
-        parts = ("settings", "data", "recipe", "states")
-        return json.dumps(
-            {"name": self.name, "task": self.task, "shots": self.shots, **{p: asdict(getattr(self, p)) for p in parts}}
-        )
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> RunSpec:
@@ -217,6 +237,7 @@ class RunSpec:
             given["name"],
             given["task"],
             given["shots"],
+            given["model"],
             ModelSettings(**given["settings"]),
             DataSettings(**given["data"]),
             RecipeSettings(**given["recipe"]),
@@ -272,14 +293,12 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         if not given.get(name):
             raise ValueError(f"{where} has no {name}; give some")
     data = given.pop("data", None)
-    settings = given.pop("settings", None) or {}
-    recipe = given.pop("recipe", None) or {}
-    _check_keys(settings, _names(ModelSettings, but=_OWN[:3]), f"settings of {where}")
-    _check_keys(recipe, _names(RecipeSettings, but=("seed",)), f"recipe of {where}")
-    _check_keys(given.get("states") or {}, _names(StatesSettings), f"states of {where}")
+    settings = _settings(ModelSettings, given.pop("settings", None), f"settings of {where}", _OWN)
+    recipe = _settings(RecipeSettings, given.pop("recipe", None), f"recipe of {where}", ("seed",))
+    states = _settings(StatesSettings, given.pop("states", None), f"states of {where}")
     search = given.pop("search", None)
     plan = Plan(
-        models=[_expanded(str(model), where) for model in _listed(given.pop("models"))],
+        models=[_model(entry, where) for entry in _listed(given.pop("models"))],
         methods=[_method(entry, where) for entry in _listed(given.pop("methods"))],
         tasks=[_task(entry, data, where) for entry in _listed(given.pop("tasks"))],
         shots=[_shots(value, where) for value in _listed(given.pop("shots", None) or [FULL])],
@@ -287,7 +306,7 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         dev_rows=_whole("dev_rows", given.pop("dev_rows", None) or DEV_ROWS, where),
         recipe=recipe,
         settings=settings,
-        states=given.pop("states", None) or {},
+        states=states,
         search=None if search is None else _search(search, where),
     )
     plan.check()
@@ -300,6 +319,37 @@ def _listed(value: Any) -> list[Any]:
 
 def _names(kind: Any, but: Sequence[str] = ()) -> list[str]:
     return [f.name for f in fields(kind) if f.name not in but]
+
+
+def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
+    """A setting's value as its type wants it: YAML reads `1e-3` as text, and `off` as false."""
+    wanted = next(f.type for f in fields(kind) if f.name == name)
+    wanted = wanted if isinstance(wanted, str) else wanted.__name__
+    if value is None or "|" in wanted.removesuffix("| None"):
+        return value
+    if wanted.startswith("str"):
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    numbers = {"float": float, "int": int}
+    for start, read in numbers.items():
+        if not wanted.startswith(start):
+            continue
+        try:
+            if isinstance(value, bool) or (start == "int" and isinstance(value, float)):
+                raise ValueError
+            return read(value) if isinstance(value, str) else value
+        except (TypeError, ValueError):
+            article = "a whole number" if start == "int" else "a number"
+            raise ValueError(f"{what} has {name} {value!r}; give {article}") from None
+    if wanted == "bool" and not isinstance(value, bool):
+        raise ValueError(f"{what} has {name} {value!r}; give true or false")
+    return value
+
+
+def _settings(kind: Any, given: Any, what: str, but: Sequence[str] = ()) -> dict[str, Any]:
+    """Some settings of a class of settings, checked by name and type."""
+    given = given or {}
+    _check_keys(given, _names(kind, but=but), what)
+    return {name: _typed(kind, name, value, what) for name, value in given.items()}
 
 
 def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
@@ -320,17 +370,26 @@ def _expanded(text: str, where: str) -> str:
     return result
 
 
+def _model(entry: Any, where: str) -> ModelEntry:
+    given: Any = {"model": entry} if isinstance(entry, str) else entry
+    _check_keys(given, _names(ModelEntry), f"a model of {where}")
+    if not given.get("model"):
+        raise ValueError(f"{where}: {entry!r} names no model; write model: FOLDER or hub id")
+    model = _expanded(str(given["model"]), where)
+    return ModelEntry(model, str(given.get("name") or Path(model).name))
+
+
 def _method(entry: Any, where: str) -> MethodEntry:
     given: Any = {"method": entry} if isinstance(entry, str) else entry
     _check_keys(given, _names(MethodEntry), f"a method of {where}")
     if "method" not in given:
         raise ValueError(f"{where}: {entry!r} names no method; write method: NAME")
-    parts = {name: dict(given.get(name) or {}) for name in ("set", "recipe", "settings")}
     what = f"method {given['method']!r} of {where}"
-    _check_keys(parts["recipe"], _names(RecipeSettings, but=("seed",)), f"recipe of {what}")
-    _check_keys(parts["settings"], _names(ModelSettings, but=_OWN[:3]), f"settings of {what}")
-    check_method(given["method"], parts["set"])
-    return MethodEntry(given["method"], str(given.get("name") or given["method"]), **parts)
+    options = dict(given.get("set") or {})
+    recipe = _settings(RecipeSettings, given.get("recipe"), f"recipe of {what}", ("seed",))
+    settings = _settings(ModelSettings, given.get("settings"), f"settings of {what}", _OWN)
+    check_method(given["method"], options)
+    return MethodEntry(given["method"], str(given.get("name") or given["method"]), options, recipe, settings)
 
 
 def _task(entry: Any, data: str | None, where: str) -> TaskEntry:
@@ -351,7 +410,12 @@ def _task(entry: Any, data: str | None, where: str) -> TaskEntry:
 
 
 def _shots(value: Any, where: str) -> int | str:
-    return FULL if value == FULL else _whole("shots", value, where)
+    if value == FULL:
+        return FULL
+    shots = _whole("shots", value, where)
+    if shots < 1:
+        raise ValueError(f"{where} has shots {value!r}; give whole numbers from 1, or full")
+    return shots
 
 
 def _whole(name: str, value: Any, where: str) -> int:
@@ -367,14 +431,15 @@ def _search(given: Any, where: str) -> Search:
     if not isinstance(given.get("grid"), Mapping):
         raise ValueError(f"{what} has no grid; write grid: {{default: {{recipe.lr: [1e-3, 5e-3]}}}}")
     grid: dict[str, dict[str, list[Any]]] = {}
-    known = {"set": None, "recipe": _names(RecipeSettings), "settings": _names(ModelSettings)}
+    known: dict[str, Any] = {"set": None, "recipe": RecipeSettings, "settings": ModelSettings}
     for method, choices in given["grid"].items():
         _check_keys(choices, choices, what)
         for key in choices:
             part, _, name = key.partition(".")
-            if part not in known or not name or (known[part] is not None and name not in known[part]):  # type: ignore[operator]
+            kind = known.get(part)
+            if part not in known or not name or (kind is not None and name not in _names(kind, but=(*_OWN, "seed"))):
                 raise ValueError(f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …")
-        grid[str(method)] = {key: _listed(values) for key, values in choices.items()}
+        grid[str(method)] = {key: _choices(known, key, values, what) for key, values in choices.items()}
     tries = _whole("tries", given.get("tries", 4), what)
     seeds = given.get("seeds")
     tasks = given.get("tasks")
@@ -385,6 +450,12 @@ def _search(given: Any, where: str) -> Search:
         None if seeds is None else [_whole("seeds", seed, what) for seed in _listed(seeds)],
         None if given.get("shots") is None else _shots(given["shots"], what),
     )
+
+
+def _choices(known: Mapping[str, Any], key: str, values: Any, what: str) -> list[Any]:
+    part, _, name = key.partition(".")
+    kind = known[part]
+    return [value if kind is None else _typed(kind, name, value, what) for value in _listed(values)]
 
 
 def _check_search(search: Search, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -59,7 +60,7 @@ def compare(
     results.mkdir(parents=True, exist_ok=True)
     with _locked(results):
         write_text(results / PLAN_FILE, yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True))
-        chosen: dict[str, dict[str, Any]] = {}
+        chosen: dict[tuple[str, str], dict[str, Any]] = {}
         if plan.search is not None:
             searched = [spec for _, _, spec in search_runs(plan)]
             _run_all("search", searched, results, workers, retry_failed, quiet, lambda: None)
@@ -77,9 +78,16 @@ def compare(
 def waiting(
     plan: Plan, results: Path, *, retry_failed: bool = False
 ) -> tuple[list[RunSpec], list[tuple[RunSpec, Any]]]:
-    """The runs that would be done now (of the comparison with its default settings, where a search comes first), and
-    those that have finished, with their results."""
-    specs = [spec for _, _, spec in search_runs(plan)] + plan.runs()
+    """The runs that are left, and those that have finished with their results.
+
+    Where a search has not finished, the comparison's runs are those with default settings.
+    """
+    searched = [spec for _, _, spec in search_runs(plan)]
+    chosen: dict[tuple[str, str], dict[str, Any]] = {}
+    if searched:
+        with contextlib.suppress(ValueError):
+            chosen, _ = choose(plan, {spec.key: result_of(results, spec) or {} for spec in searched})
+    specs = searched + plan.runs(chosen=chosen)
     found = [(spec, result_of(results, spec)) for spec in specs]
     left = [s for s, result in found if result is None or (retry_failed and result["status"] == "failed")]
     return left, [(s, result) for s, result in found if result is not None and result["status"] == "done"]
@@ -91,10 +99,14 @@ def cost(plan: Plan, results: Path, *, retry_failed: bool = False) -> tuple[list
     return estimate(left, done)
 
 
-def _as_methods(plan: Plan, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Methods of another plan, with the chosen settings."""
-    entries = [entry.changed(chosen[entry.name]) for entry in plan.methods]
-    return {"methods": [{key: value for key, value in vars(entry).items() if value} for entry in entries]}
+def _as_methods(plan: Plan, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Methods of another plan, with the chosen settings; by model where there are several."""
+    by_model = {}
+    for model in plan.models:
+        entries = [entry.changed(chosen[model.name, entry.name]) for entry in plan.methods]
+        methods = [{key: value for key, value in vars(entry).items() if value} for entry in entries]
+        by_model[model.name] = {"methods": methods}
+    return next(iter(by_model.values())) if len(by_model) == 1 else by_model
 
 
 def _run_all(
@@ -110,10 +122,10 @@ def _run_all(
     groups: dict[tuple[str, str], list[RunSpec]] = {}
     done, seen = 0, set()
     for spec in specs:
-        if spec.key in seen:  # settings that a search and the comparison share
+        if spec.folder in seen:  # a setting that a method tries twice
             done += 1
             continue
-        seen.add(spec.key)
+        seen.add(spec.folder)
         result = result_of(results, spec)
         if result is not None and not (retry_failed and result["status"] == "failed"):
             done += 1

@@ -23,8 +23,12 @@ def choices_of(plan: Plan, entry: MethodEntry) -> list[Choice]:
     return options[: plan.search.tries]
 
 
-def search_runs(plan: Plan) -> list[tuple[str, int, RunSpec]]:
-    """The runs of the search: method name, number of the choice, run. None scores test rows."""
+Pair = tuple[str, str]
+"""Names of a model and a method."""
+
+
+def search_runs(plan: Plan) -> list[tuple[Pair, int, RunSpec]]:
+    """The runs of the search: model and method, number of the choice, run. None scores test rows."""
     search = plan.search
     if search is None:
         return []
@@ -32,7 +36,7 @@ def search_runs(plan: Plan) -> list[tuple[str, int, RunSpec]]:
     seeds = search.seeds or plan.seeds[:1]
     shots = plan.shots[0] if search.shots is None else search.shots
     return [
-        (entry.name, number, plan.run(model, entry.changed(choice), task, shots, seed, test=False))
+        ((model.name, entry.name), number, plan.run(model, entry.changed(choice), task, shots, seed, test=False))
         for model in plan.models
         for entry in plan.methods
         for number, choice in enumerate(choices_of(plan, entry))
@@ -41,8 +45,8 @@ def search_runs(plan: Plan) -> list[tuple[str, int, RunSpec]]:
     ]
 
 
-def choose(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
-    """The best choice of each method by mean dev score, and a table of all tries.
+def choose(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Pair, Choice], list[dict[str, Any]]]:
+    """The best choice of each method on each model by mean dev score, and a table of all tries.
 
     Args:
         plan: the plan.
@@ -51,22 +55,24 @@ def choose(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[s
     Raises:
         ValueError: a method none of whose choices has finished on all tasks.
     """
-    scores: dict[tuple[str, int], list[float | None]] = {}
-    for name, number, spec in search_runs(plan):
-        scores.setdefault((name, number), []).append(results.get(spec.key, {}).get("dev"))
-    chosen: dict[str, Choice] = {}
+    scores: dict[tuple[Pair, int], list[float | None]] = {}
+    for pair, number, spec in search_runs(plan):
+        scores.setdefault((pair, number), []).append(results.get(spec.key, {}).get("dev"))
+    chosen: dict[Pair, Choice] = {}
     table = []
-    for entry in plan.methods:
+    for model, entry in itertools.product(plan.models, plan.methods):
+        pair = (model.name, entry.name)
         best: float | None = None
         for number, choice in enumerate(choices_of(plan, entry)):
-            values = scores[entry.name, number]
+            values = scores[pair, number]
             whole = [value for value in values if value is not None]
             score = mean(whole) if len(whole) == len(values) else None
-            table.append({"method": entry.name, "choice": choice, "dev": score, "runs": len(values)})
+            table.append({"model": model.name, "method": entry.name, "choice": choice, "dev": score})
             if score is not None and (best is None or score > best):
-                best, chosen[entry.name] = score, choice
+                best, chosen[pair] = score, choice
         if best is None:
             raise ValueError(
-                f"no choice of method {entry.name!r} finished its search; see the failed runs, and --retry-failed"
+                f"no choice of method {entry.name!r} finished its search on {model.name!r}; see the failed runs in "
+                "worker.log, and --retry-failed"
             )
     return chosen, table

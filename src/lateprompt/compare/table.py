@@ -14,8 +14,8 @@ from typing import Any
 from lateprompt.compare.plan import RunSpec
 from lateprompt.compare.worker import RESULT_FILE
 from lateprompt.files import read_json, write_atomically, write_text
-from lateprompt.methods import title_of
-from lateprompt.training.metrics import METRICS
+from lateprompt.tasks import load_task
+from lateprompt.training.metrics import METRICS, primary_metric
 
 TABLE = "results.csv"
 _MEASURED = ("trainable_parameters", "steps", "train_seconds", "tokens_per_second", "peak_memory_bytes")
@@ -42,9 +42,9 @@ def row_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Any]:
         "task": spec.task,
         "shots": spec.shots,
         "seed": spec.recipe.seed,
-        "model": Path(spec.settings.model).name or spec.settings.model,
+        "model": spec.model,
         "settings": json.dumps(settings, sort_keys=True),
-        "metric": result.get("metric", "accuracy"),
+        "metric": result.get("metric") or primary_metric(load_task(str(spec.data.task)).metrics),
         "dev": result.get("dev"),
         "test": result.get("test"),
         **{f"test_{name}": result.get(f"test_{name}") for name in METRICS},
@@ -98,8 +98,3 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str
         average = f"{100 * mean(means):.1f}" if len(means) == len(tasks) else ""
         lines.append([str(model), str(shots), name, *cells, average])
     return ["model", "shots", "method", *tasks, "average"], lines
-
-
-def title(spec: RunSpec) -> str:
-    """The method of a run in words."""
-    return title_of(spec.settings.method)

@@ -7,7 +7,11 @@ theirs.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -72,15 +76,27 @@ def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dic
 def main() -> None:
     """Work until the input ends: a line is `{"folder": …, "run": …}`; the answer is one word."""
     warnings.simplefilter("ignore", FutureWarning)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
         given = json.loads(line)
         folder = Path(given["folder"])
         folder.mkdir(parents=True, exist_ok=True)
         try:
             run_one(RunSpec.from_json(given["run"]), folder)
-        except (ValueError, RuntimeError, MemoryError, OSError, NotImplementedError) as error:
-            fail(folder, str(error) or type(error).__name__)
-        print("done", flush=True)
+        except Exception as error:  # whatever goes wrong in a run is its result, and the next one goes on
+            traceback.print_exc()
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            fail(folder, f"{kind}{error}")
+        print("done", file=answers, flush=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: a run of its own may already be going on elsewhere."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def fail(folder: Path, error: str) -> None:
