@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from conftest import make_rows
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.run import peak_memory_bytes, reset_peak_memory
 from lateprompt.tasks import Row, load_task
 from lateprompt.training import fit as fit_module
 from lateprompt.training.checkpoint import load_checkpoint
@@ -206,3 +208,15 @@ def test_bf16_autocast_trains(masked_lm):
 def test_settings_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} .*{value}"):
         replace(RECIPE, **{name: value}).check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let no process reset its peak")
+def test_the_peak_begins_anew():
+    device = torch.device("cpu")
+    reset_peak_memory()
+    before = peak_memory_bytes(device)
+    block = torch.ones(64, 1 << 20)  # 256 MiB
+    assert peak_memory_bytes(device) > before + (200 << 20)
+    del block
+    reset_peak_memory()
+    assert peak_memory_bytes(device) < before + (100 << 20)

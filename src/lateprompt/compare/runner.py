@@ -120,6 +120,8 @@ def _run_all(
 ) -> None:
     """Do what is missing of some runs: groups of one method and model to a process, `workers` at a time."""
     groups: dict[tuple[str, str], list[RunSpec]] = {}
+    for spec in specs:  # in the plan's order, whatever is missing of each
+        groups.setdefault((spec.settings.model, spec.name), [])
     done, seen = 0, set()
     for spec in specs:
         if spec.folder in seen:  # a setting that a method tries twice
@@ -130,7 +132,8 @@ def _run_all(
         if result is not None and not (retry_failed and result["status"] == "failed"):
             done += 1
             continue
-        groups.setdefault((spec.settings.model, spec.name), []).append(spec)
+        groups[spec.settings.model, spec.name].append(spec)
+    groups = {name: group for name, group in groups.items() if group}
     if not groups:
         return
     queue: Queue[list[RunSpec]] = Queue()

@@ -1,7 +1,7 @@
 """A worker process: takes runs as JSON lines on its input, leaves a result file for each.
 
-Runs of one method on one model share a process, so that starting one is paid once; its peak memory is the largest of
-theirs.
+Runs of one method on one model share a process, so that starting one is paid once. Peak memory begins anew with each
+run, from what the process holds then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from lateprompt.compare.plan import RunSpec
 from lateprompt.files import write_json, write_lines
-from lateprompt.run import HISTORY_FILE, Trained, check_run, train_classifier, versions
+from lateprompt.run import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_classifier, versions
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.metrics import compute_metrics, primary_metric
 
@@ -31,6 +31,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Train, score the test rows once, and leave history, predictions and, last, the result in `folder`."""
     check_run(spec.settings, spec.data, spec.recipe, spec.states)
+    reset_peak_memory()
     trained = train_classifier(spec.settings, spec.data, spec.recipe, spec.states)
     test = _score_tests(trained, spec, folder)
     metric = primary_metric(trained.rows.task.metrics)
