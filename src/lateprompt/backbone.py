@@ -43,12 +43,10 @@ class PromptSlot:
     Args:
         prompt_layer: the layer after which it is inserted.
         trunk_dropout: whether the trunk keeps dropout while training.
-        late: whether all that the adapter changes lies above that layer, so that trunk states can be kept.
     """
 
     prompt_layer: int
     trunk_dropout: bool = False
-    late: bool = True
 
 
 class Detour(Protocol):
@@ -372,10 +370,7 @@ class LateBackbone(nn.Module):
             if positions is not None:
                 arguments["position_ids"] = positions
         skip = 0 if decoding else k
-        # With nothing trained but the prompt, its own positions alone want a gradient.
-        prompt_alone = torch.is_grad_enabled() and not states.requires_grad
-        prompt_alone = prompt_alone and not any(p.requires_grad for p in split.tail.parameters())
-        front = skip if prompt_alone else 0
+        front = skip if self.trains_prompt_alone(states, split) else 0
         lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self.can_be_lean(shared)
         tail = self.lean_tail(slot.prompt_layer) if lean else split.tail
         widen_buffers(tail, self.family, k)
@@ -434,6 +429,12 @@ class LateBackbone(nn.Module):
         if call.get("past_key_values") is None:
             call["past_key_values"] = DynamicCache(config=self.config)
         return cache_views(call["past_key_values"], prompt_layer, self.num_layers)
+
+    @staticmethod
+    def trains_prompt_alone(states: torch.Tensor, split: Split) -> bool:
+        """Whether of a tail's inputs and weights the prompt alone wants a gradient."""
+        wanted = torch.is_grad_enabled() and not states.requires_grad
+        return wanted and not any(parameter.requires_grad for parameter in split.tail.parameters())
 
     @staticmethod
     def has_cached_prompt(call: dict[str, Any]) -> bool:

@@ -174,8 +174,7 @@ def branch_hidden(
         positions = positions_of(length, ends, branches, width) + k
         arguments["position_ids"] = torch.cat([torch.arange(k, device=ends.device).expand(batch, -1), positions], 1)
     arguments["attention_mask"] = _masks(split.tail, layer.family, tail_input, mask, ends, (branches, width), k)
-    prompt_alone = torch.is_grad_enabled() and not states.requires_grad
-    prompt_alone = prompt_alone and not any(p.requires_grad for p in split.tail.parameters())
+    prompt_alone = layer.trains_prompt_alone(states, split)
     words = length + torch.arange(branches * width, device=ends.device)
     read = torch.cat([ends[:, None], words.expand(batch, -1)], 1)
     lean = layer.can_be_lean({})

@@ -74,7 +74,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
                 words = base.get_input_embeddings().weight
                 if words.shape[-1] == width and words.device.type != "meta":
                     generator.init_from_vocabulary(words)
-        self.add_prompt(name, generator, PromptSlot(p, config.trunk_dropout, config.is_late))
+        self.add_prompt(name, generator, PromptSlot(p, config.trunk_dropout))
         if config.tuner is not None:
             self._add_tuner(name, config.tuner, p, late=config.is_late)
         if config.head_labels is not None:

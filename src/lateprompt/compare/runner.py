@@ -195,7 +195,7 @@ class _Crew(threading.Thread):
             folder = self.results / "runs" / spec.folder
             (folder / RESULT_FILE).unlink(missing_ok=True)
             if self.process is None or self.process.poll() is not None:
-                self._start(folder)
+                self._start()
             process = self.process
             assert process is not None
             assert process.stdin is not None
@@ -215,7 +215,7 @@ class _Crew(threading.Thread):
             self.finished.put(spec)
         self.end()
 
-    def _start(self, folder: Path) -> None:
+    def _start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (self.results / "worker.log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
