@@ -53,7 +53,12 @@ class Detour(Protocol):
     """An adapter that takes another way through the backbone than trunk → generator → tail (`lateprompt.detours`)."""
 
     def __call__(
-        self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None, read: torch.Tensor | None
+        self,
+        layer: LateBackbone,
+        call: dict[str, Any],
+        trunk_states: torch.Tensor | None,
+        read: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
     ) -> Any:
         """The backbone's output for the text positions, or for the positions `read` (batch, reads) of them."""
 
@@ -242,7 +247,7 @@ class LateBackbone(nn.Module):
         check_mask(call, trunk_states)
         detour = None if selected is None or names is not None else self.detours.get(selected)
         if detour is not None:
-            output = detour(self, call, trunk_states, read)
+            output = detour(self, call, trunk_states, read, source_mask)
         elif names is not None:
             output = self._forward_mixed(names, call, source_mask, trunk_states, read)
         else:

@@ -24,7 +24,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
-from lateprompt.classifier import pick_device
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of
@@ -34,6 +33,7 @@ from lateprompt.release import ReleasedWeights
 from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
 from lateprompt.run import peak_memory_bytes
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.tuned import pick_device
 
 _LARGE: dict[str, Any] = {
     "hidden_size": 1024,

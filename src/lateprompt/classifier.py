@@ -1,143 +1,47 @@
-"""`TextClassifier`: a task, a pretrained model with an adapter, and a readout, from rows to label probabilities."""
+"""`TextClassifier`: a tuned model whose answers are labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-import yaml
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from lateprompt.config import PEFT_TYPE, LatePromptConfig
-from lateprompt.families import FAMILIES, hidden_dropout_of
-from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
-from lateprompt.methods import adapter_config, check_method, is_late
-from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, resolve_readout, wrap
+from lateprompt.families import hidden_dropout_of
+from lateprompt.pretrained import resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
-from lateprompt.release import ReleasedWeights
-from lateprompt.tasks import Row, Task, TaskEncoder
-from lateprompt.training.evaluate import evaluate, predict_scores, softmax
-from lateprompt.training.feed import Feed
-from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
-from lateprompt.training.parallel import processes
+from lateprompt.tasks import AnyTask, Row, Task, TaskEncoder
+from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuner import LatePromptLayer
-
-ADAPTER = "default"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TASK_FILE = "task.yaml"
-RUN_FILE = "run.json"
+from lateprompt.tuned import ADAPTER, TunedModel
 
 
-def pick_device(device: str | None) -> torch.device:
-    """The named device, or a GPU if there is one; ValueError for one that is not there."""
-    if device is None:
-        own = processes().device  # a launcher has given each process its own
-        if own is not None:
-            return own
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
-    return chosen
+class TextClassifier(TunedModel):
+    """A tuned classifier, from rows to label probabilities; `build`, `load` and the arguments are `TunedModel`'s."""
 
+    task: Task
+    encoder: TaskEncoder
 
-class TextClassifier:
-    """A tuned classifier: made by `build` or `load`, trained by `lateprompt.training.fit`.
+    @staticmethod
+    def make_encoder(tokenizer: Any, task: Any, settings: ModelSettings, max_length: int) -> TaskEncoder:
+        return TaskEncoder(tokenizer, task, settings.readout, max_length)
 
-    Args:
-        settings: the model's settings, `readout` and `head_pooling` resolved.
-        task: labels, templates, label words.
-        model: the PEFT model.
-        tokenizer: the backbone's tokenizer.
-        device: where it runs.
-    """
+    @staticmethod
+    def resolve_readout(config: Any, settings: ModelSettings) -> str:
+        return resolve_readout(config, settings.readout, settings.model)
 
-    def __init__(
-        self, settings: ModelSettings, task: Task, model: PeftModel, tokenizer: Any, device: torch.device
-    ) -> None:
-        self.settings = settings
-        self.task = task
-        self.model = model.to(device).eval()
-        self.tokenizer = tokenizer
-        self.device = device
-        limit = max_positions(model.config)
-        taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
-        self.max_length = min(settings.max_length, limit - taken) if limit else settings.max_length
-        self.encoder = TaskEncoder(tokenizer, task, settings.readout, self.max_length)
-        self.layer.compile_tail = settings.compile
-        self.readout = self._make_readout()
-        self._released: ReleasedWeights | None = None
+    @staticmethod
+    def check_task(task: AnyTask, source: object) -> None:
+        if not isinstance(task, Task):
+            raise ValueError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
 
-    def _make_readout(self) -> Readout:
+    def make_readout(self) -> Readout:
         layer, base = self.layer, self.model.get_base_model()
         if self.settings.readout == "head":
             dropout = hidden_dropout_of(layer.config, layer.family)
             return HeadReadout(base, layer, ADAPTER, self.settings.head_pooling or "cls", dropout)
         loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
         return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
-
-    @classmethod
-    def build(cls, settings: ModelSettings, task: Task, *, seed: int) -> TextClassifier:
-        """A classifier with a fresh adapter, initialised from `seed`.
-
-        Raises:
-            ValueError: a setting, model, task or label word that cannot be; nothing is left behind.
-        """
-        settings.check()
-        check_method(settings.method, settings.options)
-        config = load_config(settings.model)
-        device = pick_device(settings.device)
-        readout = resolve_readout(config, settings.readout, settings.model)
-        pooling = settings.head_pooling or ("last" if FAMILIES[config.model_type].causal else "mean")
-        settings = ModelSettings(**{**asdict(settings), "readout": readout, "head_pooling": pooling})
-        extra: dict[str, Any] = {"head_pooling": pooling}
-        if readout == "head":
-            extra["head_labels"] = len(task.labels)
-        adapter = adapter_config(settings, extra)
-        tokenizer = load_tokenizer(settings.model)
-        TaskEncoder(tokenizer, task, readout, settings.max_length)  # label words are checked before weights are loaded
-        base = load_base(settings.model, readout, dtype=settings.dtype)
-        torch.manual_seed(seed)
-        model = wrap(base, adapter)
-        settings.prompt_layer = adapter.prompt_layer
-        return cls(settings, task, model, tokenizer, device)
-
-    @property
-    def layer(self) -> LatePromptLayer:
-        """The late backbone inside the model."""
-        return cast(LatePromptLayer, self.model.base_model.layer)
-
-    @property
-    def trainable_parameters(self) -> int:
-        """How many parameters are trained."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
-    def release(self) -> None:
-        """Free the weights that training and evaluation from kept states do not touch: trunk, embeddings, LM head rows.
-
-        What needs them later (rows without kept states) loads them again by itself.
-        """
-        if self._released is None:
-            base, layer = self.model.get_base_model(), self.layer
-            self._released = ReleasedWeights(base, layer, int(self.settings.prompt_layer), self.readout)
-
-    def restore(self) -> None:
-        """Load again what `release` has freed."""
-        if self._released is not None:
-            self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
-            self._released = None
-
-    def feed(self, rows: Sequence[Row]) -> Feed:
-        """The rows, encoded."""
-        return Feed(self.encoder.encode(rows), self.tokenizer.pad_token_id or 0)
 
     def probabilities(
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
@@ -150,107 +54,3 @@ class TextClassifier:
             self.readout, self.feed(rows), batch_size=batch_size, device=self.device, progress=progress
         )
         return softmax(scores)
-
-    def kept(
-        self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
-    ) -> tuple[list[Feed], float]:
-        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took.
-
-        A method that changes what lies below the prompt layer has no states to keep: its feeds come back as they are.
-        """
-        self.restore()
-        if not is_late(self.settings.method):
-            return [feed for feed, _ in feeds], 0.0
-        return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
-
-    def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
-        """The task's metrics on labelled rows, or on a feed of them (with kept states, perhaps)."""
-        feed = rows if isinstance(rows, Feed) else self.feed(rows)
-        if not isinstance(feed, StatesFeed):
-            self.restore()
-        return evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
-
-    # -- the run folder's own files ----------------------------------------------------------------------------------
-
-    def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
-        """Write the adapter, the task and `run.json` (settings and `facts`) into `folder`, each file atomically."""
-        weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
-        write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
-        config = self.model.peft_config[ADAPTER].to_dict()
-        config |= {"inference_mode": True, "base_model_name_or_path": self.settings.model}
-        # What AutoPeftModel loads the base model with.
-        config["auto_mapping"] = {
-            "base_model_class": AUTO[self.settings.readout].__name__,
-            "parent_library": "transformers",
-        }
-        write_json(folder / ADAPTER_CONFIG, config)
-        write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
-        write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **(facts or {})})
-
-    @classmethod
-    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> TextClassifier:
-        """The classifier of a run folder.
-
-        Args:
-            folder: what `save` left.
-            model: where the base model is, if not where it was.
-            device: where to run, if not where it was trained or a GPU.
-
-        Raises:
-            ValueError: no run folder, files that are broken or of another method, or another base model.
-        """
-        folder = Path(folder)
-        if not (folder / RUN_FILE).is_file():
-            raise ValueError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
-        saved = read_json(folder / RUN_FILE, "run file").get("model_settings", {})
-        try:
-            settings = ModelSettings(**saved)
-        except TypeError as error:
-            raise ValueError(f"run file {str(folder / RUN_FILE)!r} is of another version: {error}") from None
-        settings.model = model or settings.model
-        settings.device = device
-        task = read_task(folder)
-        adapter = read_adapter_config(folder)
-        base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        peft_model = wrap(base, adapter)
-        load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
-        return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
-
-
-def read_task(folder: Path) -> Task:
-    """The task of a run folder."""
-    path = folder / TASK_FILE
-    try:
-        return Task.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def read_adapter_config(folder: Path) -> LatePromptConfig:
-    """The adapter configuration of a run folder; ValueError if it is of another PEFT method."""
-    data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
-    if data.get("peft_type") != PEFT_TYPE:
-        raise ValueError(
-            f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
-        )
-    config = LatePromptConfig.from_pretrained(str(folder))
-    assert isinstance(config, LatePromptConfig)
-    config.inference_mode = False
-    config.base_model_name_or_path = None
-    return config
-
-
-def load_adapter_weights(model: PeftModel, path: Path) -> None:
-    """Load exactly this adapter's weights, or raise ValueError naming the file and what does not fit."""
-    weights, _ = read_tensors(path, "adapter file")
-    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    for name in sorted(set(expected) ^ set(weights)):
-        where = "is missing" if name in expected else "does not belong there"
-        raise ValueError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise ValueError(
-                f"adapter file {str(path)!r} does not fit the model: {name!r} has shape {tuple(weights[name].shape)}, "
-                f"expected {tuple(tensor.shape)}; give the base model it was trained on"
-            )
-    set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)

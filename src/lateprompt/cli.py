@@ -100,11 +100,11 @@ def _add_run(parser: _Parser) -> None:
 
 
 def _load(args: Namespace) -> Any:
-    from lateprompt.classifier import TextClassifier
+    from lateprompt.run import load_run
 
     if args.batch_size < 1:
         raise ValueError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return TextClassifier.load(args.run, model=args.model, device=args.device)
+    return load_run(args.run, model=args.model, device=args.device)
 
 
 def _evaluate(args: Namespace) -> None:
@@ -120,19 +120,52 @@ def _add_predict(parser: _Parser) -> None:
     _add_run(parser)
     parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed")
     parser.add_argument("--output", type=str, default="-", help="file for JSON lines; - for the screen")
+    parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
+    parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
 
 
 def _predict(args: Namespace) -> None:
     from lateprompt.files import write_lines
     from lateprompt.progress import Bar
     from lateprompt.tasks import read_rows
+    from lateprompt.writer import TextWriter
 
-    classifier = _load(args)
-    rows = read_rows(args.data, task=classifier.task, labelled=False, split="test")
+    for name in ("beams", "max_new_tokens"):
+        if args[name] is not None and args[name] < 1:
+            raise ValueError(f"{name} {args[name]!r} is too small; give a whole number from 1")
+    tuned = _load(args)
+    rows = read_rows(args.data, task=tuned.task, labelled=False, split="test")
     with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
-        probabilities = classifier.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
+        if isinstance(tuned, TextWriter):
+            texts = tuned.write(
+                rows,
+                batch_size=args.batch_size,
+                beams=args.beams or 1,
+                max_new_tokens=args.max_new_tokens,
+                progress=bar.advance,
+            )
+            lines = [{**row.source, "prediction": text} for row, text in zip(rows, texts, strict=True)]
+        else:
+            _refuse_writing(args)
+            lines = _label_lines(
+                tuned, rows, tuned.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
+            )
+    if args.output == "-":
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False))
+    else:
+        write_lines(Path(args.output), lines)
+
+
+def _refuse_writing(args: Namespace) -> None:
+    for name in ("beams", "max_new_tokens"):
+        if args[name] is not None:
+            raise ValueError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
+
+
+def _label_lines(classifier: Any, rows: Sequence[Any], probabilities: Any) -> list[dict[str, Any]]:
     labels = classifier.task.labels
-    lines = [
+    return [
         {
             **row.source,
             "prediction": labels[int(scores.argmax())],
@@ -140,11 +173,6 @@ def _predict(args: Namespace) -> None:
         }
         for row, scores in zip(rows, probabilities, strict=True)
     ]
-    if args.output == "-":
-        for line in lines:
-            print(json.dumps(line, ensure_ascii=False))
-    else:
-        write_lines(Path(args.output), lines)
 
 
 def _add_tasks(parser: _Parser) -> None:
@@ -164,9 +192,21 @@ def _tasks(args: Namespace) -> None:
     if args.file is None or args.model is None:
         raise ValueError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
     from lateprompt.pretrained import load_config, load_tokenizer, resolve_readout
-    from lateprompt.tasks import check_task
+    from lateprompt.tasks import TargetEncoder, TextTask, check_task
 
     task = load_task(args.file)
+    if isinstance(task, TextTask):
+        tokenizer = load_tokenizer(args.model)
+        encoder = TargetEncoder(tokenizer, task)
+        around = [(name, tokenizer.decode(ids)) for name, ids in (("before", encoder.before), ("after", encoder.after))]
+        parts = [
+            around[0],
+            ("source", task.template),
+            around[1],
+            ("end of the target", tokenizer.decode([encoder.end])),
+        ]
+        print_table(("part", "text"), [(name, repr(text)) for name, text in parts])
+        return
     readout = resolve_readout(load_config(args.model), args.readout, args.model)
     results = check_task(task, load_tokenizer(args.model), readout)
     print_table(
@@ -190,6 +230,7 @@ def _add_states(parser: _Parser) -> None:
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
     parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
     parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
+    parser.add_argument("--max_target_length", type=int, default=64, help="fill: of these, the most for a target")
     parser.add_argument("--dtype", type=str, default="auto", help="fill: auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--device", type=str | None, help="fill: where to run; default a GPU if there is one")
     parser.add_argument("--limit_gb", type=float | None, help="prune: most that may stay, in 10^9 bytes")
@@ -223,23 +264,30 @@ def _states(args: Namespace) -> None:
 
 
 def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
-    from lateprompt.classifier import pick_device
-    from lateprompt.pretrained import load_base, load_config, load_tokenizer, resolve_readout
+    from lateprompt.pretrained import load_base, load_config, load_tokenizer
     from lateprompt.progress import Bar
-    from lateprompt.run import DataSettings, resolve_task
+    from lateprompt.run import DataSettings, kind_of, resolve_task
     from lateprompt.states import TrunkStates, fill_stores
     from lateprompt.states.store import describe
-    from lateprompt.tasks import TaskEncoder, load_task, read_rows
+    from lateprompt.tasks import TextTask, load_task, read_rows
+    from lateprompt.training.settings import ModelSettings
+    from lateprompt.tuned import pick_device
 
     if args.model is None or not args.data:
         raise ValueError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
     device = pick_device(args.device)
-    readout = resolve_readout(load_config(args.model), args.readout, args.model)
     task = None if args.task is None else load_task(args.task)
-    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=task is None)]
+    labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
+    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
-    examples = TaskEncoder(load_tokenizer(args.model), task, readout, args.max_length).encode(rows)
-    model = load_base(args.model, readout).to(device)
+    settings = ModelSettings(
+        args.model, readout=args.readout, max_length=args.max_length, max_target_length=args.max_target_length
+    )
+    settings.check()
+    settings.readout = kind_of(task).resolve_readout(load_config(args.model), settings)
+    encoder = kind_of(task).make_encoder(load_tokenizer(args.model), task, settings, args.max_length)
+    examples = encoder.encode(rows)
+    model = load_base(args.model, settings.readout).to(device)
     stores = [TrunkStates.open(folder, model, layer, dtype=args.dtype) for layer in args.prompt_layer]
     with Bar("trunk states", len(examples)) as bar:
         ids, types = [e.input_ids for e in examples], [e.token_type_ids for e in examples]
@@ -262,10 +310,10 @@ COMMANDS: dict[str, Command] = {
     "bench": ("training steps, or whole jobs, of several methods side by side in one run", add_bench, bench),
     "compare": ("methods × tasks × shots × seeds into one table of results, resumable", add_compare, compare),
     "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
-    "train": ("train a classifier and leave a run folder", _add_train, _train),
+    "train": ("train a classifier, or a writer of answers, and leave a run folder", _add_train, _train),
     "methods": ("list the methods that train takes, and their options", add_methods, methods),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
-    "predict": ("labels and scores for rows, as JSON lines", _add_predict, _predict),
+    "predict": ("labels and scores, or written answers, for rows, as JSON lines", _add_predict, _predict),
     "report": ("one HTML page from the results of lateprompt compare", add_report, report),
     "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),

@@ -34,9 +34,16 @@ class Detour:
     """Whether it may start from kept trunk states."""
 
     def __call__(
-        self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None, read: torch.Tensor | None
+        self,
+        layer: LateBackbone,
+        call: dict[str, Any],
+        trunk_states: torch.Tensor | None,
+        read: torch.Tensor | None,
+        source_mask: torch.Tensor | None = None,
     ) -> Any:
         """The backbone's output for the text positions, or for the positions `read` (batch, reads) of them.
+
+        What makes a prompt of the text reads no more of it than `source_mask` (batch, length) shows.
 
         Raises:
             ValueError: a KV cache, or trunk states where there is no trunk.
@@ -51,11 +58,19 @@ class Detour:
             call["use_cache"] = False
         text = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
         with layer.quick_dropout():
-            output = self.run(layer, call, trunk_states)
+            output = self.run(layer, call, trunk_states, source_mask)
+        # A prefix is a cache; handed out, it would come back at the next step of a generation.
+        output = type(output)(**{key: value for key, value in output.items() if key != "past_key_values"})
         hidden = output.last_hidden_state[:, -text.shape[1] :]
         return replace_hidden(output, hidden if read is None else states_at(hidden, read), None)
 
-    def run(self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None) -> Any:
+    def run(
+        self,
+        layer: LateBackbone,
+        call: dict[str, Any],
+        trunk_states: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
+    ) -> Any:
         raise TypeError(f"{type(self).__name__} must say which way it takes: override run")
 
 
@@ -92,7 +107,13 @@ class PromptLearning(Detour):
         self.prefix = config.peft_type == "PREFIX_TUNING"
         self.module = self.view.prompt_encoder[name]
 
-    def run(self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None) -> Any:
+    def run(
+        self,
+        layer: LateBackbone,
+        call: dict[str, Any],
+        trunk_states: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
+    ) -> Any:
         if self.late:
             split = layer.late_mode(self.prompt_layer)
             if trunk_states is None:
@@ -152,7 +173,13 @@ class SentencePrompt(Detour):
     def __init__(self, generator: SentenceGenerator) -> None:
         self.module = generator
 
-    def run(self, layer: LateBackbone, call: dict[str, Any], trunk_states: torch.Tensor | None) -> Any:
+    def run(
+        self,
+        layer: LateBackbone,
+        call: dict[str, Any],
+        trunk_states: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
+    ) -> Any:
         base: Any = layer.base_layer
         mask = call.get("attention_mask")
         given = {key: call[key] for key in (*_INPUTS, "use_cache") if call.get(key) is not None}
@@ -161,7 +188,8 @@ class SentencePrompt(Detour):
             hidden = base(**given, return_dict=True).last_hidden_state
         layer.whole_mode()
         dtype = next(self.module.parameters()).dtype
-        prompt = self.module(read_state(hidden, mask, last=layer.family.causal).to(dtype))
+        source = first(source_mask, mask)
+        prompt = self.module(read_state(hidden, source, last=layer.family.causal).to(dtype))
         embeds = given.pop("inputs_embeds", None)
         ids = given.pop("input_ids", None)
         embeds = base.get_input_embeddings()(ids) if embeds is None else embeds

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from lateprompt.classifier import TextClassifier
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
-from lateprompt.tasks import Row, Task, default_task, load_task
+from lateprompt.tasks import Row, Task, default_task, load_label_task
 from lateprompt.training.fit import fit
 from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -119,7 +119,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _task(self, names: Sequence[str], pair: bool) -> Task:
         if self.task is not None:
-            task = load_task(self.task)
+            task = load_label_task(self.task)
             unknown = sorted(set(names) - set(task.labels))
             if unknown:
                 raise ValueError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")

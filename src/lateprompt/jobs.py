@@ -37,6 +37,7 @@ from lateprompt.progress import Bar
 from lateprompt.readout import PhraseReadout, Readout
 from lateprompt.rivals import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
 from lateprompt.run import DataSettings, Rows, fingerprint, load_rows, versions
+from lateprompt.tasks import TextTask
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit_turns, plan_steps, trainable_parameters
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
@@ -341,6 +342,8 @@ def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
         shots=settings.shots,
     )
     rows = load_rows(data, settings.seed, settings.readout)
+    if isinstance(rows.task, TextTask):
+        raise ValueError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
     load = _load()
     with tempfile.TemporaryDirectory(prefix="lateprompt-job-") as fresh:
         jobs = make_jobs(settings, rows, Path(settings.states or fresh))

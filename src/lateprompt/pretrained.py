@@ -15,7 +15,12 @@ from lateprompt.families import FAMILIES
 from lateprompt.tasks import READOUTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO: dict[str, Any] = {"mask": AutoModelForMaskedLM, "label": AutoModelForCausalLM, "head": AutoModel}
+AUTO: dict[str, Any] = {
+    "mask": AutoModelForMaskedLM,
+    "label": AutoModelForCausalLM,
+    "head": AutoModel,
+    "text": AutoModelForCausalLM,
+}
 
 
 def load_config(model: str) -> Any:
@@ -47,6 +52,8 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
     Raises:
         ValueError: an unknown readout, or one that the architecture cannot serve.
     """
+    if readout == "text":
+        raise ValueError("readout 'text' writes texts, but the task has labels; use auto, mask, label or head")
     if readout not in (*READOUTS, "auto"):
         raise ValueError(f"readout {readout!r} is unknown; choose one of auto, {', '.join(READOUTS)}")
     causal = FAMILIES[config.model_type].causal
@@ -64,8 +71,21 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
     return readout
 
 
+def causal_readout(config: Any, readout: str, model: str) -> str:
+    """`text`, the readout of text-to-text tasks.
+
+    Raises:
+        ValueError: another readout was asked for, or the architecture cannot write.
+    """
+    if readout not in ("auto", "text"):
+        raise ValueError(f"readout {readout!r} reads labels, but the task's answers are texts; use --readout auto")
+    if not FAMILIES[config.model_type].causal:
+        raise ValueError(f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model")
+    return "text"
+
+
 def load_base(model: str, readout: str, *, dtype: str = "float32", attention: str | None = None) -> Any:
-    """The pretrained model for a readout (`mask`, `label`, `head`), in eval mode.
+    """The pretrained model for a readout (`mask`, `label`, `head`, `text`), in eval mode.
 
     Raises:
         ValueError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.

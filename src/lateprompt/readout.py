@@ -21,6 +21,8 @@ from lateprompt.generators import read_position, read_state
 from lateprompt.split import replace_module, shallow_copy
 
 LOSSES = ("vocabulary", "labels")
+IGNORED = -100
+"""What stands behind a target's end, as in transformers' labels."""
 Loss = Literal["vocabulary", "labels"]
 
 
@@ -31,13 +33,15 @@ class Batch:
     Args:
         input_ids: (batch, length) token ids.
         attention_mask: (batch, length), 1 for real tokens.
-        read: (batch,) position to read: the mask token, or the last source token; unused by a head.
+        read: (batch,) position to read: the mask token, or the last source token; unused by a head. With `targets`
+            (batch, width): the positions that predict them, the first of which ends the source.
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), kept states at the prompt layer, or None.
         branch_states: (batch, labels, width, hidden), those of label words of several tokens (all but each label's
             last word), or None.
         padded: whether the mask hides anything; known here, so that nobody has to ask the device.
+        targets: (batch, width) token ids of the texts that answer, -100 behind their ends, or None.
     """
 
     input_ids: torch.Tensor
@@ -48,6 +52,7 @@ class Batch:
     trunk_states: torch.Tensor | None = None
     branch_states: torch.Tensor | None = None
     padded: bool = True
+    targets: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, without waiting for the copies."""
@@ -319,6 +324,36 @@ def _mean_counted(scores: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Mean (batch, labels) of token scores (batch, labels, width) over those that count."""
     counted = counted.to(device=scores.device, dtype=scores.dtype)
     return (scores * counted).sum(-1) / counted.sum(-1).clamp(min=1)
+
+
+class TextReadout(Readout):
+    """A text that answers, behind its source: the mean loss of a target's tokens. The generator sees the source only.
+
+    Rows weigh the same whatever their length, so a batch in parts has the same gradient as the whole.
+    """
+
+    kind = "text"
+
+    def __init__(self, model: nn.Module, layer: LateBackbone) -> None:
+        super().__init__(model, layer)
+        self.head = LMHead(model, layer)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Log-likelihood of each target and its number of tokens, (batch, 2)."""
+        targets = batch.targets
+        if targets is None:
+            raise ValueError("these rows have no targets to score; give them some, or have targets written")
+        places = torch.arange(batch.input_ids.shape[1], device=targets.device)
+        source = (places <= batch.read[:, :1]).to(batch.attention_mask.dtype)
+        output = self.layer(**batch.backbone_inputs(), source_mask=source, use_cache=False, read=batch.read)
+        logits = self.head(output.last_hidden_state).float()
+        counted = targets != IGNORED
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return torch.stack([-losses.view_as(counted).sum(1), counted.sum(1).to(losses.dtype)], 1)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        scores = self.scores(batch)
+        return -(scores[:, 0] / scores[:, 1]).mean()
 
 
 class HeadReadout(Readout):

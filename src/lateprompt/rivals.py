@@ -12,10 +12,11 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from lateprompt.calls import states_at
-from lateprompt.classifier import ADAPTER, TextClassifier
+from lateprompt.classifier import TextClassifier
 from lateprompt.families import Family, hidden_dropout_of
 from lateprompt.pretrained import load_base, wrap
 from lateprompt.readout import HeadReadout, Loss, Readout, WordReadout
+from lateprompt.tuned import ADAPTER
 
 PROMPT_TOKENS = 20
 LORA_RANK = 8

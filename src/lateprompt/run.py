@@ -19,10 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from lateprompt.classifier import ADAPTER_WEIGHTS, TextClassifier
+from lateprompt.classifier import TextClassifier
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
-from lateprompt.tasks import Row, Task, default_task, few_shot, load_task, read_rows
+from lateprompt.tasks import (
+    AnyTask,
+    Row,
+    TextTask,
+    default_task,
+    few_shot,
+    load_task,
+    plain_text_task,
+    read_rows,
+)
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.feed import Feed
@@ -30,6 +39,8 @@ from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.tuned import ADAPTER_WEIGHTS, TASK_FILE, TunedModel, read_task
+from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
@@ -45,8 +56,8 @@ class DataSettings:
         train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
         dev: files of rows that choose the best weights (the first) and are measured (all).
         test: files of rows that are scored once, at the end.
-        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
-        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}.
+        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels (or targets).
+        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
         label_words: the plain task's label words as a mapping, label to word.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
         dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
@@ -69,14 +80,19 @@ class DataSettings:
             raise ValueError(f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out")
 
 
-def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> Task:
-    """The named task, or a plain one whose labels are those of the training rows."""
+def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> AnyTask:
+    """The named task, or a plain one: with the labels of the training rows, or for their targets."""
     if data.task is not None:
         if data.template is not None or data.label_words is not None:
             raise ValueError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
         return load_task(data.task)
+    pair = any(row.text_pair is not None for row in rows)
+    if any(row.target is not None for row in rows):
+        if data.label_words is not None:
+            raise ValueError(f"label_words {data.label_words!r}: the rows have targets, not labels; leave them out")
+        return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = data.label_words
     if words is not None and sorted(words) != labels:
@@ -96,7 +112,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
         template = {kinds.get(readout, kind): data.template}
     return default_task(
         labels,
-        pair=any(row.text_pair is not None for row in rows),
+        pair=pair,
         label_words=None if words is None else [words[label] for label in labels],
         **template,
     )
@@ -106,7 +122,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
 class Rows:
     """The rows of a run."""
 
-    task: Task
+    task: AnyTask
     train: list[Row]
     dev: list[Row]
     more_dev: dict[str, list[Row]]
@@ -125,7 +141,9 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     known = {row.label for row in train}
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
-        others[path] = read_rows(path, task=named, split=split)
+        others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
+        if isinstance(task, TextTask):
+            continue
         for number, row in enumerate(others[path], 1):
             if row.label not in known:
                 raise ValueError(
@@ -146,10 +164,11 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
 
 
 def fingerprint(rows: Sequence[Row]) -> dict[str, Any]:
-    """What rows were used: their number and a SHA-256 of texts and labels in order."""
+    """What rows were used: their number and a SHA-256 of texts and answers in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.text, row.text_pair, row.label], ensure_ascii=False).encode())
+        answer = row.label if row.target is None else row.target
+        digest.update(json.dumps([row.text, row.text_pair, answer], ensure_ascii=False).encode())
     return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
@@ -177,10 +196,10 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Trained:
-    """A classifier with its best weights, and what it was trained and can be measured on.
+    """A model with its best weights, and what it was trained and can be measured on.
 
     Args:
-        classifier: the classifier.
+        tuned: the classifier or writer.
         rows: the rows.
         result: what training measured.
         dev: the dev rows' feed.
@@ -189,7 +208,7 @@ class Trained:
         facts: recipe, data with fingerprints, labels: what a run folder says about it.
     """
 
-    classifier: TextClassifier
+    tuned: TunedModel
     rows: Rows
     result: FitResult
     dev: Feed | None
@@ -207,12 +226,23 @@ class Trained:
             "train_rows": len(rows.train),
             "dev_rows": len(rows.dev),
             "steps": result.steps,
-            "trainable_parameters": self.classifier.trainable_parameters,
+            "trainable_parameters": self.tuned.trainable_parameters,
             "train_seconds": result.train_seconds,
             "tokens_per_second": result.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(self.classifier.device),
+            "peak_memory_bytes": peak_memory_bytes(self.tuned.device),
             "trunk_fill_seconds": self.fill_seconds,
         }
+
+
+def kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
+    """What learns a task."""
+    return TextWriter if isinstance(task, TextTask) else TextClassifier
+
+
+def load_run(folder: str | Path, *, model: str | None = None, device: str | None = None) -> TextClassifier | TextWriter:
+    """The classifier or writer of a run folder, as `TunedModel.load` does."""
+    kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
+    return kind.load(folder, model=model, device=device)
 
 
 def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
@@ -224,7 +254,7 @@ def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, 
     states.check(model.trunk_dropout)
 
 
-def train_classifier(
+def train_model(
     model: ModelSettings,
     data: DataSettings,
     recipe: RecipeSettings,
@@ -233,7 +263,7 @@ def train_classifier(
     prepare: Callable[[], Path | None] = lambda: None,
     quiet: bool = True,
 ) -> Trained:
-    """Train a classifier; of the test rows nothing but the trunk's states is computed.
+    """Train a classifier, or a writer where rows have targets; of the test rows only the trunk's states are computed.
 
     Args:
         model, data, recipe, states: the settings.
@@ -244,10 +274,10 @@ def train_classifier(
         ValueError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
-    classifier = TextClassifier.build(model, rows.task, seed=recipe.seed)
-    train = classifier.feed(rows.train)
-    dev = classifier.feed(rows.dev) if rows.dev else None
-    others = {path: classifier.feed(part) for path, part in {**rows.more_dev, **rows.test}.items()}
+    tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
+    train = tuned.feed(rows.train)
+    dev = tuned.feed(rows.dev) if rows.dev else None
+    others = {path: tuned.feed(part) for path, part in {**rows.more_dev, **rows.test}.items()}
     whole = [feed for feed in (dev, *others.values()) if feed is not None]
     parts = [(train, rows_needed(train, recipe)), *((feed, np.arange(len(feed))) for feed in whole)]
     facts = {
@@ -261,28 +291,28 @@ def train_classifier(
             },
         },
         "labels": list(rows.task.labels),
-        "num_layers": classifier.layer.num_layers,
+        "num_layers": tuned.layer.num_layers,
     }
     checkpoint = prepare()
     together = processes()
     with together.main_first():  # it fills; the others find the states there
-        (train, *whole), fill_seconds = classifier.kept(parts, states, quiet=quiet)
+        (train, *whole), fill_seconds = tuned.kept(parts, states, quiet=quiet)
     if isinstance(train, StatesFeed):
-        classifier.release()
+        tuned.release()
     dev = whole.pop(0) if dev is not None else None
     result = fit(
-        classifier.model,
-        classifier.readout,
+        tuned.model,
+        tuned.readout,
         train,
         dev,
         recipe,
         metrics=rows.task.metrics,
-        device=classifier.device,
+        device=tuned.device,
         checkpoint=checkpoint,
-        settings=json.dumps({"model": asdict(classifier.settings), **facts}, sort_keys=True),
+        settings=json.dumps({"model": asdict(tuned.settings), **facts}, sort_keys=True),
         quiet=quiet,
     )
-    return Trained(classifier, rows, result, dev, dict(zip(others, whole, strict=True)), fill_seconds, facts)
+    return Trained(tuned, rows, result, dev, dict(zip(others, whole, strict=True)), fill_seconds, facts)
 
 
 def train_run(
@@ -295,14 +325,14 @@ def train_run(
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = True,
-) -> tuple[TextClassifier, dict[str, Any]]:
-    """Train a classifier and leave its run folder at `output` (None: nowhere).
+) -> tuple[TunedModel, dict[str, Any]]:
+    """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
 
     Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
     last, so a folder that has it is whole.
 
     Returns:
-        The classifier with its best weights, and what went to `metrics.json`.
+        The model with its best weights, and what went to `metrics.json`.
     """
     states = states or StatesSettings()
     check_run(model, data, recipe, states)
@@ -311,7 +341,7 @@ def train_run(
         if together.is_main:
             prepare_folder(output, overwrite=overwrite, resume=resume)
         if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
-            return TextClassifier.load(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
+            return load_run(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
 
     def prepare() -> Path | None:
         if output is None:
@@ -323,10 +353,12 @@ def train_run(
         together.wait()
         return output / CHECKPOINT
 
-    trained = train_classifier(model, data, recipe, states, prepare=prepare, quiet=quiet)
-    classifier, size = trained.classifier, recipe.eval_batch_size
-    values = {path: classifier.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
+    trained = train_model(model, data, recipe, states, prepare=prepare, quiet=quiet)
+    tuned, size = trained.tuned, recipe.eval_batch_size
+    values = {path: tuned.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
     measured = trained.measured(values)
+    if trained.dev is not None:
+        measured |= tuned.measure_more(trained.dev, batch_size=size)
     if output is not None and together.is_main:
         facts = {
             **trained.facts,
@@ -334,30 +366,33 @@ def train_run(
             "versions": versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        classifier.save(output, facts)
+        tuned.save(output, facts)
         write_lines(output / HISTORY_FILE, trained.result.history)
-        write_text(output / "README.md", model_card(classifier, measured, recipe))
+        write_text(output / "README.md", model_card(tuned, measured, recipe))
         write_json(output / METRICS_FILE, measured)
         remove_checkpoint(output / CHECKPOINT)
-    return classifier, measured
+    return tuned, measured
 
 
-def model_card(classifier: TextClassifier, measured: dict[str, Any], recipe: RecipeSettings) -> str:
+def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:
     """The run folder's README."""
-    settings, task = classifier.settings, classifier.task
-    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean")
+    settings, task = tuned.settings, tuned.task
+    writes = isinstance(task, TextTask)
+    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean", "perplexity", "exact_match", "rouge_l")
     figures = "".join(f"| {name} | {measured[name]:.4f} |\n" for name in names if name in measured)
     table = f"| dev metric | value |\n|---|---|\n{figures}" if figures else "It was trained without dev rows.\n"
+    tag = "text-generation" if writes else "text-classification"
+    what = "A writer of answers" if writes else f"A text classifier for the labels {', '.join(task.labels)}"
     return f"""---
 library_name: peft
 base_model: {json.dumps(settings.model)}
-tags: [late-prompt-tuning, text-classification]
+tags: [late-prompt-tuning, {tag}]
 ---
 # {task.name}: {settings.method} on {Path(settings.model).name}
 
-A text classifier for the labels {", ".join(task.labels)}, made by Late Prompt Tuning (Liu et al., Findings of
+{what}, made by Late Prompt Tuning (Liu et al., Findings of
 EMNLP 2022).
-`{ADAPTER_WEIGHTS}` holds {classifier.trainable_parameters:,} trained parameters; the base model is frozen and not
+`{ADAPTER_WEIGHTS}` holds {tuned.trainable_parameters:,} trained parameters; the base model is frozen and not
 included.
 
 {table}

@@ -280,8 +280,11 @@ class LatePromptModel(BaseTuner):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`. The prompt is made from the source, and stays while text is generated.
 
-        With a KV cache it is made once; without one it is made again at each step, from the same source.
+        With a KV cache it is made once; without one it is made again at each step, from the same source. Adapters that
+        keep no cache (a prompt at the input, a prefix) go without, unless `use_cache` asks for one.
         """
+        if self.layer.selected_adapter() in self.layer.detours and not kwargs.get("adapter_names"):
+            kwargs.setdefault("use_cache", False)
         source = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
         length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else None
         extras = replace(self._extras_of(kwargs), source_length=length)

@@ -16,6 +16,7 @@ import yaml
 
 from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS, DataSettings, check_run
+from lateprompt.tasks import load_label_task
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
@@ -163,6 +164,7 @@ class Plan:
         """Raise ValueError for a run that cannot be, before any is started."""
         for spec in self.runs():
             check_run(spec.settings, spec.data, spec.recipe, spec.states)
+            load_label_task(str(spec.data.task))
             for path in (spec.data.train, *spec.data.test):
                 if not Path(path).is_file():
                     raise ValueError(f"task {spec.task!r} has no file {path!r}; set data:, or its train: and test:")

@@ -14,7 +14,7 @@ from typing import Any
 from lateprompt.compare.plan import RunSpec
 from lateprompt.compare.worker import RESULT_FILE
 from lateprompt.files import read_json, write_atomically, write_text
-from lateprompt.tasks import load_task
+from lateprompt.tasks import load_label_task
 from lateprompt.training.metrics import METRICS, primary_metric
 
 TABLE = "results.csv"
@@ -44,7 +44,7 @@ def row_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Any]:
         "seed": spec.recipe.seed,
         "model": spec.model,
         "settings": json.dumps(settings, sort_keys=True),
-        "metric": result.get("metric") or primary_metric(load_task(str(spec.data.task)).metrics),
+        "metric": result.get("metric") or primary_metric(load_label_task(str(spec.data.task)).metrics),
         "dev": result.get("dev"),
         "test": result.get("test"),
         **{f"test_{name}": result.get(f"test_{name}") for name in METRICS},

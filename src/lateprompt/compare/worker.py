@@ -20,7 +20,7 @@ import numpy as np
 
 from lateprompt.compare.plan import RunSpec
 from lateprompt.files import write_json, write_lines
-from lateprompt.run import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_classifier, versions
+from lateprompt.run import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_model, versions
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.metrics import compute_metrics, primary_metric
 
@@ -32,7 +32,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Train, score the test rows once, and leave history, predictions and, last, the result in `folder`."""
     check_run(spec.settings, spec.data, spec.recipe, spec.states)
     reset_peak_memory()
-    trained = train_classifier(spec.settings, spec.data, spec.recipe, spec.states)
+    trained = train_model(spec.settings, spec.data, spec.recipe, spec.states)
     test = _score_tests(trained, spec, folder)
     metric = primary_metric(trained.rows.task.metrics)
     measured = trained.measured(test)
@@ -46,7 +46,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
         "trunk_fill_seconds": trained.fill_seconds,
         "status": "done",
         "error": "",
-        "prompt_layer": trained.classifier.settings.prompt_layer,
+        "prompt_layer": trained.tuned.settings.prompt_layer,
         "versions": versions(),
     }
     write_lines(folder / HISTORY_FILE, trained.result.history)
@@ -55,15 +55,13 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
 
 
 def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dict[str, float]]:
-    classifier, values = trained.classifier, {}
+    tuned, values = trained.tuned, {}
     for path, feed in trained.others.items():
         if not hasattr(feed, "store"):
-            classifier.restore()
-        scores = predict_scores(
-            classifier.readout, feed, batch_size=spec.recipe.eval_batch_size, device=classifier.device
-        )
+            tuned.restore()
+        scores = predict_scores(tuned.readout, feed, batch_size=spec.recipe.eval_batch_size, device=tuned.device)
         values[path] = compute_metrics(trained.rows.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
-        probabilities, labels = softmax(scores), classifier.task.labels
+        probabilities, labels = softmax(scores), tuned.task.labels
         lines = []
         for row, scored in zip(trained.rows.test[path], probabilities, strict=True):
             best = int(np.argmax(scored))

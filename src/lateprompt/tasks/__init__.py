@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from lateprompt.tasks.encoding import READOUTS, Example, TaskEncoder, check_task
+from lateprompt.tasks.loading import AnyTask, load_label_task, load_task, task_from_dict, task_names
 from lateprompt.tasks.readers import Row, read_rows
 from lateprompt.tasks.sampling import few_shot
-from lateprompt.tasks.task import Task, default_task, load_task, task_names
+from lateprompt.tasks.targets import TargetEncoder
+from lateprompt.tasks.task import Task, default_task
+from lateprompt.tasks.text_task import TextTask, plain_text_task
 
 __all__ = [
     "READOUTS",
+    "AnyTask",
     "Example",
     "Row",
+    "TargetEncoder",
     "Task",
     "TaskEncoder",
+    "TextTask",
     "check_task",
     "default_task",
     "few_shot",
+    "load_label_task",
     "load_task",
+    "plain_text_task",
     "read_rows",
+    "task_from_dict",
     "task_names",
 ]

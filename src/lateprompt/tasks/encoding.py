@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
@@ -27,18 +28,31 @@ class Example:
         input_ids: token ids, `(length,)`, int32.
         token_type_ids: 0 up to the first separator and 1 after it, `(length,)`, int32; None where the template has no
             `{sep}` or the model reads no token types.
-        read: where the answer is read: the mask's index (mask), the last source token's (label), -1 (head).
+        read: where the answer is read: the mask's index (mask), the last source token's (label, text), -1 (head).
         label: class id, -1 if unknown.
+        target: in a text-to-text task, the token ids of the answer, of which `input_ids` has all but the last one
+            behind the source; None where it is not known.
+        reference: the answer itself.
     """
 
     input_ids: NDArray[np.int32]
     token_type_ids: NDArray[np.int32] | None
     read: int
     label: int
+    target: NDArray[np.int32] | None = None
+    reference: str | None = None
 
 
-class TaskEncoder:
-    """Encodes rows of one task for one tokenizer and readout.
+class Source(NamedTuple):
+    """A row's token ids up to its answer, their types (or None), and the mask's index (-1 without one)."""
+
+    input_ids: list[int]
+    token_type_ids: NDArray[np.int32] | None
+    mask: int
+
+
+class SourceEncoder:
+    """Encodes rows by a template, for one tokenizer.
 
     Each piece of the template is tokenised on its own, so that its tokens never depend on the text. Texts are stripped;
     the space before a text in the template is tokenised with it. A text that is too long is cut at its end, of a pair
@@ -46,38 +60,40 @@ class TaskEncoder:
 
     Args:
         tokenizer: the model's tokenizer.
-        task: the task.
-        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
-        max_length: most tokens an example may have.
-
-    Attributes:
-        label_tokens: token ids of each label word: one for `mask`, one or more for `label`; `[]` for `head`.
-        prefix_ids: special tokens before the text.
-        suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
+        task: the task, for its name.
+        template: the template, up to where the answer is.
+        max_length: most tokens a source may have.
+        at_mask: whether the answer is read at a mask.
+        before, after: token ids around the template.
 
     Raises:
-        ValueError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label word
-            that does not fit (see `check_task`), or a template longer than max_length.
+        ValueError: a tokenizer without a mask or separator where the template has one, or a template longer than
+            max_length.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: AnyTask,
+        template: str,
+        max_length: int,
+        *,
+        at_mask: bool,
+        before: Sequence[int],
+        after: Sequence[int],
+    ) -> None:
         self.tokenizer = tokenizer
-        self.task = task
-        self.readout = readout
-        self.max_length = max_length
-        self._words = WordTokenizer(tokenizer)
-        pieces = split_template(_source(task, readout))
-        self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
-        if readout == "label":
-            self.suffix_ids = []
+        self.task: AnyTask = task
+        self.words = WordTokenizer(tokenizer)
+        self._at_mask = at_mask
+        pieces = split_template(template)
         self._pieces: list[tuple[str, list[int]]] = [
-            (LITERAL, self.prefix_ids),
+            (LITERAL, list(before)),
             *((piece.kind, self._piece_ids(piece)) for piece in pieces),
-            (LITERAL, self.suffix_ids),
+            (LITERAL, list(after)),
         ]
-        self._leads = {piece.kind: self._words.spaced(piece.text) for piece in pieces if piece.kind in TEXTS}
+        self._leads = {piece.kind: self.words.spaced(piece.text) for piece in pieces if piece.kind in TEXTS}
         self._has_types = "token_type_ids" in tokenizer.model_input_names and any(p.kind == "sep" for p in pieces)
-        self.label_tokens = self._label_tokens()
         self._budget = max_length - sum(len(ids) for _, ids in self._pieces)
         if self._budget < len(self._leads):
             raise ValueError(
@@ -86,13 +102,12 @@ class TaskEncoder:
                 f"{max_length - self._budget + len(self._leads)}"
             )
 
-    def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Encodes rows; all texts go through the tokenizer together.
+    def sources(self, rows: Sequence[Row]) -> list[Source]:
+        """The rows' sources; all texts go through the tokenizer together.
 
         Raises:
-            ValueError: a row without the second text of a pair, with a label the task does not have, or without tokens.
+            ValueError: a row without the second text of a pair, or without tokens.
         """
-        labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
         columns: dict[str, list[list[int]]] = {}
         for field, lead in self._leads.items():
             texts = [getattr(row, field) for row in rows]
@@ -102,33 +117,31 @@ class TaskEncoder:
                 )
             stripped = [text.strip() for text in texts]
             # An empty text is no tokens: without the guard it would be a lone space.
-            columns[field] = self._words.texts([lead + text if text else "" for text in stripped])
+            columns[field] = self.words.texts([lead + text if text else "" for text in stripped])
         return [
-            self._fill({field: texts[index] for field, texts in columns.items()}, label, index + 1)
-            for index, label in enumerate(labels)
+            self._fill({field: texts[index] for field, texts in columns.items()}, index + 1)
+            for index in range(len(rows))
         ]
 
-    def _fill(self, texts: dict[str, list[int]], label: int, number: int) -> Example:
-        """One example from the token ids of its texts."""
+    def _fill(self, texts: dict[str, list[int]], number: int) -> Source:
+        """One source from the token ids of its texts."""
         lengths = _cut([len(ids) for ids in texts.values()], self._budget)
         kept = {field: ids[:length] for (field, ids), length in zip(texts.items(), lengths, strict=True)}
         ids: list[int] = []
-        read, second = -1, None
+        mask, second = -1, None
         for kind, fixed in self._pieces:
             if kind == "mask":
-                read = len(ids)
+                mask = len(ids)
             ids += kept[kind] if kind in TEXTS else fixed
             if kind == "sep" and second is None:
                 second = len(ids)
         if not ids:
             raise ValueError(f"row {number} gives no tokens; give it a text")
-        if self.readout == "label":
-            read = len(ids) - 1
         types = None
         if self._has_types:
             types = np.zeros(len(ids), dtype=np.int32)
             types[second:] = 1
-        return Example(np.array(ids, dtype=np.int32), types, read, label)
+        return Source(ids, types, mask)
 
     def _piece_ids(self, piece: Piece) -> list[int]:
         """The fixed token ids of a piece: none for a text."""
@@ -146,15 +159,72 @@ class TaskEncoder:
                     f"{tokenizer_name(tokenizer)} has no separator for {{sep}}; write one into the task's head_template"
                 )
             return [separator]
-        ids = self._words.literal(piece.text)
-        if self.readout == "mask" and tokenizer.mask_token_id in ids:
+        ids = self.words.literal(piece.text)
+        if self._at_mask and tokenizer.mask_token_id in ids:
             raise ValueError(f"template text {piece.text!r} has the mask token in it; write it as {{mask}}, once")
         return ids
+
+
+class TaskEncoder(SourceEncoder):
+    """Encodes rows of one classification task for one tokenizer and readout, as `SourceEncoder` says.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        task: the task.
+        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
+        max_length: most tokens an example may have.
+
+    Attributes:
+        label_tokens: token ids of each label word: one for `mask`, one or more for `label`; `[]` for `head`.
+        prefix_ids: special tokens before the text.
+        suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
+
+    Raises:
+        ValueError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label word
+            that does not fit (see `check_task`), or a template longer than max_length.
+    """
+
+    task: Task
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
+        self.readout = readout
+        self.max_length = max_length
+        source = _source(task, readout)
+        self.prefix_ids, self.suffix_ids = special_ids(tokenizer)
+        if readout == "label":
+            self.suffix_ids = []
+        super().__init__(
+            tokenizer,
+            task,
+            source,
+            max_length,
+            at_mask=readout == "mask",
+            before=self.prefix_ids,
+            after=self.suffix_ids,
+        )
+        self.label_tokens = self._label_tokens()
+
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Encodes rows; all texts go through the tokenizer together.
+
+        Raises:
+            ValueError: a row without the second text of a pair, with a label the task does not have, or without tokens.
+        """
+        labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
+        return [
+            Example(
+                np.array(source.input_ids, dtype=np.int32),
+                source.token_type_ids,
+                len(source.input_ids) - 1 if self.readout == "label" else source.mask,
+                label,
+            )
+            for source, label in zip(self.sources(rows), labels, strict=True)
+        ]
 
     def _label_tokens(self) -> list[list[int]]:
         if self.readout == "head":
             return []
-        tokens, problems = label_word_problems(self.task, self._words, single=self.readout == "mask")
+        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "mask")
         for problem in problems:
             if problem:
                 raise ValueError(problem)
@@ -216,7 +286,7 @@ def _source(task: Task, readout: str) -> str:
     raise ValueError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens a tokenizer puts before and after a text, found by encoding one."""
     encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table
-from lateprompt.tasks.task import Task
 
 # What data sets on the hub call our fields.
 ALIASES = {
     "text": ("text", "sentence", "sentence1", "question1", "premise"),
     "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
     "label": ("label",),
+    "target": ("target",),
 }
 
 
@@ -28,7 +29,7 @@ def is_hub_id(data: str) -> bool:
     return suffix.isdigit()
 
 
-def read_hub(data: str, task: Task | None, split: str) -> Table:
+def read_hub(data: str, task: AnyTask | None, split: str) -> Table:
     """The table of one split of a data set on the hub.
 
     Args:
@@ -54,7 +55,7 @@ def read_hub(data: str, task: Task | None, split: str) -> Table:
     return Table(iter(enumerate(rows, 1)), "row", rows.column_names, columns, class_names)
 
 
-def _column(field: str, names: Sequence[str], task: Task | None) -> str:
+def _column(field: str, names: Sequence[str], task: AnyTask | None) -> str:
     usual = ALIASES[field]
     own = (task.columns[field],) if task is not None and field in task.columns else ()
     return next((name for name in (usual[0], *own, *usual[1:]) if name in names), field)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.tasks.hub import is_hub_id, read_hub
+from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import TABLES, Columns, Table, find_columns, read_table
-from lateprompt.tasks.task import Task
+from lateprompt.tasks.text_task import TextTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +22,30 @@ class Row:
         text_pair: the second text, for pairs.
         label: the label's name, if known.
         source: the row as it was read.
+        target: the text that answers, in a text-to-text task, if known.
     """
 
     text: str
     text_pair: str | None = None
     label: str | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
 
 
-def read_rows(data: str | Path, *, task: Task | None = None, labelled: bool = True, split: str = "train") -> list[Row]:
+def read_rows(
+    data: str | Path, *, task: AnyTask | None = None, labelled: bool = True, split: str = "train"
+) -> list[Row]:
     """The rows of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a data set on the Hugging Face hub.
 
-    Columns are `text`, `text_pair` and `label`; where there is no `text`, the task's own columns (GLUE's files). GLUE's
-    own .tsv files are read without quoting, and MNLI's rows without an agreed label (`-`) are left out.
+    Columns are `text`, `text_pair`, and `label` or (text-to-text) `target`; where there is no `text`, the task's own
+    columns (GLUE's files). GLUE's own .tsv files are read without quoting, and MNLI's rows without an agreed label
+    (`-`) are left out.
 
     Args:
         data: a file, or `name`, `org/name`, `org/name:config` on the hub.
         task: its labels and columns; None: any label, no pairs needed.
-        labelled: whether each row needs a label. If not, it may be missing, but one that is there must be known.
+        labelled: whether each row needs a label (or a target). If not, it may be missing, but a label that is there
+            must be known.
         split: the split of a data set on the hub.
 
     Raises:
@@ -69,18 +76,20 @@ def read_rows(data: str | Path, *, task: Task | None = None, labelled: bool = Tr
     return rows
 
 
-def _check_columns(data: str, table: Table, task: Task | None, labelled: bool) -> None:
+def _check_columns(data: str, table: Table, task: AnyTask | None, labelled: bool) -> None:
     """Finds a missing column before the first row is blamed for it."""
     names = table.names or []
     columns = table.columns or find_columns(names, task)
-    needed = ["text", *(["text_pair"] if task is not None and task.is_pair else []), *(["label"] if labelled else [])]
+    writes = isinstance(task, TextTask) or (task is None and "target" in names and "label" not in names)
+    answer = "target" if writes else "label"
+    needed = ["text", *(["text_pair"] if task is not None and task.is_pair else []), *([answer] if labelled else [])]
     for field_name in needed:
         if columns[field_name] not in names:
             found = ", ".join(names) or "none"
             raise ValueError(f"{data}, line 1: there is no column {columns[field_name]!r}; the columns are {found}")
 
 
-def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: Task | None, labelled: bool) -> Row | None:
+def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTask | None, labelled: bool) -> Row | None:
     """One row, or None where it is to be left out."""
     text = _text(record, columns["text"])
     if text is None:
@@ -88,6 +97,11 @@ def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: Task |
     text_pair = _text(record, columns["text_pair"])
     if text_pair is None and task is not None and task.is_pair:
         raise ValueError(_missing(record, columns["text_pair"], f"task {task.name} reads pairs of texts"))
+    if isinstance(task, TextTask) or (task is None and "target" in record and columns["label"] not in record):
+        target = _text(record, columns["target"])
+        if target is None and labelled:
+            raise ValueError(_missing(record, columns["target"], "every row needs a target here"))
+        return Row(text, text_pair, None, record, target)
     label = _label(record.get(columns["label"]), table)
     # MNLI's mark for a row whose annotators did not agree.
     if label == "-" and columns["label"] == "gold_label":

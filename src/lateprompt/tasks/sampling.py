@@ -30,9 +30,9 @@ def few_shot(rows: Sequence[Row], shots: int, seed: int, *, dev_size: int = 1000
         raise ValueError(f"dev_size {dev_size!r} is no size; give 0 or more")
     pools: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        if row.label is None:
+        if row.label is None and row.target is None:
             raise ValueError(f"row {index + 1} has no label; few-shot samples need labelled rows")
-        pools.setdefault(row.label, []).append(index)
+        pools.setdefault(row.label or "", []).append(index)  # rows with targets are one class
     generator = np.random.default_rng(seed)
     # Sorted, so that the draw does not depend on which class comes first in the file.
     shuffled = {label: generator.permutation(pools[label]).tolist() for label in sorted(pools)}

@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lateprompt.tasks.task import DATA_FIELDS, Task
+from lateprompt.tasks.loading import AnyTask
+from lateprompt.tasks.text_task import TextTask
 
 Records = Iterator[tuple[int, Mapping[str, Any]]]
 Columns = Mapping[str, str]
@@ -36,14 +37,23 @@ class Table:
     class_names: Sequence[str] | None = None
 
 
-def find_columns(names: Sequence[str] | Mapping[str, Any], task: Task | None) -> Columns:
-    """Which column holds which of our fields: our own names, or the task's where only those are there."""
-    if task is not None and "text" not in names and task.columns.get("text") in names:
-        return {field: task.columns.get(field, field) for field in DATA_FIELDS}
-    return {field: field for field in DATA_FIELDS}
+FIELDS = ("text", "text_pair", "label", "target")
 
 
-def read_table(path: Path, task: Task | None) -> Table:
+def find_columns(names: Sequence[str] | Mapping[str, Any], task: AnyTask | None) -> Columns:
+    """Which column holds which of our fields: our own names, or the task's where only those are there.
+
+    GLUE's files have a layout as a whole; a text-to-text task may name one column and leave the others.
+    """
+    own = {} if task is None else task.columns
+    if isinstance(task, TextTask):
+        return {field: field if field in names else own.get(field, field) for field in FIELDS}
+    if "text" not in names and own.get("text") in names:
+        return {field: own.get(field, field) for field in FIELDS}
+    return {field: field for field in FIELDS}
+
+
+def read_table(path: Path, task: AnyTask | None) -> Table:
     """The table in a file, by its suffix.
 
     Raises:
@@ -64,7 +74,7 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
 
 
-def _jsonl(path: Path, task: Task | None) -> Table:
+def _jsonl(path: Path, task: AnyTask | None) -> Table:
     return Table(_jsonl_records(path, _text(path)), "line")
 
 
@@ -85,8 +95,8 @@ def _jsonl_records(path: Path, text: str) -> Records:
         yield number, record
 
 
-def _separated(separator: str) -> Callable[[Path, Task | None], Table]:
-    def read(path: Path, task: Task | None) -> Table:
+def _separated(separator: str) -> Callable[[Path, AnyTask | None], Table]:
+    def read(path: Path, task: AnyTask | None) -> Table:
         text = _text(path)
         first = text.partition("\n")[0].rstrip("\r").split("\t")
         # GLUE's own files do not quote: a quotation mark there is text.
@@ -144,7 +154,7 @@ def _check_width(path: Path, number: int, values: Sequence[str], names: Sequence
         )
 
 
-def _parquet(path: Path, task: Task | None) -> Table:
+def _parquet(path: Path, task: AnyTask | None) -> Table:
     # By name, since pyarrow has no types; it comes with datasets.
     parquet: Any = import_module("pyarrow.parquet")
     try:
@@ -154,7 +164,7 @@ def _parquet(path: Path, task: Task | None) -> Table:
     return Table(iter(enumerate(table.to_pylist(), 1)), "row", table.column_names)
 
 
-TABLES: dict[str, Callable[[Path, Task | None], Table]] = {
+TABLES: dict[str, Callable[[Path, AnyTask | None], Table]] = {
     ".jsonl": _jsonl,
     ".json": _jsonl,
     ".csv": _separated(","),

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lateprompt.tasks.template import check_template
 
@@ -56,7 +52,7 @@ class Task:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"name {self.name!r} is no name; give a word")
         for key in ("labels", "label_words", "metrics"):
-            _check_words(key, getattr(self, key))
+            check_words(key, getattr(self, key))
         if len(self.labels) < 2:
             raise ValueError(f"labels {list(self.labels)!r}: a task needs at least two labels")
         for key in ("labels", "metrics"):
@@ -71,11 +67,7 @@ class Task:
         check_template("template", self.template, needs="mask")
         check_template("decoder_template", self.decoder_template, needs="label")
         check_template("head_template", self.head_template, needs=None)
-        for key, value in self.columns.items():
-            if key not in DATA_FIELDS or not isinstance(value, str):
-                raise ValueError(
-                    f"columns {key!r}: {value!r} is no column; map {', '.join(DATA_FIELDS)} to column names"
-                )
+        check_columns(self.columns, DATA_FIELDS)
         for raw, label in self.label_map.items():
             if label not in self.labels:
                 raise ValueError(f"label_map {raw!r}: {label!r} is no label; the labels are {', '.join(self.labels)}")
@@ -118,7 +110,15 @@ class Task:
         }
 
 
-def _check_words(key: str, words: Sequence[object]) -> None:
+def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
+    """Raise ValueError unless it maps some of our fields to names of columns."""
+    for key, value in columns.items():
+        if key not in fields or not isinstance(value, str):
+            raise ValueError(f"columns {key!r}: {value!r} is no column; map {', '.join(fields)} to column names")
+
+
+def check_words(key: str, words: Sequence[object]) -> None:
+    """Raise ValueError for a word that is no string, or empty, or has space around it."""
     for word in words:
         if not isinstance(word, str):
             raise ValueError(f"{key} has {word!r}, which is no string; quote it in YAML, as in 'Yes'")
@@ -136,7 +136,10 @@ def _arguments(data: object) -> dict[str, Any]:
             raise ValueError(f"unknown key {key!r}: {data[key]!r}; the keys are {', '.join(known)}")
     for key in REQUIRED_KEYS:
         if key not in data:
-            raise ValueError(f"key {key!r} is missing; a task needs {', '.join(REQUIRED_KEYS)}")
+            raise ValueError(
+                f"key {key!r} is missing; a task needs {', '.join(REQUIRED_KEYS)} (one whose answers are texts has "
+                "{target} in its template)"
+            )
     pair = any("{text_pair}" in str(data.get(key, "")) for key in TEMPLATE_KEYS)
     plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
     arguments: dict[str, Any] = {"name": data["name"]}
@@ -148,13 +151,13 @@ def _arguments(data: object) -> dict[str, Any]:
             raise ValueError("label_words: labels already maps each label to its word; leave label_words out")
         words = list(labels.values())
     else:
-        labels = _list("labels", labels)
-        words = _list("label_words", data.get("label_words", labels))
+        labels = as_list("labels", labels)
+        words = as_list("label_words", data.get("label_words", labels))
     arguments |= {"labels": tuple(labels), "label_words": tuple(words)}
     arguments["head_template"] = data.get("head_template") or (HEAD_PAIR if pair else HEAD_SINGLE)
-    arguments["metrics"] = tuple(_list("metrics", data.get("metrics") or ["accuracy"]))
-    arguments["columns"] = _mapping("columns", data.get("columns") or {})
-    label_map = _mapping("label_map", data.get("label_map") or {})
+    arguments["metrics"] = tuple(as_list("metrics", data.get("metrics") or ["accuracy"]))
+    arguments["columns"] = as_mapping("columns", data.get("columns") or {})
+    label_map = as_mapping("label_map", data.get("label_map") or {})
     for raw in label_map:
         if isinstance(raw, bool) or not isinstance(raw, str | int):
             raise ValueError(f"label_map has {raw!r}, which is no label in a file; quote it in YAML, as in '0'")
@@ -162,68 +165,18 @@ def _arguments(data: object) -> dict[str, Any]:
     return arguments
 
 
-def _list(key: str, value: object) -> list[Any]:
+def as_list(key: str, value: object) -> list[Any]:
+    """A YAML value that must be a list."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{key} {value!r} is no list")
     return list(value)
 
 
-def _mapping(key: str, value: object) -> dict[Any, Any]:
+def as_mapping(key: str, value: object) -> dict[Any, Any]:
+    """A YAML value that must be a mapping."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} {value!r} is no mapping")
     return dict(value)
-
-
-def task_names() -> list[str]:
-    """The names of the tasks that come with the package, sorted."""
-    folder = resources.files("lateprompt.tasks") / "library"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_task(name_or_path: str) -> Task:
-    """A task that comes with the package, by its name, or one from a YAML file.
-
-    Raises:
-        ValueError: neither a known name nor a file, or a file that is no task.
-    """
-    names = task_names()
-    if name_or_path in names:
-        file = resources.files("lateprompt.tasks") / "library" / f"{name_or_path}.yaml"
-        return _parse(file.read_bytes(), f"task {name_or_path}")
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise ValueError(
-            f"task {str(name_or_path)!r} is unknown; choose one of {', '.join(names)}, or give a YAML file"
-        )
-    return _parse(path.read_bytes(), str(path))
-
-
-def _parse(content: bytes, source: str) -> Task:
-    try:
-        text = content.decode("utf-8-sig")
-        _refuse_doubled_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
-        data = yaml.safe_load(text)
-    except UnicodeDecodeError:
-        raise ValueError(f"{source}: not UTF-8; save the file as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{source}{line}: no valid YAML ({problem}); quote texts with braces or colons") from None
-    return Task.from_dict(data, source)
-
-
-def _refuse_doubled_keys(node: yaml.Node | None, source: str) -> None:
-    """PyYAML keeps the last of two equal keys without a word, which would lose a label."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[object] = set()
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                raise ValueError(f"{source}, line {key.start_mark.line + 1}: {key.value!r} occurs twice; keep one")
-            seen.add(key.value)
-        _refuse_doubled_keys(value, source)
 
 
 def default_task(

@@ -6,7 +6,9 @@ import re
 from typing import NamedTuple
 
 LITERAL = "literal"
-FIELDS = ("text", "text_pair", "mask", "label", "sep")
+FIELDS = ("text", "text_pair", "mask", "label", "target", "sep")
+ANSWERS = {"mask", "label", "target"}
+"""Fields of which a template has the one that its kind needs."""
 
 
 class Piece(NamedTuple):
@@ -41,15 +43,15 @@ def check_template(key: str, template: object, *, needs: str | None) -> None:
     Args:
         key: the template's name in the task, for the message.
         template: the template; anything but a string is refused.
-        needs: the field that must occur exactly once besides `{text}`: `mask`, `label` or None.
+        needs: the field that must occur exactly once besides `{text}`: `mask`, `label`, `target` or None.
 
     Raises:
-        ValueError: no string, an unknown or stray placeholder, a field that is missing or occurs twice, or a text that
-            comes after `{label}`.
+        ValueError: no string, an unknown or stray placeholder, a field that is missing or occurs twice, a text that
+            comes after `{label}`, or anything after `{target}`.
     """
     if not isinstance(template, str):
         raise ValueError(f"{key} {template!r} is no string; write something like '{{text}} . It was {{{needs}}} .'")
-    allowed = [name for name in FIELDS if name not in {"mask", "label"} or name == needs]
+    allowed = [name for name in FIELDS if name not in ANSWERS or name == needs]
     names = [piece.kind for piece in split_template(template) if piece.kind != LITERAL]
     for name in names:
         if name not in allowed:
@@ -66,3 +68,5 @@ def check_template(key: str, template: object, *, needs: str | None) -> None:
         raise ValueError(
             f"{key} {template!r} has a text after {{label}}, which a causal model cannot see; put it before"
         )
+    if needs == "target" and not template.rstrip().endswith("{target}"):
+        raise ValueError(f"{key} {template!r} goes on after {{target}}; the target ends the text, so put it last")

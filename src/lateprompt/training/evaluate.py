@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lateprompt.readout import Readout
+from lateprompt.readout import Readout, TextReadout
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import compute_metrics
 from lateprompt.training.parallel import processes
@@ -62,8 +62,16 @@ def evaluate(
     device: torch.device,
     autocast: bool = False,
 ) -> dict[str, float]:
-    """Metrics of the predictions, and the mean loss (cross-entropy over the labels' scores)."""
+    """Metrics of the predictions, and the mean loss (cross-entropy over the labels' scores).
+
+    Of texts it is the perplexity of the targets, exp of the mean loss over all their tokens; the loss is the mean over
+    rows. Metrics of what a model writes are not among them: writing takes longer.
+    """
     scores = predict_scores(readout, feed, batch_size=batch_size, device=device, autocast=autocast)
+    if isinstance(readout, TextReadout):
+        scores = scores.astype(np.float64)
+        per_token = -scores[:, 0].sum() / scores[:, 1].sum()
+        return {"perplexity": float(np.exp(per_token)), "loss": float(-(scores[:, 0] / scores[:, 1]).mean())}
     chosen = softmax(scores)[np.arange(len(scores)), feed.labels]
     values = compute_metrics(metrics, feed.labels, scores.argmax(1), scores.shape[1])
     return {**values, "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean())}

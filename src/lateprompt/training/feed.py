@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lateprompt.readout import Batch
+from lateprompt.readout import IGNORED, Batch
 from lateprompt.tasks import Example
 
 _POOL = 50
@@ -65,16 +65,34 @@ class Feed:
             mask[i, :size] = 1
             if types is not None and example.token_type_ids is not None:
                 types[i, :size] = example.token_type_ids
+        read, targets = torch.tensor([example.read for example in examples]), None
+        if examples[0].target is not None:
+            read, targets = _targets(examples)
         return Batch(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
-            read=torch.tensor([example.read for example in examples]),
+            read=read,
             labels=torch.from_numpy(self.labels[rows]),
             token_type_ids=None if types is None else torch.from_numpy(types),
             padded=bool((self.lengths[rows] < length).any()),
+            targets=targets,
         )
 
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The batches of an order, one after the other."""
         for rows in order:
             yield self.batch(rows)
+
+
+def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions that predict each target's tokens, and the tokens, both (batch, width)."""
+    width = max(0 if example.target is None else len(example.target) for example in examples)
+    places = np.zeros((len(examples), width), dtype=np.int64)
+    targets = np.full((len(examples), width), IGNORED, dtype=np.int64)
+    for i, example in enumerate(examples):
+        if example.target is None:
+            raise ValueError("some rows have a target and others have none; give each row one")
+        size = len(example.target)
+        targets[i, :size] = example.target
+        places[i] = np.minimum(example.read + np.arange(width), example.read + size - 1)
+    return torch.from_numpy(places), torch.from_numpy(targets)

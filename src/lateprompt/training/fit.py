@@ -19,7 +19,7 @@ from lateprompt.readout import Batch, Readout
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed, batch_order
-from lateprompt.training.metrics import primary_metric
+from lateprompt.training.metrics import is_better, primary_metric
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import RecipeSettings
 
@@ -206,7 +206,7 @@ def fit_turns(
                         readout, dev, metrics, batch_size=recipe.eval_batch_size, device=device, autocast=autocast
                     )
                     entry |= {f"dev_{name}": value for name, value in values.items()}
-                    best = _keep_best(progress, values[primary_metric(metrics)], parameters, best)
+                    best = _keep_best(progress, primary_metric(metrics), values, parameters, best)
                     bar.note(
                         f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}"
                     )
@@ -228,8 +228,11 @@ def fit_turns(
     )
 
 
-def _keep_best(progress: Progress, value: float, parameters: dict[str, nn.Parameter], best: Weights) -> Weights:
-    if progress.best is None or value > progress.best:
+def _keep_best(
+    progress: Progress, metric: str, values: dict[str, float], parameters: dict[str, nn.Parameter], best: Weights
+) -> Weights:
+    value = values[metric]
+    if is_better(metric, value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0
         return _snapshot(parameters)
     progress.waited += 1

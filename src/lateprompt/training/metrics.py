@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lateprompt.tasks.text_task import TEXT_METRICS
+
 Labels = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -90,15 +92,63 @@ def compute_metrics(
 
 
 def primary_metric(names: Sequence[str]) -> str:
-    """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first.
+    """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first; of texts perplexity.
 
     Raises:
         ValueError: an unknown metric.
     """
+    if any(name in TEXT_METRICS for name in names):
+        return "perplexity"
     _check_names(names)
     if "accuracy_f1_mean" in names:
         return "accuracy_f1_mean"
     return names[0] if names else "accuracy"
+
+
+def is_better(name: str, value: float, best: float | None) -> bool:
+    """Whether a metric's value is better than the best so far (None: there is none)."""
+    if best is None:
+        return True
+    return value < best if name in LOWER_IS_BETTER else value > best
+
+
+def text_metrics(names: Sequence[str], targets: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+    """The named metrics of written texts.
+
+    Args:
+        names: exact_match (share of texts equal to their target, apart from space around them), rouge_l (mean
+            F-measure of ROUGE-L without stemming, Lin 2004, by the package rouge-score).
+        targets: what should have been written.
+        written: what was.
+
+    Raises:
+        ValueError: an unknown metric, nothing to score, or rouge_l without the package.
+    """
+    if not targets or len(targets) != len(written):
+        raise ValueError(f"{len(written)} texts cannot be scored against {len(targets)} targets; give one for each")
+    return {name: WRITTEN[name](targets, written) for name in names if name != "perplexity"}
+
+
+def _exact_match(targets: Sequence[str], written: Sequence[str]) -> float:
+    return float(np.mean([target.strip() == text.strip() for target, text in zip(targets, written, strict=True)]))
+
+
+def _rouge_l(targets: Sequence[str], written: Sequence[str]) -> float:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ValueError("metric 'rouge_l' needs the package rouge-score: pip install 'lateprompt[text]'") from None
+    scorer = RougeScorer(["rougeL"])
+    pairs = zip(targets, written, strict=True)
+    return float(np.mean([scorer.score(target, text)["rougeL"].fmeasure for target, text in pairs]))
+
+
+WRITTEN: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "exact_match": _exact_match,
+    "rouge_l": _rouge_l,
+}
+"""Metric name to function of targets and written texts."""
+LOWER_IS_BETTER = ("perplexity", "loss")
 
 
 def _check_names(names: Sequence[str]) -> None:

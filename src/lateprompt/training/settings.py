@@ -25,10 +25,12 @@ class ModelSettings:
         bottleneck_dim: inner width of the generator.
         prompt_dropout: dropout rate on the prompt; default the backbone's hidden dropout rate.
         trunk_dropout: keep dropout in the frozen trunk while training, as the authors' code does.
-        readout: mask (label words of a masked LM), label (label words of a causal LM), head (a trained head), or auto.
+        readout: mask (label words of a masked LM), label (label words of a causal LM), head (a trained head), text (a
+            causal LM writes the answer; only and always where the task has targets), or auto.
         head_pooling: what a trained head reads: cls, mean or last; default mean for encoders, last for decoders.
         loss: vocabulary (the label word among all words, the paper's) or labels (among the label words).
         max_length: longest input in tokens, template included; longer texts are cut.
+        max_target_length: of these, the most for a target, where the answers are texts.
         dtype: the frozen backbone's float type: float32, bfloat16 or float16.
         device: cpu, cuda, … ; default a GPU if there is one.
         compile: run the tail's layers through torch.compile: slower to start, faster on most GPUs.
@@ -46,19 +48,21 @@ class ModelSettings:
     head_pooling: str | None = None
     loss: str = "vocabulary"
     max_length: int = 256
+    max_target_length: int = 64
     dtype: str = "float32"
     device: str | None = None
     compile: bool = False
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be, before anything is loaded."""
-        _one_of("readout", self.readout, ("auto", *READOUTS))
+        _one_of("readout", self.readout, ("auto", *READOUTS, "text"))
         _one_of("loss", self.loss, LOSSES)
         _one_of("dtype", self.dtype, DTYPES)
         if self.head_pooling is not None:
             _one_of("head_pooling", self.head_pooling, POOLINGS)
         _at_least("bottleneck_dim", self.bottleneck_dim, 1)
         _at_least("max_length", self.max_length, 4)
+        _at_least("max_target_length", self.max_target_length, 1)
         if self.num_prompt_tokens is not None:
             _at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
         if self.prompt_dropout is not None and not 0 <= self.prompt_dropout < 1:

@@ -1,0 +1,271 @@
+"""`TunedModel`: a task, a pretrained model with an adapter, and a readout; what classifiers and writers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+import yaml
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from lateprompt.config import PEFT_TYPE, LatePromptConfig
+from lateprompt.families import FAMILIES
+from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
+from lateprompt.methods import adapter_config, check_method, is_late
+from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
+from lateprompt.readout import Readout
+from lateprompt.release import ReleasedWeights
+from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
+from lateprompt.training.evaluate import evaluate
+from lateprompt.training.feed import Feed
+from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
+from lateprompt.training.parallel import processes
+from lateprompt.training.settings import ModelSettings
+from lateprompt.tuner import LatePromptLayer
+
+ADAPTER = "default"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TASK_FILE = "task.yaml"
+RUN_FILE = "run.json"
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The named device, or a GPU if there is one; ValueError for one that is not there."""
+    if device is None:
+        own = processes().device  # a launcher has given each process its own
+        if own is not None:
+            return own
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+class TunedModel:
+    """A model with an adapter for a task: made by `build` or `load`, trained by `lateprompt.training.fit`.
+
+    Its kinds are `lateprompt.classifier.TextClassifier` and `lateprompt.writer.TextWriter`.
+
+    Args:
+        settings: the model's settings, `readout` and `head_pooling` resolved.
+        task: what is asked.
+        model: the PEFT model.
+        tokenizer: the backbone's tokenizer.
+        device: where it runs.
+    """
+
+    task: AnyTask
+    encoder: TaskEncoder | TargetEncoder
+
+    def __init__(
+        self, settings: ModelSettings, task: AnyTask, model: PeftModel, tokenizer: Any, device: torch.device
+    ) -> None:
+        self.settings = settings
+        self.task = task
+        self.model = model.to(device).eval()
+        self.tokenizer = tokenizer
+        self.device = device
+        limit = max_positions(model.config)
+        taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
+        self.max_length = min(settings.max_length, limit - taken) if limit else settings.max_length
+        self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
+        self.layer.compile_tail = settings.compile
+        self.readout = self.make_readout()
+        self._released: ReleasedWeights | None = None
+
+    # -- what a kind of model defines --------------------------------------------------------------------------------
+
+    @staticmethod
+    def make_encoder(tokenizer: Any, task: Any, settings: ModelSettings, max_length: int) -> Any:
+        """From rows to token ids; ValueError for what does not fit the tokenizer."""
+        raise TypeError("a kind of TunedModel must override make_encoder")
+
+    @staticmethod
+    def resolve_readout(config: Any, settings: ModelSettings) -> str:
+        """The readout that `settings.readout` stands for; ValueError for one that cannot be."""
+        raise TypeError("a kind of TunedModel must override resolve_readout")
+
+    def make_readout(self) -> Readout:
+        """How answers are read from the tail's output."""
+        raise TypeError(f"{type(self).__name__} must override make_readout")
+
+    @staticmethod
+    def check_task(task: AnyTask, source: object) -> None:
+        """Raise ValueError for a task of another kind."""
+
+    def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
+        """Metrics that training does not compute at each evaluation; none here."""
+        return {}
+
+    # -- its life ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(cls, settings: ModelSettings, task: AnyTask, *, seed: int) -> Self:
+        """A model with a fresh adapter, initialised from `seed`.
+
+        Raises:
+            ValueError: a setting, model, task or label word that cannot be; nothing is left behind.
+        """
+        settings.check()
+        check_method(settings.method, settings.options)
+        config = load_config(settings.model)
+        device = pick_device(settings.device)
+        readout = cls.resolve_readout(config, settings)
+        pooling = settings.head_pooling or ("last" if FAMILIES[config.model_type].causal else "mean")
+        settings = ModelSettings(**{**asdict(settings), "readout": readout, "head_pooling": pooling})
+        extra: dict[str, Any] = {"head_pooling": pooling}
+        if readout == "head":
+            extra["head_labels"] = len(task.labels)
+        adapter = adapter_config(settings, extra)
+        tokenizer = load_tokenizer(settings.model)
+        # What does not fit the tokenizer is found before weights are loaded.
+        cls.make_encoder(tokenizer, task, settings, settings.max_length)
+        base = load_base(settings.model, readout, dtype=settings.dtype)
+        torch.manual_seed(seed)
+        model = wrap(base, adapter)
+        settings.prompt_layer = adapter.prompt_layer
+        return cls(settings, task, model, tokenizer, device)
+
+    @property
+    def layer(self) -> LatePromptLayer:
+        """The late backbone inside the model."""
+        return cast(LatePromptLayer, self.model.base_model.layer)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many parameters are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def release(self) -> None:
+        """Free the weights that training and evaluation from kept states do not touch: trunk, embeddings, LM head rows.
+
+        What needs them later (rows without kept states) loads them again by itself.
+        """
+        if self._released is None:
+            base, layer = self.model.get_base_model(), self.layer
+            self._released = ReleasedWeights(base, layer, int(self.settings.prompt_layer), self.readout)
+
+    def restore(self) -> None:
+        """Load again what `release` has freed."""
+        if self._released is not None:
+            self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
+            self._released = None
+
+    def feed(self, rows: Sequence[Row]) -> Feed:
+        """The rows, encoded."""
+        return Feed(self.encoder.encode(rows), self.tokenizer.pad_token_id or 0)
+
+    def kept(
+        self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
+    ) -> tuple[list[Feed], float]:
+        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took.
+
+        A method that changes what lies below the prompt layer has no states to keep: its feeds come back as they are.
+        """
+        self.restore()
+        if not is_late(self.settings.method):
+            return [feed for feed, _ in feeds], 0.0
+        return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
+
+    def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
+        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps)."""
+        feed = rows if isinstance(rows, Feed) else self.feed(rows)
+        if not isinstance(feed, StatesFeed):
+            self.restore()
+        values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
+        return {**values, **self.measure_more(feed, batch_size=batch_size)}
+
+    # -- the run folder's own files ----------------------------------------------------------------------------------
+
+    def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
+        """Write the adapter, the task and `run.json` (settings and `facts`) into `folder`, each file atomically."""
+        weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
+        write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
+        config = self.model.peft_config[ADAPTER].to_dict()
+        config |= {"inference_mode": True, "base_model_name_or_path": self.settings.model}
+        # What AutoPeftModel loads the base model with.
+        config["auto_mapping"] = {
+            "base_model_class": AUTO[self.settings.readout].__name__,
+            "parent_library": "transformers",
+        }
+        write_json(folder / ADAPTER_CONFIG, config)
+        write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
+        write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **(facts or {})})
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> Self:
+        """The model of a run folder.
+
+        Args:
+            folder: what `save` left.
+            model: where the base model is, if not where it was.
+            device: where to run, if not where it was trained or a GPU.
+
+        Raises:
+            ValueError: no run folder, files that are broken or of another method, another base model, or a task of
+                another kind.
+        """
+        folder = Path(folder)
+        if not (folder / RUN_FILE).is_file():
+            raise ValueError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
+        saved = read_json(folder / RUN_FILE, "run file").get("model_settings", {})
+        try:
+            settings = ModelSettings(**saved)
+        except TypeError as error:
+            raise ValueError(f"run file {str(folder / RUN_FILE)!r} is of another version: {error}") from None
+        settings.model = model or settings.model
+        settings.device = device
+        task = read_task(folder)
+        cls.check_task(task, folder)
+        adapter = read_adapter_config(folder)
+        base = load_base(settings.model, settings.readout, dtype=settings.dtype)
+        peft_model = wrap(base, adapter)
+        load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
+        return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
+
+
+def read_task(folder: Path) -> AnyTask:
+    """The task of a run folder."""
+    path = folder / TASK_FILE
+    try:
+        return task_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def read_adapter_config(folder: Path) -> LatePromptConfig:
+    """The adapter configuration of a run folder; ValueError if it is of another PEFT method."""
+    data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
+    if data.get("peft_type") != PEFT_TYPE:
+        raise ValueError(
+            f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
+        )
+    config = LatePromptConfig.from_pretrained(str(folder))
+    assert isinstance(config, LatePromptConfig)
+    config.inference_mode = False
+    config.base_model_name_or_path = None
+    return config
+
+
+def load_adapter_weights(model: PeftModel, path: Path) -> None:
+    """Load exactly this adapter's weights, or raise ValueError naming the file and what does not fit."""
+    weights, _ = read_tensors(path, "adapter file")
+    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    for name in sorted(set(expected) ^ set(weights)):
+        where = "is missing" if name in expected else "does not belong there"
+        raise ValueError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(
+                f"adapter file {str(path)!r} does not fit the model: {name!r} has shape {tuple(weights[name].shape)}, "
+                f"expected {tuple(tensor.shape)}; give the base model it was trained on"
+            )
+    set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)

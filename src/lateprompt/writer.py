@@ -1,0 +1,123 @@
+"""`TextWriter`: a tuned causal model whose answers are texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lateprompt.pretrained import causal_readout
+from lateprompt.readout import Readout, TextReadout
+from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
+from lateprompt.training.feed import Feed, sorted_batches
+from lateprompt.training.metrics import text_metrics
+from lateprompt.training.settings import ModelSettings
+from lateprompt.tuned import TunedModel
+
+
+class TextWriter(TunedModel):
+    """A tuned writer, from rows to texts; `build`, `load` and the arguments are `TunedModel`'s."""
+
+    task: TextTask
+    encoder: TargetEncoder
+
+    @staticmethod
+    def make_encoder(tokenizer: Any, task: Any, settings: ModelSettings, max_length: int) -> TargetEncoder:
+        return TargetEncoder(tokenizer, task, max_length, settings.max_target_length)
+
+    @staticmethod
+    def resolve_readout(config: Any, settings: ModelSettings) -> str:
+        return causal_readout(config, settings.readout, settings.model)
+
+    @staticmethod
+    def check_task(task: AnyTask, source: object) -> None:
+        if not isinstance(task, TextTask):
+            raise ValueError(f"{str(source)!r}: task {task.name} has labels for answers, not texts")
+
+    def make_readout(self) -> Readout:
+        return TextReadout(self.model.get_base_model(), self.layer)
+
+    def write(
+        self,
+        rows: Sequence[Row] | Sequence[Example],
+        *,
+        batch_size: int = 64,
+        beams: int = 1,
+        max_new_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """The text that answers each row: greedy, or the best of some beams.
+
+        Args:
+            rows: rows, or what `encoder` made of them; targets are not looked at.
+            batch_size: rows at a time.
+            beams: how many beams.
+            max_new_tokens: most tokens of an answer; default `max_target_length`.
+            progress: told the number of rows done since it was last told.
+
+        Raises:
+            ValueError: a row without tokens.
+        """
+        examples = self._sources(rows)
+        self.restore()
+        written = [""] * len(examples)
+        lengths = np.array([example.read + 1 for example in examples], dtype=np.int64)
+        ends = {self.encoder.end, *_ids(self.model.generation_config.eos_token_id)}
+        pad = self.tokenizer.pad_token_id or 0
+        tuner: Any = self.model.base_model  # PeftModel.generate goes past it where there is no task type
+        for batch in self._batches(lengths, batch_size):
+            ids, mask = _left_padded([examples[i].input_ids[: lengths[i]] for i in batch], pad)
+            with torch.inference_mode():
+                output = tuner.generate(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    max_new_tokens=max_new_tokens or self.settings.max_target_length,
+                    num_beams=beams,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    eos_token_id=sorted(ends),
+                    pad_token_id=pad,
+                )
+            texts = self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            for row, text in zip(batch, texts, strict=True):
+                written[row] = text.strip()
+            if progress is not None:
+                progress(len(batch))
+        return written
+
+    def _sources(self, rows: Sequence[Row] | Sequence[Example]) -> Sequence[Example]:
+        unanswered = [Row(row.text, row.text_pair) for row in rows if isinstance(row, Row)]
+        return self.encoder.encode(unanswered) or [row for row in rows if isinstance(row, Example)]
+
+    def _batches(self, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """Rows of similar length; of the same where padding would shift positions (a prompt at the input)."""
+        batches = sorted_batches(lengths, batch_size)
+        if not self.layer.detours:
+            return batches
+        return [part for rows in batches for part in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)]
+
+    def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
+        """The metrics for which the texts must be written."""
+        if not self.task.written:
+            return {}
+        references = [example.reference or "" for example in feed.examples]
+        return text_metrics(self.task.written, references, self.write(feed.examples, batch_size=batch_size))
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _left_padded(sources: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (batch, length) of sources that end together, so that all go on at once."""
+    length = max(map(len, sources))
+    ids = np.full((len(sources), length), pad, dtype=np.int64)
+    mask = np.zeros((len(sources), length), dtype=np.int64)
+    for i, source in enumerate(sources):
+        ids[i, length - len(source) :] = source
+        mask[i, length - len(source) :] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
