@@ -391,6 +391,13 @@ def test_writing_is_what_the_likeliest_tokens_say(causal_lm):
     assert likeliest.tolist() == target
 
 
+def test_more_tokens_than_positions(causal_lm):
+    tuned = writer(causal_lm)
+    assert len(tuned.write([Row("say it")], max_new_tokens=50)) == 1
+    with pytest.raises(ValueError, match=r"max_new_tokens 64 do not fit.*64 positions"):
+        tuned.write([Row("say it")], max_new_tokens=64)
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 

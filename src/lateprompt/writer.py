@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from lateprompt.pretrained import causal_readout
+from lateprompt.config import LatePromptConfig
+from lateprompt.pretrained import causal_readout, max_positions
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import text_metrics
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuned import TunedModel
+from lateprompt.tuned import ADAPTER, TunedModel
 
 
 class TextWriter(TunedModel):
@@ -58,12 +59,19 @@ class TextWriter(TunedModel):
             progress: told the number of rows done since it was last told.
 
         Raises:
-            ValueError: a row without tokens.
+            ValueError: a row without tokens, or more tokens than the model has positions for.
         """
         examples = self._sources(rows)
         self.restore()
         written = [""] * len(examples)
         lengths = np.array([example.read + 1 for example in examples], dtype=np.int64)
+        new = max_new_tokens or self.settings.max_target_length
+        room = max_positions(self.model.config)
+        if room is not None and len(lengths) and int(lengths.max()) + new > room - self._input_tokens:
+            raise ValueError(
+                f"max_new_tokens {new!r} do not fit behind a source of {lengths.max()} tokens: the model has "
+                f"{room - self._input_tokens} positions; lower it"
+            )
         ends = {self.encoder.end, *_ids(self.model.generation_config.eos_token_id)}
         pad = self.tokenizer.pad_token_id or 0
         tuner: Any = self.model.base_model  # PeftModel.generate goes past it where there is no task type
@@ -73,7 +81,7 @@ class TextWriter(TunedModel):
                 output = tuner.generate(
                     input_ids=ids.to(self.device),
                     attention_mask=mask.to(self.device),
-                    max_new_tokens=max_new_tokens or self.settings.max_target_length,
+                    max_new_tokens=new,
                     num_beams=beams,
                     do_sample=False,
                     temperature=None,
@@ -88,6 +96,10 @@ class TextWriter(TunedModel):
             if progress is not None:
                 progress(len(batch))
         return written
+
+    @property
+    def _input_tokens(self) -> int:
+        return cast(LatePromptConfig, self.model.peft_config[ADAPTER]).input_tokens
 
     def _sources(self, rows: Sequence[Row] | Sequence[Example]) -> Sequence[Example]:
         unanswered = [Row(row.text, row.text_pair) for row in rows if isinstance(row, Row)]
