@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lateprompt.config import LatePromptConfig
+from lateprompt.padding import pad
 from lateprompt.pretrained import causal_readout, max_positions
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
@@ -73,10 +74,10 @@ class TextWriter(TunedModel):
                 f"{room - self._input_tokens} positions; lower it"
             )
         ends = {self.encoder.end, *_ids(self.model.generation_config.eos_token_id)}
-        pad = self.tokenizer.pad_token_id or 0
+        filler = self.tokenizer.pad_token_id or 0
         tuner: Any = self.model.base_model  # PeftModel.generate goes past it where there is no task type
         for batch in self._batches(lengths, batch_size):
-            ids, mask = _left_padded([examples[i].input_ids[: lengths[i]] for i in batch], pad)
+            ids, mask = pad([examples[i].input_ids[: lengths[i]] for i in batch], filler, left=True)
             with torch.inference_mode():
                 output = tuner.generate(
                     input_ids=ids.to(self.device),
@@ -88,7 +89,7 @@ class TextWriter(TunedModel):
                     top_p=None,
                     top_k=None,
                     eos_token_id=sorted(ends),
-                    pad_token_id=pad,
+                    pad_token_id=filler,
                 )
             texts = self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for row, text in zip(batch, texts, strict=True):
@@ -122,14 +123,3 @@ class TextWriter(TunedModel):
 
 def _ids(value: int | list[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
-
-
-def _left_padded(sources: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (batch, length) of sources that end together, so that all go on at once."""
-    length = max(map(len, sources))
-    ids = np.full((len(sources), length), pad, dtype=np.int64)
-    mask = np.zeros((len(sources), length), dtype=np.int64)
-    for i, source in enumerate(sources):
-        ids[i, length - len(source) :] = source
-        mask[i, length - len(source) :] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)

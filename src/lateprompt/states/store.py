@@ -20,6 +20,7 @@ from torch import nn
 from lateprompt.backbone import LateBackbone
 from lateprompt.families import core_of, num_layers_of
 from lateprompt.files import read_json, write_json
+from lateprompt.padding import pad
 from lateprompt.split import Split, resolve_prompt_layer
 from lateprompt.states import codec
 from lateprompt.states.keys import row_key, trunk_fingerprint
@@ -386,16 +387,10 @@ def _states(
 ) -> list[torch.Tensor]:
     """States (batch, length, hidden) of one batch at each store's prompt layer."""
     device = next(split.trunk.parameters()).device
-    length = max(len(sequence) for sequence in ids)
-    tokens, mask, kinds = (torch.zeros(len(ids), length, dtype=torch.long) for _ in range(3))
-    for i, (sequence, kind) in enumerate(zip(ids, types, strict=True)):
-        size = len(sequence)
-        tokens[i, :size] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
-        mask[i, :size] = 1
-        if kind is not None:
-            kinds[i, :size] = torch.as_tensor(np.asarray(kind, dtype=np.int64))
+    tokens, mask = pad(ids)
     inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
     if any(kind is not None for kind in types):
+        kinds, _ = pad([() if kind is None else kind for kind in types], width=tokens.shape[1])
         inputs["token_type_ids"] = kinds.to(device)
     deepest = max(store.prompt_layer for store in stores)
     several = any(store.prompt_layer != deepest for store in stores)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from lateprompt.padding import pad
 from lateprompt.readout import IGNORED, Batch
 from lateprompt.tasks import Example
 
@@ -55,26 +56,21 @@ class Feed:
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of the given row numbers, right padded to its longest row."""
         examples = [self.examples[i] for i in rows]
-        length = int(self.lengths[rows].max())
-        ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        types = np.zeros((len(rows), length), dtype=np.int64) if examples[0].token_type_ids is not None else None
-        for i, example in enumerate(examples):  # copies of a few bytes each, not model work
-            size = len(example.input_ids)
-            ids[i, :size] = example.input_ids
-            mask[i, :size] = 1
-            if types is not None and example.token_type_ids is not None:
-                types[i, :size] = example.token_type_ids
+        ids, mask = pad([example.input_ids for example in examples], self.pad_token_id)
+        types = None
+        if examples[0].token_type_ids is not None:
+            kinds = [() if example.token_type_ids is None else example.token_type_ids for example in examples]
+            types, _ = pad(kinds, width=ids.shape[1])
         read, targets = torch.tensor([example.read for example in examples]), None
         if examples[0].target is not None:
             read, targets = _targets(examples)
         return Batch(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(mask),
+            input_ids=ids,
+            attention_mask=mask,
             read=read,
             labels=torch.from_numpy(self.labels[rows]),
-            token_type_ids=None if types is None else torch.from_numpy(types),
-            padded=bool((self.lengths[rows] < length).any()),
+            token_type_ids=types,
+            padded=bool((self.lengths[rows] < ids.shape[1]).any()),
             targets=targets,
         )
 
@@ -86,13 +82,10 @@ class Feed:
 
 def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """The positions that predict each target's tokens, and the tokens, both (batch, width)."""
-    width = max(0 if example.target is None else len(example.target) for example in examples)
-    places = np.zeros((len(examples), width), dtype=np.int64)
-    targets = np.full((len(examples), width), IGNORED, dtype=np.int64)
-    for i, example in enumerate(examples):
-        if example.target is None:
-            raise ValueError("some rows have a target and others have none; give each row one")
-        size = len(example.target)
-        targets[i, :size] = example.target
-        places[i] = np.minimum(example.read + np.arange(width), example.read + size - 1)
-    return torch.from_numpy(places), torch.from_numpy(targets)
+    known = [example.target for example in examples if example.target is not None]
+    if len(known) < len(examples):
+        raise ValueError("some rows have a target and others have none; give each row one")
+    targets, _ = pad(known, IGNORED)
+    sizes = torch.tensor([[len(target)] for target in known])
+    steps = torch.minimum(torch.arange(targets.shape[1]), sizes - 1)
+    return torch.tensor([[example.read] for example in examples]) + steps, targets

@@ -15,6 +15,7 @@ import torch
 
 from lateprompt.backbone import LateBackbone
 from lateprompt.branches import branch_trunk
+from lateprompt.padding import pad
 from lateprompt.readout import Batch, PhraseReadout
 from lateprompt.states import TrunkStates
 from lateprompt.states.keys import row_key
@@ -75,11 +76,7 @@ class PhraseStates:
 
     def _states(self, layer: LateBackbone, prompt_layer: int, sources: Sequence[list[int]]) -> torch.Tensor:
         device, _ = layer.placement
-        length = max(map(len, sources))
-        ids, mask = (torch.zeros(len(sources), length, dtype=torch.long) for _ in range(2))
-        for i, source in enumerate(sources):
-            ids[i, : len(source)] = torch.tensor(source)
-            mask[i, : len(source)] = 1
+        ids, mask = pad(sources)
         ends = torch.tensor([len(source) - 1 for source in sources])
         tokens = self.tokens.expand(len(sources), -1, -1)
         given = (part.to(device) for part in (ids, mask, ends, tokens))
