@@ -45,9 +45,11 @@ def test_dropout_within_the_mode():
         assert F.dropout(hidden, 1.0).abs().sum() == 0
 
 
+@pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize("kind", ["none", "bool", "float", "causal", "empty row"])
-def test_attention_is_torchs_with_the_same_weights_dropped(kind, monkeypatch):
+def test_attention_is_torchs_with_the_same_weights_dropped(kind, short, monkeypatch):
     torch.manual_seed(1)
+    monkeypatch.setattr(dropout, "_SHORT", 2 if short else 0)
     query, key, value = (torch.randn(2, 3, n, 8, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7))
     kept = torch.rand(2, 3, 5, 7) > 0.3
     monkeypatch.setattr(dropout, "keep_mask", lambda shape, rate: (kept.view(shape), 1 / 0.7))
@@ -77,13 +79,14 @@ def test_attention_is_torchs_with_the_same_weights_dropped(kind, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-def test_attention_backward_keeps_one_byte_a_weight():
-    query, key, value = (torch.randn(2, 4, 32, 8, requires_grad=True) for _ in range(3))
+@pytest.mark.parametrize(("length", "kept"), [(32, [torch.bool]), (16, [torch.bool, torch.float32])])
+def test_what_attention_keeps_for_the_backward_pass(length, kept):
+    """One byte a weight; of short texts, whose weights are few, the weights too."""
+    query, key, value = (torch.randn(2, 4, length, 8, requires_grad=True) for _ in range(3))
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append((t.dtype, t.shape)) or t, lambda t: t):
         dropout_attention(query, key, value, None, 0.1)
-    squares = [dtype for dtype, shape in sizes if shape[-1] == shape[-2] == 32]
-    assert squares == [torch.bool]
+    assert [dtype for dtype, shape in sizes if shape[-1] == shape[-2] == length] == kept
 
 
 def test_without_dropout_torchs_own_kernel_runs():

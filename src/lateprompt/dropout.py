@@ -47,11 +47,15 @@ def fast_dropout(input: torch.Tensor, rate: float) -> torch.Tensor:
     return _Dropout.apply(input, *keep_mask(input.shape, rate))  # type: ignore[no-any-return, no-untyped-call]
 
 
+_SHORT = 2
+"""Weights are kept for the backward pass while there are at most so many of them per entry of a query."""
+
+
 class _DropoutAttention(torch.autograd.Function):
-    """softmax(scale · Q Kᵀ + mask), dropped out, times V; the weights are made anew in the backward pass.
+    """softmax(scale · Q Kᵀ + mask), dropped out, times V.
 
     Torch keeps the weights before and after dropout and what it dropped: (batch, heads, length, length) three times.
-    This keeps what was dropped, one byte per weight.
+    This keeps what was dropped, one byte per weight; of long texts the weights are made anew in the backward pass.
     """
 
     @staticmethod
@@ -69,16 +73,19 @@ class _DropoutAttention(torch.autograd.Function):
         query, key, value = (part.reshape(-1, *part.shape[-2:]) for part in (query, key, value))
         weights = _weights(query, key, mask, scale, shape)
         kept, factor = keep_mask(weights.shape, rate)
-        ctx.save_for_backward(query, key, value, mask, kept)
+        short = key.shape[1] <= _SHORT * query.shape[-1]
+        ctx.save_for_backward(query, key, value, mask, kept, weights if short else None)
         ctx.scale, ctx.factor, ctx.shape = scale, factor, shape
-        weights.mul_(kept.to(weights.dtype).mul_(factor))
-        return (weights.to(value.dtype) @ value).view(*shape[:-1], value.shape[-1])
+        noise = kept.to(weights.dtype).mul_(factor)
+        dropped = noise.mul_(weights) if short else weights.mul_(noise)
+        return (dropped.to(value.dtype) @ value).view(*shape[:-1], value.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        query, key, value, mask, kept = ctx.saved_tensors
+        query, key, value, mask, kept, weights = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, *gradients[0].shape[-2:])
-        weights = _weights(query, key, mask, ctx.scale, ctx.shape)
+        if weights is None:
+            weights = _weights(query, key, mask, ctx.scale, ctx.shape)
         noise = kept.to(weights.dtype).mul_(ctx.factor)
         heads = ctx.shape[:-2]
         to_value = to_query = to_key = None

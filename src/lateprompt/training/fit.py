@@ -53,7 +53,8 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
     decayed = [p for p in parameters.values() if p.ndim > 1]
     plain = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr)
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, fused=fused)
 
 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
