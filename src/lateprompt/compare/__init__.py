@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lateprompt.compare.plan import Plan, RunSpec, load_plan
+from lateprompt.compare.plan import Plan, RunSpec
+from lateprompt.compare.plan_file import load_plan
 from lateprompt.compare.runner import compare
 
 __all__ = ["Plan", "RunSpec", "compare", "load_plan"]
