@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/prompt_scale.py MODEL DATA --task sst2 --prompt-layers 1 3
 
-Prints, for each prompt layer and generator, the median norm of the first 32 rows' hidden states and of the prompt's vectors
-as they are initialised.
+Prints, for each prompt layer and generator, the median norm of the first 32 rows' hidden states and of the prompt's
+vectors as they are initialised.
 """
 
 from __future__ import annotations
