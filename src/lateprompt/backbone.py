@@ -7,6 +7,7 @@ loss of transformers works on it unchanged.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -266,32 +267,32 @@ class LateBackbone(nn.Module):
     ) -> ModelOutput:
         """Rows of several adapters: one pass per prompt layer, each row with its own generator and prompt length."""
         batch = len(names)
-        layers = [None if n == BASE else self.slots[n].prompt_layer for n in names]
-        groups = sorted(set(layers), key=lambda layer: layer or 0)
+        groups = self.rows_by_layer(names)
+        layers = sorted(groups, key=lambda layer: layer or 0)
         if trunk_states is not None and (None in groups or len(groups) > 1):
             raise ValueError(
-                f"trunk_states belong to one prompt layer, but adapter_names asks for {groups} ({BASE}: None)"
+                f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)"
             )
         if len(groups) == 1:
             return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states, read)
         if call.get("past_key_values") is not None or call.get("use_cache"):
             raise ValueError(
-                f"adapter_names mixes prompt layers {groups} in one cached generation; use adapters of one prompt "
+                f"adapter_names mixes prompt layers {layers} in one cached generation; use adapters of one prompt "
                 "layer, or use_cache=False"
             )
         call["use_cache"] = False if self.family.causal else call.get("use_cache")
         order: list[torch.Tensor] = []
         outputs: list[Any] = []
         device = text_of(call, trunk_states).device
-        for layer in groups:
-            rows = torch.tensor([i for i, other in enumerate(layers) if other == layer], device=device)
+        for layer in layers:
+            rows = torch.tensor(groups[layer], device=device)
             part = {key: select_rows(value, rows, batch) for key, value in call.items()}
             places = select_rows(read, rows, batch)
             if layer is None:
                 bare = self._run_base({**part, "return_dict": True})
                 outputs.append(bare if read is None else _gathered(bare, places))
             else:
-                own = [names[i] for i in rows.tolist()]
+                own = [names[i] for i in groups[layer]]
                 mask = select_rows(source_mask, rows, batch)
                 outputs.append(self._forward_group(sorted(set(own)), own, part, mask, None, places))
             order.append(rows)
@@ -303,9 +304,16 @@ class LateBackbone(nn.Module):
             result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
         if result.get("attentions") is not None:
             raise ValueError(
-                f"output_attentions differ in shape between prompt layers {groups}; ask for them one at a time"
+                f"output_attentions differ in shape between prompt layers {layers}; ask for them one at a time"
             )
         return result  # type: ignore[no-any-return]
+
+    def rows_by_layer(self, names: Sequence[str]) -> dict[int | None, list[int]]:
+        """The rows of `adapter_names` by the layer after which their prompts enter (None: no prompt)."""
+        groups: dict[int | None, list[int]] = {}
+        for row, name in enumerate(names):
+            groups.setdefault(self.slots[name].prompt_layer if name in self.slots else None, []).append(row)
+        return groups
 
     def _check_names(self, names: list[str], batch: int) -> None:
         unknown = sorted({n for n in names if n != BASE and n not in self.slots})

@@ -198,11 +198,10 @@ def _tasks(args: Namespace) -> None:
     if isinstance(task, TextTask):
         tokenizer = load_tokenizer(args.model)
         encoder = TargetEncoder(tokenizer, task)
-        around = [(name, tokenizer.decode(ids)) for name, ids in (("before", encoder.before), ("after", encoder.after))]
         parts = [
-            around[0],
+            ("before", tokenizer.decode(encoder.before)),
             ("source", task.template),
-            around[1],
+            ("after", tokenizer.decode(encoder.after)),
             ("end of the target", tokenizer.decode([encoder.end])),
         ]
         print_table(("part", "text"), [(name, repr(text)) for name, text in parts])

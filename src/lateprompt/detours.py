@@ -39,7 +39,7 @@ class Detour:
         call: dict[str, Any],
         trunk_states: torch.Tensor | None,
         read: torch.Tensor | None,
-        source_mask: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None,
     ) -> Any:
         """The backbone's output for the text positions, or for the positions `read` (batch, reads) of them.
 

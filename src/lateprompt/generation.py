@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from lateprompt.backbone import LateBackbone
 from lateprompt.calls import CallExtras, call_extras, first, select_rows
-
-
-def rows_by_layer(layer: LateBackbone, names: Sequence[str] | None) -> list[list[int]]:
-    """The rows of `adapter_names`, grouped by the layer after which their prompts enter (None: no prompt)."""
-    groups: dict[int | None, list[int]] = {}
-    for row, name in enumerate(names or ()):
-        groups.setdefault(layer.slots[name].prompt_layer if name in layer.slots else None, []).append(row)
-    return list(groups.values())
 
 
 def generate_groups(
     model: Any,
-    groups: Sequence[list[int]],
+    groups: Iterable[list[int]],
     extras: CallExtras,
     source: torch.Tensor,
     args: tuple[Any, ...],

@@ -142,8 +142,6 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
         others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
-        if isinstance(task, TextTask):
-            continue
         for number, row in enumerate(others[path], 1):
             if row.label not in known:
                 raise ValueError(

@@ -75,7 +75,9 @@ class TunedModel:
         self.device = device
         limit = max_positions(model.config)
         taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
-        self.max_length = min(settings.max_length, limit - taken) if limit else settings.max_length
+        self.positions = limit - taken if limit else None
+        """How many tokens a text may have; None where the architecture sets no limit."""
+        self.max_length = settings.max_length if self.positions is None else min(settings.max_length, self.positions)
         self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
         self.layer.compile_tail = settings.compile
         self.readout = self.make_readout()

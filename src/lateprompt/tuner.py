@@ -21,7 +21,7 @@ from lateprompt.calls import BASE, CallExtras, call_extras, current_extras
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, SENTENCE, LatePromptConfig
 from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
-from lateprompt.generation import generate_groups, rows_by_layer
+from lateprompt.generation import generate_groups
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tuners.base import register
@@ -291,13 +291,13 @@ class LatePromptModel(BaseTuner):
         if extras.adapter_names is None and self.layer.selected_adapter() in self.layer.detours:
             kwargs.setdefault("use_cache", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
-        groups = rows_by_layer(self.layer, extras.adapter_names)
+        groups = self.layer.rows_by_layer(extras.adapter_names or ())
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
                 raise ValueError(
                     "adapter_names mixes prompt layers and modules_to_save; generate for one layer at a time"
                 )
-            return generate_groups(self.model, groups, extras, source, args, kwargs)
+            return generate_groups(self.model, groups.values(), extras, source, args, kwargs)
         with call_extras(extras):
             return self.model.generate(*args, **kwargs)
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from lateprompt.config import LatePromptConfig
 from lateprompt.padding import pad
-from lateprompt.pretrained import causal_readout, max_positions
+from lateprompt.pretrained import causal_readout
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import text_metrics
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuned import ADAPTER, TunedModel
+from lateprompt.tuned import TunedModel
 
 
 class TextWriter(TunedModel):
@@ -67,11 +66,11 @@ class TextWriter(TunedModel):
         written = [""] * len(examples)
         lengths = np.array([example.read + 1 for example in examples], dtype=np.int64)
         new = max_new_tokens or self.settings.max_target_length
-        room = max_positions(self.model.config)
-        if room is not None and len(lengths) and int(lengths.max()) + new > room - self._input_tokens:
+        room = self.positions
+        if room is not None and len(lengths) and int(lengths.max()) + new > room:
             raise ValueError(
                 f"max_new_tokens {new!r} do not fit behind a source of {lengths.max()} tokens: the model has "
-                f"{room - self._input_tokens} positions; lower it"
+                f"{room} positions; lower it"
             )
         ends = {self.encoder.end, *_ids(self.model.generation_config.eos_token_id)}
         filler = self.tokenizer.pad_token_id or 0
@@ -97,10 +96,6 @@ class TextWriter(TunedModel):
             if progress is not None:
                 progress(len(batch))
         return written
-
-    @property
-    def _input_tokens(self) -> int:
-        return cast(LatePromptConfig, self.model.peft_config[ADAPTER]).input_tokens
 
     def _sources(self, rows: Sequence[Row] | Sequence[Example]) -> Sequence[Example]:
         unanswered = [Row(row.text, row.text_pair) for row in rows if isinstance(row, Row)]

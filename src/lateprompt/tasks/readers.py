@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from lateprompt.tasks.hub import is_hub_id, read_hub
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import TABLES, Columns, Table, find_columns, read_table
+from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask
 
 
@@ -80,13 +81,17 @@ def _check_columns(data: str, table: Table, task: AnyTask | None, labelled: bool
     """Finds a missing column before the first row is blamed for it."""
     names = table.names or []
     columns = table.columns or find_columns(names, task)
-    writes = isinstance(task, TextTask) or (task is None and "target" in names and "label" not in names)
-    answer = "target" if writes else "label"
+    answer = "target" if _has_target(names, task) else "label"
     needed = ["text", *(["text_pair"] if task is not None and task.is_pair else []), *([answer] if labelled else [])]
     for field_name in needed:
         if columns[field_name] not in names:
             found = ", ".join(names) or "none"
             raise ValueError(f"{data}, line 1: there is no column {columns[field_name]!r}; the columns are {found}")
+
+
+def _has_target(names: Container[str], task: AnyTask | None) -> bool:
+    """Whether rows with these columns are answered by a text: as their task says, or else the columns."""
+    return isinstance(task, TextTask) or (task is None and "target" in names and "label" not in names)
 
 
 def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTask | None, labelled: bool) -> Row | None:
@@ -97,7 +102,7 @@ def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTas
     text_pair = _text(record, columns["text_pair"])
     if text_pair is None and task is not None and task.is_pair:
         raise ValueError(_missing(record, columns["text_pair"], f"task {task.name} reads pairs of texts"))
-    if isinstance(task, TextTask) or (task is None and "target" in record and columns["label"] not in record):
+    if _has_target(record, task):
         target = _text(record, columns["target"])
         if target is None and labelled:
             raise ValueError(_missing(record, columns["target"], "every row needs a target here"))
@@ -111,7 +116,7 @@ def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTas
     if label is None:
         if labelled:
             raise ValueError(_missing(record, columns["label"], "every row needs a label here"))
-    elif task is not None and label not in task.labels:
+    elif isinstance(task, Task) and label not in task.labels:
         label = task.label_map.get(label, label)
         if label not in task.labels:
             raise ValueError(f"label {label!r} is none of task {task.name}; its labels are {', '.join(task.labels)}")

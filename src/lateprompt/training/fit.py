@@ -207,10 +207,9 @@ def fit_turns(
                         readout, dev, metrics, batch_size=recipe.eval_batch_size, device=device, autocast=autocast
                     )
                     entry |= {f"dev_{name}": value for name, value in values.items()}
-                    best = _keep_best(progress, primary_metric(metrics), values, parameters, best)
-                    bar.note(
-                        f"loss {mean_loss:.3f}, dev {primary_metric(metrics)} {values[primary_metric(metrics)]:.3f}"
-                    )
+                    metric = primary_metric(metrics)
+                    best = _keep_best(progress, metric, values[metric], parameters, best)
+                    bar.note(f"loss {mean_loss:.3f}, dev {metric} {values[metric]:.3f}")
                 progress.history.append(entry)
                 if checkpoint is not None and progress.step < total and own.is_main:
                     save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)
@@ -230,9 +229,8 @@ def fit_turns(
 
 
 def _keep_best(
-    progress: Progress, metric: str, values: dict[str, float], parameters: dict[str, nn.Parameter], best: Weights
+    progress: Progress, metric: str, value: float, parameters: dict[str, nn.Parameter], best: Weights
 ) -> Weights:
-    value = values[metric]
     if is_better(metric, value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0
         return _snapshot(parameters)
