@@ -60,8 +60,10 @@ def test_the_cost_model_in_layers():
     assert total["npg"] == pytest.approx(36 - lean)
     assert total["npg-states"] == pytest.approx(24 - lean)
     setup = bench.Bench(BenchSettings(batch=2, length=8))
-    one = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 4 * 8 * 32
-    assert setup.floating_operations(Cost(1, 0)) == 2 * 8 * one
+    linear, attention = 2 * (4 * 32 * 32 + 2 * 32 * 64), 4 * 8 * 32
+    assert setup.floating_operations(Cost(1, 0)) == 2 * 8 * (linear + attention)
+    assert setup.floating_operations(Cost(0, 1)) == 2 * 8 * (linear + 2 * attention)
+    assert setup.floating_operations(Cost(0, 0, 1)) == 2 * 8 * linear
 
 
 def test_a_table_with_bars(capsys):

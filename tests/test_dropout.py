@@ -7,16 +7,18 @@ import torch
 from torch.nn import functional as F
 
 from lateprompt import dropout
-from lateprompt.dropout import FastDropout, dropout_attention, keep_mask
+from lateprompt.dropout import Draw, FastDropout, dropout_attention
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_rate_and_scale(rate):
     torch.manual_seed(0)
-    mask, scale = keep_mask(torch.Size([1000, 1001]), rate)
-    assert mask.shape == (1000, 1001)
+    noise = Draw.of(torch.Size([1000, 1001]), rate).noise(torch.float64)
+    assert noise.shape == (1000, 1001)
+    mask = noise != 0
     assert abs(1 - mask.float().mean() - rate) < 2e-3
-    assert abs(scale * (1 - rate) - 1) < 1e-4
+    assert abs(noise.max() * (1 - rate) - 1) < 1e-4
+    assert noise.unique().numel() == 2
     columns = mask.float().mean(0)  # four neighbours come from one draw: none is biased
     assert (columns - (1 - rate)).abs().max() < 0.08
     assert abs(torch.corrcoef(mask[:, :4].float().T).fill_diagonal_(0)).max() < 0.13
@@ -24,11 +26,11 @@ def test_rate_and_scale(rate):
 
 def test_same_seed_same_mask_and_torch_goes_on_from_there():
     torch.manual_seed(3)
-    first, after = keep_mask(torch.Size([7, 5]), 0.3)[0], torch.rand(1)
+    first, after = Draw.of(torch.Size([7, 5]), 0.3).words, torch.rand(1)
     torch.manual_seed(3)
-    assert torch.equal(keep_mask(torch.Size([7, 5]), 0.3)[0], first)
+    assert torch.equal(Draw.of(torch.Size([7, 5]), 0.3).words, first)
     assert torch.equal(torch.rand(1), after)
-    assert not torch.equal(keep_mask(torch.Size([7, 5]), 0.3)[0], first)
+    assert not torch.equal(Draw.of(torch.Size([7, 5]), 0.3).words, first)
 
 
 def test_dropout_within_the_mode():
@@ -52,7 +54,7 @@ def test_attention_is_torchs_with_the_same_weights_dropped(kind, short, monkeypa
     monkeypatch.setattr(dropout, "_SHORT", 2 if short else 0)
     query, key, value = (torch.randn(2, 3, n, 8, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7))
     kept = torch.rand(2, 3, 5, 7) > 0.3
-    monkeypatch.setattr(dropout, "keep_mask", lambda shape, rate: (kept.view(shape), 1 / 0.7))
+    monkeypatch.setattr(Draw, "of", lambda shape, rate: Draw(kept.view(shape).to(torch.int16), 1, 1 / 0.7))
     visible = torch.rand(2, 1, 5, 7) > 0.2
     if kind == "causal":
         visible = torch.ones(5, 7, dtype=torch.bool).tril()
@@ -79,14 +81,31 @@ def test_attention_is_torchs_with_the_same_weights_dropped(kind, short, monkeypa
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("length", "kept"), [(32, [torch.bool]), (16, [torch.bool, torch.float32])])
+@pytest.mark.parametrize(("length", "kept"), [(32, [torch.int16]), (16, [torch.float32, torch.float32])])
 def test_what_attention_keeps_for_the_backward_pass(length, kept):
-    """One byte a weight; of short texts, whose weights are few, the weights too."""
+    """Two bytes a weight; of short texts, whose weights are few, the weights before and after."""
     query, key, value = (torch.randn(2, 4, length, 8, requires_grad=True) for _ in range(3))
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append((t.dtype, t.shape)) or t, lambda t: t):
         dropout_attention(query, key, value, None, 0.1)
     assert [dtype for dtype, shape in sizes if shape[-1] == shape[-2] == length] == kept
+
+
+@pytest.mark.parametrize("change", ["in place", "another", "none"])
+def test_a_mask_is_looked_at_once(change):
+    query = torch.randn(2, 2, 4, 8)
+    mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
+    with FastDropout() as mode:
+        first = mode._visible(mask, torch.float32)
+        if change == "in place":
+            mask[:, :, 3, 0] = False
+        if change == "another":
+            mask = mask.flip(-1)
+        again = mode._visible(mask[..., :4], torch.float32)
+        assert (again is first) == (change == "none")
+        assert torch.equal(again.bias == 0, mask)
+        assert mode._visible(mask, torch.bfloat16).bias.dtype == torch.bfloat16
+        F.scaled_dot_product_attention(query, query, query, mask, 0.1)
 
 
 def test_without_dropout_torchs_own_kernel_runs():

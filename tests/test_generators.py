@@ -18,7 +18,7 @@ from lateprompt.generators import (
     read_state,
 )
 
-READING = ("npg", "mppg", "appg", "atpg")
+READING = ("npg", "mppg", "appg", "atpg", "rpg")
 SPEC = GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8)
 
 
@@ -28,6 +28,15 @@ def states(batch=4, length=9, width=16, seed=0):
 
 def spec(**changes):
     return GeneratorSpec(**{"hidden_size": 16, "num_prompt_tokens": 3, "bottleneck_dim": 8, **changes})
+
+
+def trained(name, **changes):
+    """A generator no parameter of which is at a start that hides it: rpg's W_up begins at zero."""
+    generator = build_generator(name, spec(**changes))
+    torch.manual_seed(11)
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return generator
 
 
 def left_and_right_padded():
@@ -41,7 +50,14 @@ def left_and_right_padded():
 
 @pytest.mark.parametrize(
     ("name", "k", "expected"),
-    [("npg", 5, 791_680), ("mppg", 5, 263_296), ("appg", 5, 263_296), ("fixed", 5, 5 * 1024), ("fixed", 20, 20_480)],
+    [
+        ("npg", 5, 791_680),
+        ("mppg", 5, 263_296),
+        ("appg", 5, 263_296),
+        ("fixed", 5, 5 * 1024),
+        ("fixed", 20, 20_480),
+        ("rpg", 20, 285_312),
+    ],
 )
 def test_number_of_parameters_in_the_paper(name, k, expected):
     generator = build_generator(name, GeneratorSpec(hidden_size=1024, num_prompt_tokens=k, bottleneck_dim=128))
@@ -62,7 +78,7 @@ def test_shape_of_the_prompt(name, k):
 def test_without_a_mask_all_positions_are_read():
     for name in GENERATORS:
         for last in (False, True):
-            generator = build_generator(name, spec(reads_last=last))
+            generator = trained(name, reads_last=last)
             ones = torch.ones(4, 9, dtype=torch.long)
             assert torch.equal(generator(states(), None), generator(states(), ones))
 
@@ -165,7 +181,7 @@ def test_npg_is_the_formula(last):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("value", [1e4, float("nan"), float("inf")])
 def test_padding_never_leaks(name, last, value):
-    generator = build_generator(name, spec(reads_last=last))
+    generator = trained(name, reads_last=last)
     hidden, mask = states(), left_and_right_padded()
     changed = hidden.clone()
     changed[~mask.bool()] = value
@@ -174,7 +190,7 @@ def test_padding_never_leaks(name, last, value):
 
 @pytest.mark.parametrize("name", READING)
 def test_what_may_be_read_is_read(name):
-    generator = build_generator(name, spec(num_prompt_tokens=9))
+    generator = trained(name, num_prompt_tokens=9)
     hidden, mask = states(), left_and_right_padded()
     changed = hidden.clone()
     changed[mask.bool()] += torch.randn(changed[mask.bool()].shape)
@@ -185,7 +201,7 @@ def test_what_may_be_read_is_read(name):
 @pytest.mark.parametrize("name", list(GENERATORS))
 @pytest.mark.parametrize("last", [False, True])
 def test_a_row_does_not_depend_on_the_others_or_on_the_padding(name, last):
-    generator = build_generator(name, spec(reads_last=last, num_prompt_tokens=5))
+    generator = trained(name, reads_last=last, num_prompt_tokens=5)
     hidden, mask = states(), left_and_right_padded()
     batched = generator(hidden, mask)
     for row in range(4):
@@ -198,7 +214,7 @@ def test_a_row_does_not_depend_on_the_others_or_on_the_padding(name, last):
 
 @pytest.mark.parametrize("name", list(GENERATORS))
 def test_gradients_reach_every_parameter_and_only_readable_states(name):
-    generator = build_generator(name, SPEC)
+    generator = trained(name)
     hidden, mask = states().requires_grad_(), left_and_right_padded()
     (generator(hidden, mask) * states(4, 3, seed=3)).sum().backward()
     for parameter in generator.parameters():
@@ -213,11 +229,31 @@ def test_gradients_reach_every_parameter_and_only_readable_states(name):
 
 @pytest.mark.parametrize("name", list(GENERATORS))
 def test_numerical_gradient(name):
-    generator = build_generator(name, spec(hidden_size=4, bottleneck_dim=3)).double()
+    generator = trained(name, hidden_size=4, bottleneck_dim=3).double()
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     parameters = list(generator.parameters())
     hidden = states(2, 4, 4).double()
     assert torch.autograd.gradcheck(lambda *_: generator(hidden, mask), parameters)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_rpg_is_the_formula(last):
+    generator = trained("rpg", reads_last=last)
+    hidden, mask = states(), left_and_right_padded()
+    state = hidden[torch.arange(4), [8, 4, 8, 7] if last else [0, 0, 4, 1]]
+    state = state / (state.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    down, up = generator.down, generator.up
+    low = torch.relu(state @ down.weight.t() + down.bias)
+    for i in range(3):
+        expected = generator.prompt[i] + (generator.gate[i] * low) @ up.weight.t() / 8**0.5
+        torch.testing.assert_close(generator(hidden, mask)[:, i], expected)
+
+
+def test_a_fresh_rpg_is_a_fixed_prompt():
+    generator = build_generator("rpg", SPEC)
+    assert torch.equal(generator(states()), generator.prompt.expand(4, -1, -1))
+    (generator(states()) * states(4, 3, seed=3)).sum().backward()
+    assert generator.up.weight.grad.abs().sum() > 0  # and can leave that start
 
 
 # -- fixed prompt, dropout, table --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings
 from lateprompt.training.metrics import is_better, primary_metric, text_metrics
+from lateprompt.training.parallel import Processes
 from lateprompt.training.settings import ModelSettings
 from lateprompt.writer import TextWriter
 
@@ -367,6 +369,32 @@ def test_writing_in_a_batch_is_writing_alone(method, causal_lm):
 
 def rows_of(tuned, asked):
     return tuned.encoder.encode([Row(row.text, None, None, {}, "not read") for row in asked])
+
+
+class FirstOfTwo(Processes):
+    """The first of two processes; what the second one would write is written here."""
+
+    def __init__(self, tuned, feed):
+        super().__init__(0, 2)
+        self.tuned, self.feed = tuned, feed
+
+    def gather(self, value):
+        rows = Processes(1, 2).share(np.arange(len(self.feed)))
+        return [value, (rows, TextWriter.write(self.tuned, [self.feed.examples[i] for i in rows]))]
+
+
+def test_processes_share_the_writing(causal_lm, monkeypatch):
+    tuned = writer(causal_lm, task=replace(plain_text_task(pair=False), metrics=("exact_match",)))
+    answers = tuned.write(rows(5))
+    targets = [answer if i in (0, 3) else answer + "!" for i, answer in enumerate(answers)]
+    feed = tuned.feed([replace(row, target=target) for row, target in zip(rows(5), targets, strict=True)])
+    assert tuned.measure_more(feed, batch_size=4) == {"exact_match": 0.4}
+    asked = []
+    whole = tuned.write
+    monkeypatch.setattr(tuned, "write", lambda part, **given: asked.append(len(part)) or whole(part, **given))
+    monkeypatch.setattr("lateprompt.writer.processes", lambda: FirstOfTwo(tuned, feed))
+    assert tuned.measure_more(feed, batch_size=4) == {"exact_match": 0.4}
+    assert asked == [3]
 
 
 def test_writing_is_what_the_likeliest_tokens_say(causal_lm):

@@ -219,8 +219,10 @@ class Bench:
         """Matrix-product operations of a step: linear layers and attention, 2 per multiply-add."""
         d, inner = self.config.hidden_size, self.config.intermediate_size
         length = self.settings.length + cost.extra_positions
-        layer = 2 * (4 * d * d + 2 * d * inner) + 4 * length * d
-        return float(self.settings.batch * length * layer * (cost.forward + cost.backward + cost.weights))
+        linear = 2 * (4 * d * d + 2 * d * inner)
+        attention = 4 * length * d  # two products forward, four backward
+        layers = cost.forward * (linear + attention) + cost.backward * (linear + 2 * attention) + cost.weights * linear
+        return float(self.settings.batch * length * layers)
 
     def ceiling(self, dtype: str) -> Callable[[], float]:
         """A matrix product of the model's own shape; returns its operations per second."""

@@ -1,16 +1,19 @@
 """Dropout on a CPU at a seventh of its price.
 
 `torch.nn.functional.dropout` draws one Bernoulli number per element, one after the other: on a CPU that is a tenth of a
-training step in fp32 and a fifth in bf16. Here one 64-bit draw of the same default generator decides four elements, and
-the mask that autograd keeps has one byte per element instead of four.
+training step in fp32 and a fifth in bf16. Here 64 random bits decide four elements, from numpy's SFC64 seeded by a draw
+of torch's generator (which takes twice as long for the same bits), and autograd keeps the two bytes that decided an
+element instead of a float. Masks are never made of bools: a CPU converts those one by one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -18,44 +21,78 @@ from torch.overrides import TorchFunctionMode
 _LEVELS = 1 << 16
 
 
-def keep_mask(shape: torch.Size, rate: float) -> tuple[torch.Tensor, float]:
-    """A mask on the CPU, False with probability `rate` rounded to 1/65536, and what to scale the kept elements by."""
-    dropped = round(rate * _LEVELS)
-    size = math.prod(shape)
-    words = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
-    mask = words.view(torch.int16)[:size].view(shape) >= dropped - _LEVELS // 2
-    return mask, _LEVELS / (_LEVELS - dropped)
+@dataclass(frozen=True)
+class Draw:
+    """What decides which elements stay: those whose int16 word is at least `threshold`, times `factor`."""
+
+    words: torch.Tensor
+    threshold: int
+    factor: float
+
+    @classmethod
+    def of(cls, shape: torch.Size, rate: float) -> Draw:
+        """Repeatable under `torch.manual_seed`; `rate` is rounded to 1/65536."""
+        dropped = round(rate * _LEVELS)
+        size = math.prod(shape)
+        seed = torch.empty(1, dtype=torch.int64, device="cpu").random_().numpy()[0]
+        words = torch.from_numpy(np.random.SFC64(seed).random_raw((size + 3) // 4).view(np.int16))
+        factor = _LEVELS / (_LEVELS - dropped)
+        return cls(words[:size].view(shape), dropped - _LEVELS // 2, factor)
+
+    def noise(self, dtype: torch.dtype) -> torch.Tensor:
+        """What to multiply with: 0 where dropped, `factor` elsewhere."""
+        return self.words.to(torch.float32).ge_(self.threshold).to(dtype).mul_(self.factor)
 
 
 class _Dropout(torch.autograd.Function):
-    """Input times mask, kept as one byte per element: a product with bools takes thrice as long as with floats."""
+    """Input times noise, which the backward pass makes anew from the draw."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
-        ctx.save_for_backward(kept)
-        ctx.factor = factor
-        return hidden * kept.to(hidden.dtype).mul_(factor)
+    def forward(ctx: Any, hidden: torch.Tensor, words: torch.Tensor, threshold: int, factor: float) -> torch.Tensor:
+        ctx.save_for_backward(words)
+        ctx.threshold, ctx.factor = threshold, factor
+        return Draw(words, threshold, factor).noise(hidden.dtype).mul_(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
-        return gradients[0] * kept.to(gradients[0].dtype).mul_(ctx.factor), None, None
+        (words,) = ctx.saved_tensors
+        noise = Draw(words, ctx.threshold, ctx.factor).noise(gradients[0].dtype)
+        return noise.mul_(gradients[0]), None, None, None
 
 
 def fast_dropout(input: torch.Tensor, rate: float) -> torch.Tensor:
     """`F.dropout` of a CPU tensor while training."""
-    return _Dropout.apply(input, *keep_mask(input.shape, rate))  # type: ignore[no-any-return, no-untyped-call]
+    draw = Draw.of(input.shape, rate)
+    return _Dropout.apply(input, draw.words, draw.threshold, draw.factor)  # type: ignore[no-any-return, no-untyped-call]
 
 
 _SHORT = 2
 """Weights are kept for the backward pass while there are at most so many of them per entry of a query."""
 
 
+@dataclass(frozen=True)
+class Visible:
+    """An attention mask as what is added to the scores, and which rows see anything (None: all do)."""
+
+    bias: torch.Tensor
+    alive: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> Visible:
+        """From a mask of bools, or one that is added already."""
+        if mask.dtype != torch.bool:
+            return cls(mask)
+        hidden = torch.finfo(dtype).min / 2  # finite after a score is added
+        bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, hidden)
+        alive = mask.any(-1, keepdim=True)
+        return cls(bias, None if alive.numpy().all() else alive.to(dtype))
+
+
 class _DropoutAttention(torch.autograd.Function):
     """softmax(scale · Q Kᵀ + mask), dropped out, times V.
 
     Torch keeps the weights before and after dropout and what it dropped: (batch, heads, length, length) three times.
-    This keeps what was dropped, one byte per weight; of long texts the weights are made anew in the backward pass.
+    This keeps the weights before and after; of long texts only the draw, and the backward pass makes the weights anew.
     """
 
     @staticmethod
@@ -64,62 +101,63 @@ class _DropoutAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        visible: Visible | None,
         rate: float,
         scale: float,
     ) -> torch.Tensor:
         shape = torch.Size((*query.shape[:-1], key.shape[-2]))
         # Copied to (batch · heads, length, width) once, here: each product would do so for itself.
-        query, key, value = (part.reshape(-1, *part.shape[-2:]) for part in (query, key, value))
-        weights = _weights(query, key, mask, scale, shape)
-        kept, factor = keep_mask(weights.shape, rate)
+        query = torch.mul(query, scale, out=query.new_empty(query.shape)).flatten(0, -3)
+        key, value = (part.reshape(-1, *part.shape[-2:]) for part in (key, value))
+        weights = _weights(query, key, visible, shape)
+        draw = Draw.of(weights.shape, rate)
+        dropped = draw.noise(weights.dtype).mul_(weights)
         short = key.shape[1] <= _SHORT * query.shape[-1]
-        ctx.save_for_backward(query, key, value, mask, kept, weights if short else None)
-        ctx.scale, ctx.factor, ctx.shape = scale, factor, shape
-        noise = kept.to(weights.dtype).mul_(factor)
-        dropped = noise.mul_(weights) if short else weights.mul_(noise)
-        return (dropped.to(value.dtype) @ value).view(*shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, *((weights, dropped) if short else (draw.words,)))
+        ctx.scale, ctx.shape, ctx.visible = scale, shape, visible
+        ctx.threshold, ctx.factor = draw.threshold, draw.factor
+        return (dropped @ value).view(*shape[:-1], value.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        query, key, value, mask, kept, weights = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, *gradients[0].shape[-2:])
-        if weights is None:
-            weights = _weights(query, key, mask, ctx.scale, ctx.shape)
-        noise = kept.to(weights.dtype).mul_(ctx.factor)
+        if len(kept) == 2:
+            weights, dropped = kept
+        else:
+            weights = _weights(query, key, ctx.visible, ctx.shape)
+            dropped = Draw(kept[0], ctx.threshold, ctx.factor).noise(weights.dtype).mul_(weights)
         heads = ctx.shape[:-2]
         to_value = to_query = to_key = None
         if ctx.needs_input_grad[2]:
-            to_value = ((weights * noise).transpose(1, 2) @ gradient).unflatten(0, heads)
-        to_weights = (gradient @ value.transpose(1, 2)).mul_(noise)
-        # The softmax's own backward pass: w · (g − Σ w g).
-        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+            to_value = (dropped.transpose(1, 2) @ gradient).unflatten(0, heads)
+        # The softmax's backward pass, w · (g − Σ w g), of g times the noise: w times the noise is what was kept.
+        to_scores = (gradient @ value.transpose(1, 2)).mul_(dropped)
+        to_scores.addcmul_(weights, to_scores.sum(-1, keepdim=True), value=-1)
         if ctx.needs_input_grad[0]:
-            to_query = (to_scores @ key).unflatten(0, heads)
+            to_query = (to_scores @ key).mul_(ctx.scale).unflatten(0, heads)
         if ctx.needs_input_grad[1]:
-            to_key = (to_scores.transpose(1, 2) @ query).unflatten(0, heads)
+            to_key = (to_scores.transpose(1, 2) @ query).unflatten(0, heads)  # the query is scaled already
         return to_query, to_key, to_value, None, None, None
 
 
-def _weights(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float, shape: torch.Size
-) -> torch.Tensor:
+def _weights(query: torch.Tensor, key: torch.Tensor, visible: Visible | None, shape: torch.Size) -> torch.Tensor:
     """Attention weights (batch · heads, queries, keys); a row that may attend to nothing has none, as torch's has."""
-    scores = (query @ key.transpose(1, 2)).mul_(scale)
-    if mask is None:
+    scores = query @ key.transpose(1, 2)
+    if visible is None:
         return scores.softmax(-1)
-    grid = scores.view(shape)
-    if mask.dtype != torch.bool:
-        return grid.add_(mask).softmax(-1).view_as(scores)
-    weights = grid.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-    return weights.mul_(mask.any(-1, keepdim=True).to(weights.dtype)).view_as(scores)
+    scores.view(shape).add_(visible.bias)
+    weights = scores.softmax(-1)
+    if visible.alive is not None:
+        weights.view(shape).mul_(visible.alive)
+    return weights
 
 
 def dropout_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    visible: Visible | None,
     rate: float,
     scale: float | None = None,
 ) -> torch.Tensor:
@@ -128,11 +166,15 @@ def dropout_attention(
     Torch has no fused kernel for it there either. The mask gets no gradient.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return _DropoutAttention.apply(query, key, value, mask, rate, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _DropoutAttention.apply(query, key, value, visible, rate, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class FastDropout(TorchFunctionMode):
     """While open, dropout and attention with dropout on CPU tensors take the fast way; all else is untouched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: tuple[torch.Tensor, int, torch.dtype, Visible] | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -141,31 +183,43 @@ class FastDropout(TorchFunctionMode):
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
+            return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        trained_mask = attn_mask is not None and (attn_mask.requires_grad or is_causal)
+        if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or enable_gqa or trained_mask:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+        visible = None if attn_mask is None else self._visible(attn_mask, query.dtype)
+        return dropout_attention(query, key, value, visible, dropout_p, scale)
+
+    def _visible(self, mask: torch.Tensor, dtype: torch.dtype) -> Visible:
+        """All layers get the same mask: it is looked at once."""
+        if self._seen is not None:
+            seen, version, kind, visible = self._seen
+            same = mask.data_ptr() == seen.data_ptr() and mask.shape == seen.shape and mask.stride() == seen.stride()
+            if same and mask.dtype == seen.dtype and mask._version == version and dtype == kind:
+                return visible
+        visible = Visible.of(mask, dtype)
+        self._seen = mask, mask._version, dtype, visible
+        return visible
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if training and 0.0 < p < 1.0 and not inplace and input.device.type == "cpu":
         return fast_dropout(input, p)
     return F.dropout(input, p, training, inplace)
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    trained_mask = attn_mask is not None and (attn_mask.requires_grad or is_causal)
-    if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or enable_gqa or trained_mask:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    if is_causal:
-        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
-    return dropout_attention(query, key, value, attn_mask, dropout_p, scale)

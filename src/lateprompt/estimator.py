@@ -32,8 +32,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: folder or hub id of a pretrained model.
         task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
-        generator: npg, mppg, appg, atpg or fixed; `head` trains a linear head on the frozen model; any other method of
-            `lateprompt methods` too: late-lora, npg+late-lora, …
+        generator: npg, mppg, appg, atpg, rpg or fixed; `head` trains a linear head on the frozen model; any other
+            method of `lateprompt methods` too: late-lora, npg+late-lora, …
         options: the method's own options, by name; None: its defaults.
         prompt_layer: number of layers below the prompt, or a fraction of the depth.
         num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.

@@ -14,6 +14,7 @@ from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import text_metrics
+from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuned import TunedModel
 
@@ -109,11 +110,18 @@ class TextWriter(TunedModel):
         return [part for rows in batches for part in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)]
 
     def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
-        """The metrics for which the texts must be written."""
+        """The metrics for which the texts must be written; processes that train together share the rows."""
         if not self.task.written:
             return {}
+        together = processes()
+        own = together.share(np.arange(len(feed.examples)))
+        texts = [""] * len(feed.examples)
+        share = self.write([feed.examples[i] for i in own], batch_size=batch_size)
+        for rows, written in together.gather((own, share)):
+            for row, text in zip(rows, written, strict=True):
+                texts[row] = text
         references = [example.reference or "" for example in feed.examples]
-        return text_metrics(self.task.written, references, self.write(feed.examples, batch_size=batch_size))
+        return text_metrics(self.task.written, references, texts)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

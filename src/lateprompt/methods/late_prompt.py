@@ -13,8 +13,8 @@ from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
 
 SOURCE = "Liu et al., Findings of EMNLP 2022"
-TOKENS = {"fixed": 20}
-"""k where it isn't set, by generator (the paper's); 5 for the others."""
+TOKENS = {"fixed": 20, "rpg": 20}
+"""k where it isn't set, by generator; 5, as in the paper, for the others."""
 
 
 def tokens_of(generator: str, settings: ModelSettings) -> int:
@@ -27,10 +27,12 @@ def _fragment(options: Options, settings: ModelSettings, *, generator: str) -> d
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool, *, generator: str) -> int:
-    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d; attention pooling k m more."""
+    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d; atpg k m more; rpg k d + d m + m + k m + m d."""
     d, m, k = shape.width, settings.bottleneck_dim, tokens_of(generator, settings)
     if generator == "fixed":
         return k * d
+    if generator == "rpg":
+        return k * d + d * m + m + k * m + m * d
     outputs = k * d if generator == "npg" else d
     return d * m + m + m * outputs + outputs + (k * m if generator == "atpg" else 0)
 
@@ -52,5 +54,6 @@ METHODS = (
     _method("mppg", "LPT mppg", pool_last_source=True),
     _method("appg", "LPT appg", pool_last_source=True),
     _method("atpg", "LPT attention pooling", "this library"),
+    _method("rpg", "LPT residual prompt", "this library", fixed_init="normal"),
     _method("fixed", "LPT without generator", fixed_init="normal"),
 )
