@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lateprompt import LatePromptConfig
+from lateprompt import LatePromptConfig, absorb, lean
 from lateprompt.families import FAMILIES
 from lateprompt.lean import ReadLayer, _FrontLinear
 from tests.tiny_models import CONFIGS, DECODERS, EAGER_ONLY, LAYERS, tiny_batch, tiny_model
@@ -76,8 +77,11 @@ def test_same_with_eager_attention(name: str) -> None:
     torch.testing.assert_close(lean[visible], whole[visible], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("absorbs", [True, False])
 @pytest.mark.parametrize("name", sorted(n for n in CONFIGS if FAMILIES[n].reads))
-def test_the_last_layer_runs_at_read_positions_only(name: str) -> None:
+def test_the_last_layer_runs_at_read_positions_only(name: str, absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not absorbs:
+        monkeypatch.setattr(lean, "is_worth_it", lambda *_: False)
     model = late(name)
     layer = model.base_model.layer
     tail = layer.lean_tail(2)
@@ -89,9 +93,63 @@ def test_the_last_layer_runs_at_read_positions_only(name: str) -> None:
     outputs(model, tiny_batch(name), READS[:, :1])
     for handle in handles:
         handle.remove()
-    keys = len(layer.family.projections) - 1 or 1  # those of all positions come first
+    # Those of all positions come first, but where few queries do without them.
+    keys = 0 if absorbs and layer.family.absorbs else len(layer.family.projections) - 1 or 1
     assert seen.count(14) == keys
     assert set(seen) <= {14, 1, 3}  # some code folds (batch, 1) into 3 rows
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", sorted(n for n in CONFIGS if FAMILIES[n].absorbs))
+def test_absorbed_projections_change_nothing(
+    name: str, attention: str, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training mode, with the same dropout; padded rows."""
+    calls = count_calls(monkeypatch)
+    found = []
+    for absorbs in (True, False):
+        if not absorbs:
+            monkeypatch.setattr(lean, "is_worth_it", lambda *_: False)
+        model = late(name, attention=attention).train()
+        torch.manual_seed(5)
+        found.append(outputs(model, tiny_batch(name, "right"), READS[:, :reads]))
+        assert len(calls) == 1  # the second model has none
+    (ours, our_gradients), (theirs, their_gradients) = found
+    visible = tiny_batch(name, "right")["attention_mask"].gather(1, READS[:, :reads]).bool()
+    assert visible.any()
+    torch.testing.assert_close(ours[visible], theirs[visible], rtol=1e-5, atol=1e-5)
+    assert our_gradients.keys() == their_gradients.keys() != set()
+    for key, gradient in their_gradients.items():
+        torch.testing.assert_close(our_gradients[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("trained", ["attention.self.key", "attention.self.value"])
+def test_trained_and_wrapped_projections_are_not_absorbed(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
+    for wrapped in (False, True):
+        model = late("bert")
+        last = list(model.base_model.layer.base_layer.encoder.layer)[-1]
+        outputs(model, tiny_batch("bert"), READS[:, :1])
+        assert len(calls) == 1 + wrapped
+        if wrapped:
+            inject_adapter_in_model(LoraConfig(target_modules=[trained.rpartition(".")[2]]), last)
+        else:
+            last.get_submodule(trained).weight.requires_grad_(True)
+        outputs(model, tiny_batch("bert"), READS[:, :1])
+        assert len(calls) == 1 + wrapped
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each absorbed attention."""
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return absorb.absorbed_attention(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, absorb.NAME, counted)
+    return calls
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "deberta-v2"])

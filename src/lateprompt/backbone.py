@@ -32,6 +32,7 @@ from lateprompt.calls import (
 from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
+from lateprompt.halves import wide_products
 from lateprompt.lean import lean_view, reading
 from lateprompt.split import Split
 from lateprompt.visibility import tail_masks, tail_positions, widen_buffers, with_prompt
@@ -221,6 +222,10 @@ class LateBackbone(nn.Module):
         Raises:
             ValueError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
         """
+        with wide_products(*self.placement):
+            return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind_partial(self, *args)
         call = {**{k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}, **kwargs}
         extras = current_extras()

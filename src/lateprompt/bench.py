@@ -279,10 +279,10 @@ def _late(generator: str, *, kept: bool, **more: Any) -> Callable[[Bench], Calla
 
 
 def _tail_cost(n: int, p: int) -> Cost:
-    """The tail, less what a lean one leaves out: of its last layer 10 of 12 parts (all but keys and values) both ways,
-    and of its first layer's backward pass the projections' 3.
+    """The tail, less what a lean one leaves out: its last layer both ways (but for one position, which is not counted),
+    and of its first layer's backward pass the projections' 3 of 12 parts.
     """
-    return Cost(n - p - 10 / 12, n - p - 13 / 12, 0, 5)
+    return Cost(n - p - 1, n - p - 1 - 3 / 12, 0, 5)
 
 
 METHODS: dict[str, Method] = {
@@ -303,7 +303,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method("LoRA r=8 (PEFT)", lambda b: b.rival(_lora(), fresh=True), lambda n, p: Cost(n, n)),
     "full-tuning": Method("full tuning", lambda b: b.rival(None, fresh=True), lambda n, p: Cost(n, n, n)),
-    "npg": Method("LPT npg", _late("npg", kept=False), lambda n, p: replace(_tail_cost(n, p), forward=n - 10 / 12)),
+    "npg": Method("LPT npg", _late("npg", kept=False), lambda n, p: replace(_tail_cost(n, p), forward=n - 1)),
     "npg-states": Method("LPT npg", _late("npg", kept=True), _tail_cost, True),
     "mppg-states": Method("LPT mppg", _late("mppg", kept=True), _tail_cost, True),
     "appg-states": Method("LPT appg", _late("appg", kept=True), _tail_cost, True),

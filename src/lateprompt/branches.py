@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lateprompt.backbone import LateBackbone
 from lateprompt.calls import states_at
 from lateprompt.families import Family
+from lateprompt.halves import wide_products
 from lateprompt.lean import reading
 from lateprompt.visibility import has_window
 
@@ -129,7 +130,8 @@ def branch_trunk(
     backbone: Any = layer.base_layer
     masks = _masks(trunk, layer.family, backbone.get_input_embeddings().weight, mask, ends, (branches, width), 0)
     positions = positions_of(input_ids.shape[1], ends, branches, width)
-    output = trunk(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, return_dict=True)
+    with wide_products(*layer.placement):
+        output = trunk(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, return_dict=True)
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -179,7 +181,7 @@ def branch_hidden(
     read = torch.cat([ends[:, None], words.expand(batch, -1)], 1)
     lean = layer.can_be_lean({})
     tail = layer.lean_tail(slot.prompt_layer) if lean else split.tail
-    with dropout, reading(read + k, k if prompt_alone else 0):
+    with wide_products(*layer.placement), dropout, reading(read + k, k if prompt_alone else 0):
         hidden: torch.Tensor = tail(inputs_embeds=tail_input, **arguments, return_dict=True).last_hidden_state
     taken = lean and layer.family.reads and not layer.family.fixed_length
     return hidden if taken else states_at(hidden, read + k)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from lateprompt.halves import is_lacking
 
 _LEVELS = 1 << 16
 
@@ -166,6 +168,10 @@ def dropout_attention(
     Torch has no fused kernel for it there either. The mask gets no gradient.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if is_lacking(query):
+        bias = None if visible is None else replace(visible, bias=visible.bias.float())
+        wide = dropout_attention(query.float(), key.float(), value.float(), bias, rate, scale)
+        return wide.to(query.dtype)
     return _DropoutAttention.apply(query, key, value, visible, rate, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -57,6 +57,8 @@ class Family:
             `lateprompt.tuners.AdapterConfig` puts its bottlenecks behind.
         reads: the layer takes a KV cache whose keys and values it attends to with whatever mask it is given: the last
             one can then be computed at read positions alone (`lateprompt.lean`).
+        absorbs: keys and values are linear maps of the layer's own input, without rotation or norm: a few queries can
+            do without them (`lateprompt.absorb`).
         counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
         fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
     """
@@ -76,6 +78,7 @@ class Family:
     projections: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     reads: bool = False
+    absorbs: bool = False
     counts_in_mask: bool = False
     fixed_length: bool = False
 
@@ -99,6 +102,7 @@ def _bert(positions_after_padding: bool = False) -> Family:
         projections=_BERT_QKV,
         adapters=_BERT_OUTPUTS,
         reads=True,
+        absorbs=True,
     )
 
 
@@ -126,8 +130,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": _bert(positions_after_padding=True),
     "xlm-roberta": _bert(positions_after_padding=True),
     "camembert": _bert(positions_after_padding=True),
-    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), adapters=("attention.attn.o", "output.dense"), reads=False),  # noqa: E501
-    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, adapters=_BERT_OUTPUTS, reads=True),  # noqa: E501
+    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), adapters=("attention.attn.o", "output.dense"), reads=False, absorbs=False),  # noqa: E501
+    "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, adapters=_BERT_OUTPUTS, reads=True, absorbs=True),  # noqa: E501
     "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin"), adapters=("attention.out_lin", "ffn.lin2")),  # noqa: E501
     "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj"), adapters=_BERT_OUTPUTS),  # noqa: E501
     "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout", projections=("attn.Wqkv",), adapters=("attn.Wo", "mlp.Wo")),  # noqa: E501

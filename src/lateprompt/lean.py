@@ -2,8 +2,9 @@
 
 Two layers of a tail do work that is thrown away. The *first* one's inputs are the prompt and the text's states, and
 only the prompt wants a gradient. Of the *last* one's outputs only the read positions are looked at: it needs the keys
-and values of all positions, but queries, attention output and feed-forward at those alone. `lean_view` is a view of
-the tail without either, exact to rounding; the layers still run the architecture's own code.
+and values of all positions, but queries, attention output and feed-forward at those alone; and where few positions are
+read, some families can do without the keys and values too (`lateprompt.absorb`). `lean_view` is a view of the tail
+without any of this, exact to rounding; the layers still run the architecture's own code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.absorb import absorbing_view, is_worth_it
 from lateprompt.families import Family
+from lateprompt.halves import widened
 from lateprompt.split import own_module, replace_module, shallow_copy
 
 
@@ -66,7 +69,7 @@ class _FrontGradient(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         front = gradients[0][:, : ctx.front]
         result = front.new_zeros(ctx.shape, dtype=ctx.dtype)
-        result[:, : ctx.front] = front @ weight.to(front.dtype)
+        result[:, : ctx.front] = widened(front) @ widened(weight.to(front.dtype))
         return result, None, None, None
 
 
@@ -117,7 +120,7 @@ class _Capture:
 
 
 class _Given:
-    """Stands for a KV cache: hands a layer the keys and values of all positions in place of its own."""
+    """Stands for a KV cache: hands a layer keys and values of all positions, or what stands for them."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.pair = keys, values
@@ -135,16 +138,16 @@ class ReadLayer(nn.Module):
     Args:
         layer: the layer.
         keys_only: the same layer for keys and values, without its query projection where that can be left out.
-        family: whether a position sees only those before it, and whether the output must be (batch, length, hidden),
-            zero where nothing is read.
+        family: whether a position sees only those before it, whether the output must be (batch, length, hidden),
+            zero where nothing is read, and whether a few queries can do without keys and values.
     """
 
     def __init__(self, layer: nn.Module, keys_only: nn.Module, family: Family) -> None:
         super().__init__()
         self.layer = layer
         self.keys_only = keys_only
-        self.causal = family.causal
-        self.fixed_length = family.fixed_length
+        self.absorbing = absorbing_view(layer, family)
+        self.family = family
         self._signature = inspect.signature(type(layer).forward)
         self._cache_name = "layer_past" if "layer_past" in self._signature.parameters else "past_key_values"
 
@@ -161,22 +164,29 @@ class ReadLayer(nn.Module):
         bound = self._signature.bind_partial(self.layer, hidden, *args)
         call = {k: v for k, v in list(bound.arguments.items())[2:] if k != "kwargs"} | kwargs
         call.pop("use_cache", None)
-        capture = _Capture()
-        with suppress(_Computed):
-            self.keys_only(hidden, **{**call, self._cache_name: capture})
+        layer, given = self.layer, _Given(hidden, hidden)
+        if self.absorbing is not None and is_worth_it(self.absorbing, self.family, hidden, positions.shape[1]):
+            layer = self.absorbing
+        else:
+            given = self._keys_and_values(hidden, call)
         rows = torch.arange(len(positions), device=hidden.device)[:, None]
         call["attention_mask"] = self._mask_rows(call.get("attention_mask"), positions, hidden)
         for name in ("position_embeddings", "position_ids"):
             if call.get(name) is not None:
                 call[name] = _take(call[name], positions, rows)
-        given = _Given(capture.keys, capture.values)
-        output = self.layer(hidden[rows, positions], **{**call, self._cache_name: given})
-        return torch.zeros_like(hidden).index_put((rows, positions), output) if self.fixed_length else output
+        output = layer(hidden[rows, positions], **{**call, self._cache_name: given})
+        return torch.zeros_like(hidden).index_put((rows, positions), output) if self.family.fixed_length else output
+
+    def _keys_and_values(self, hidden: torch.Tensor, call: dict[str, Any]) -> _Given:
+        capture = _Capture()
+        with suppress(_Computed):
+            self.keys_only(hidden, **{**call, self._cache_name: capture})
+        return _Given(capture.keys, capture.values)
 
     def _mask_rows(self, mask: torch.Tensor | None, positions: torch.Tensor, hidden: torch.Tensor) -> Any:
         """The mask's rows (batch, 1, reads, length) of the read positions."""
         if mask is None:
-            if not self.causal:
+            if not self.family.causal:
                 return None
             keys = torch.arange(hidden.shape[1], device=hidden.device)
             return (keys <= positions[..., None])[:, None]

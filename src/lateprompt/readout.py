@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from lateprompt.backbone import LateBackbone
 from lateprompt.branches import branch_hidden, can_branch
 from lateprompt.generators import read_position, read_state
+from lateprompt.halves import wide_products
 from lateprompt.split import replace_module, shallow_copy
 
 LOSSES = ("vocabulary", "labels")
@@ -145,7 +146,8 @@ class LMHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores (batch, words) of hidden states (batch, hidden), or (batch, n, words) of (batch, n, hidden)."""
         flat = hidden if hidden.ndim == 3 else hidden[:, None]
-        logits: torch.Tensor = self.view(inputs_embeds=flat).logits
+        with wide_products(flat.device, flat.dtype):
+            logits: torch.Tensor = self.view(inputs_embeds=flat).logits
         if self.words is not None and logits.shape[-1] != len(self.words):
             logits = logits[..., self.words.to(logits.device)]  # a head we could not restrict
         return logits if hidden.ndim == 3 else logits[:, 0]

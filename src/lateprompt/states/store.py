@@ -20,6 +20,7 @@ from torch import nn
 from lateprompt.backbone import LateBackbone
 from lateprompt.families import core_of, num_layers_of
 from lateprompt.files import read_json, write_json
+from lateprompt.halves import wide_products
 from lateprompt.padding import pad
 from lateprompt.split import Split, resolve_prompt_layer
 from lateprompt.states import codec
@@ -386,7 +387,8 @@ def _states(
     split: Split, ids: Sequence[Ids], types: Sequence[Ids | None], stores: Sequence[TrunkStates]
 ) -> list[torch.Tensor]:
     """States (batch, length, hidden) of one batch at each store's prompt layer."""
-    device = next(split.trunk.parameters()).device
+    weight = next(split.trunk.parameters())
+    device = weight.device
     tokens, mask = pad(ids)
     inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
     if any(kind is not None for kind in types):
@@ -395,7 +397,8 @@ def _states(
     deepest = max(store.prompt_layer for store in stores)
     several = any(store.prompt_layer != deepest for store in stores)
     extra: dict[str, Any] = {"use_cache": False} if getattr(split.trunk.config, "use_cache", None) else {}
-    output = split.trunk(**inputs, **extra, output_hidden_states=several, return_dict=True)
+    with wide_products(device, weight.dtype):
+        output = split.trunk(**inputs, **extra, output_hidden_states=several, return_dict=True)
     return [
         output.last_hidden_state if store.prompt_layer == deepest else output.hidden_states[store.prompt_layer]
         for store in stores
