@@ -18,7 +18,7 @@ from lateprompt.generators import (
     read_state,
 )
 
-READING = ("npg", "mppg", "appg", "atpg", "rpg", "rmpg")
+READING = ("npg", "mppg", "appg", "atpg", "rpg")
 SPEC = GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8)
 
 
@@ -57,7 +57,6 @@ def left_and_right_padded():
         ("fixed", 5, 5 * 1024),
         ("fixed", 20, 20_480),
         ("rpg", 20, 285_312),
-        ("rmpg", 20, 416_384),
     ],
 )
 def test_number_of_parameters_in_the_paper(name, k, expected):
@@ -250,25 +249,8 @@ def test_rpg_is_the_formula(last):
         torch.testing.assert_close(generator(hidden, mask)[:, i], expected)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_rmpg_is_the_formula(last):
-    """Rows by hand: the read state and the mean of the readable ones, each normalised by itself."""
-    generator = trained("rmpg", reads_last=last)
-    hidden, mask = states(), left_and_right_padded()
-    hidden[:, 0] *= 100  # as a decoder's first state is: it counts for one, no more
-    normal = hidden / (hidden.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
-    down, up = generator.down, generator.up
-    for row, one in enumerate([8, 4, 8, 7] if last else [0, 0, 4, 1]):
-        mean = normal[row][mask[row].bool()].mean(0)
-        low = torch.relu(normal[row, one] @ down.weight.t() + down.bias + mean @ generator.mean.weight.t())
-        for i in range(3):
-            expected = generator.prompt[i] + (generator.gate[i] * low) @ up.weight.t() / 8**0.5
-            torch.testing.assert_close(generator(hidden, mask)[row, i], expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["rpg", "rmpg"])
-def test_a_fresh_residual_generator_is_a_fixed_prompt(name):
-    generator = build_generator(name, SPEC)
+def test_a_fresh_rpg_is_a_fixed_prompt():
+    generator = build_generator("rpg", SPEC)
     assert torch.equal(generator(states()), generator.prompt.expand(4, -1, -1))
     (generator(states()) * states(4, 3, seed=3)).sum().backward()
     assert generator.up.weight.grad.abs().sum() > 0  # and can leave that start

@@ -65,7 +65,6 @@ SIZES = {  # d = 32, m = 8, k = 3
     "appg": 32 * 8 + 8 + 8 * 32 + 32,
     "atpg": 32 * 8 + 8 + 3 * 8 + 8 * 32 + 32,
     "rpg": 3 * 32 + 32 * 8 + 8 + 3 * 8 + 8 * 32,
-    "rmpg": 3 * 32 + 2 * 32 * 8 + 8 + 3 * 8 + 8 * 32,
 }
 
 
@@ -674,7 +673,7 @@ GENERATION = {"max_new_tokens": 7, "eos_token_id": None, "pad_token_id": 1}
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("generator", ["npg", "mppg", "appg", "atpg", "rpg", "rmpg", "fixed"])
+@pytest.mark.parametrize("generator", ["npg", "mppg", "appg", "atpg", "rpg", "fixed"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_with_and_without_a_cache(name, generator, beams):
     """The prompt is made from the source, left padded here, and stays: sliding windows of 4 included."""

@@ -23,9 +23,9 @@ from lateprompt.calls import (
     check_mask,
     current_extras,
     first,
+    gathered,
     generation_source,
     replace_hidden,
-    select_rows,
     states_at,
     text_of,
 )
@@ -34,6 +34,7 @@ from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
 from lateprompt.halves import wide_products
 from lateprompt.lean import lean_view, reading
+from lateprompt.mixed import check_names, forward_mixed
 from lateprompt.split import Split
 from lateprompt.visibility import tail_masks, tail_positions, widen_buffers, with_prompt
 
@@ -203,7 +204,7 @@ class LateBackbone(nn.Module):
             output = self.late_mode(prompt_layer).trunk(**arguments, return_dict=True)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _run_base(self, call: dict[str, Any]) -> Any:
+    def run_base(self, call: dict[str, Any]) -> Any:
         if self._mode is not None:
             self.whole_mode()
         return self.base_layer(**call)
@@ -243,10 +244,10 @@ class LateBackbone(nn.Module):
         selected = self.selected_adapter()
         if names is not None:
             names = list(names)
-            self._check_names(names, text_of(call, trunk_states).shape[0])
+            check_names(self, names, text_of(call, trunk_states).shape[0])
         if trunk_states is None and (selected is None if names is None else all(n == BASE for n in names)):
-            output = self._run_base(call)
-            return output if read is None else _gathered(output, read)
+            output = self.run_base(call)
+            return output if read is None else gathered(output, read)
         return_dict = call.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
@@ -255,63 +256,12 @@ class LateBackbone(nn.Module):
         if detour is not None:
             output = detour(self, call, trunk_states, read, source_mask)
         elif names is not None:
-            output = self._forward_mixed(names, call, source_mask, trunk_states, read)
+            output = forward_mixed(self, names, call, source_mask, trunk_states, read)
         else:
             if selected is None:
                 raise ValueError("trunk_states were given, but no late prompt is active: they are states at no layer")
-            output = self._forward_group([selected], None, call, source_mask, trunk_states, read)
+            output = self.forward_group([selected], None, call, source_mask, trunk_states, read)
         return output if return_dict else output.to_tuple()
-
-    def _forward_mixed(
-        self,
-        names: list[str],
-        call: dict[str, Any],
-        source_mask: torch.Tensor | None,
-        trunk_states: torch.Tensor | None,
-        read: torch.Tensor | None,
-    ) -> ModelOutput:
-        """Rows of several adapters: one pass per prompt layer, each row with its own generator and prompt length."""
-        batch = len(names)
-        groups = self.rows_by_layer(names)
-        layers = sorted(groups, key=lambda layer: layer or 0)
-        if trunk_states is not None and (None in groups or len(groups) > 1):
-            raise ValueError(
-                f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)"
-            )
-        if len(groups) == 1:
-            return self._forward_group(sorted(set(names)), names, call, source_mask, trunk_states, read)
-        if call.get("past_key_values") is not None or call.get("use_cache"):
-            raise ValueError(
-                f"adapter_names mixes prompt layers {layers} in one cached generation; use adapters of one prompt "
-                "layer, or use_cache=False"
-            )
-        call["use_cache"] = False if self.family.causal else call.get("use_cache")
-        order: list[torch.Tensor] = []
-        outputs: list[Any] = []
-        device = text_of(call, trunk_states).device
-        for layer in layers:
-            rows = torch.tensor(groups[layer], device=device)
-            part = {key: select_rows(value, rows, batch) for key, value in call.items()}
-            places = select_rows(read, rows, batch)
-            if layer is None:
-                bare = self._run_base({**part, "return_dict": True})
-                outputs.append(bare if read is None else _gathered(bare, places))
-            else:
-                own = [names[i] for i in groups[layer]]
-                mask = select_rows(source_mask, rows, batch)
-                outputs.append(self._forward_group(sorted(set(own)), own, part, mask, None, places))
-            order.append(rows)
-        back = torch.cat(order).argsort()
-        merged = torch.cat([output.last_hidden_state for output in outputs])[back]
-        result = replace_hidden(outputs[-1], merged, self._pooled(merged, read))
-        if result.get("hidden_states") is not None:
-            layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
-            result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
-        if result.get("attentions") is not None:
-            raise ValueError(
-                f"output_attentions differ in shape between prompt layers {layers}; ask for them one at a time"
-            )
-        return result  # type: ignore[no-any-return]
 
     def rows_by_layer(self, names: Sequence[str]) -> dict[int | None, list[int]]:
         """The rows of `adapter_names` by the layer after which their prompts enter (None: no prompt)."""
@@ -320,20 +270,7 @@ class LateBackbone(nn.Module):
             groups.setdefault(self.slots[name].prompt_layer if name in self.slots else None, []).append(row)
         return groups
 
-    def _check_names(self, names: list[str], batch: int) -> None:
-        unknown = sorted({n for n in names if n != BASE and n not in self.slots})
-        if unknown:
-            raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.slots)} or {BASE!r}")
-        other = [name for name in self.slots if name in self.detours or name in self.late_prompt_beneath]
-        if other:
-            raise ValueError(
-                f"adapter_names cannot be used while adapter {other[0]!r} is there: it is more than a late prompt, and "
-                "would change the other rows too; delete it, or call with one active adapter"
-            )
-        if len(names) != batch:
-            raise ValueError(f"adapter_names has {len(names)} names for a batch of {batch} rows; give one a row")
-
-    def _forward_group(
+    def forward_group(
         self,
         adapters: list[str],
         names: list[str] | None,
@@ -370,9 +307,8 @@ class LateBackbone(nn.Module):
         decoding = caches is not None and caches[1].get_seq_length() > 0  # the prompt is in the cache already
         k = max((self.prompt_length(name) for name in adapters), default=0)
         tail_input = states
-        dropout = self.quick_dropout()
         if not decoding and k:
-            with dropout:
+            with self.quick_dropout():
                 prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
             tail_input = torch.cat([prompt, states], 1)
         arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
@@ -390,19 +326,11 @@ class LateBackbone(nn.Module):
         skip = 0 if decoding else k
         front = skip if self.trains_prompt_alone(states, split) else 0
         lean = caches is None and (read is not None or front > 0 or self.compile_tail) and self.can_be_lean(shared)
-        tail = self.lean_tail(slot.prompt_layer) if lean else split.tail
-        widen_buffers(tail, self.family, k)
         arguments["attention_mask"] = tail_masks(
             split.tail, self.family, tail_input, tail_mask, None if caches is None else caches[1], k
         )
-        with dropout, reading(None if read is None else read + skip, front):
-            output = tail(inputs_embeds=tail_input, **arguments, return_dict=True)
-
-        hidden = output.last_hidden_state
-        if not (lean and read is not None and self.family.reads and not self.family.fixed_length):
-            hidden = hidden[:, skip:]
-            hidden = hidden if read is None else states_at(hidden, read)
-        output = replace_hidden(output, hidden, self._pooled(hidden, read))
+        output, hidden = self.run_tail(slot.prompt_layer, tail_input, arguments, read, k, skip, front, lean=lean)
+        output = replace_hidden(output, hidden, self.pooled(hidden, read))
         if getattr(output, "hidden_states", None) is not None:
             tail_hidden = tuple(h[:, skip:] for h in output.hidden_states)
             output["hidden_states"] = trunk_hidden + tail_hidden
@@ -410,12 +338,46 @@ class LateBackbone(nn.Module):
             output["past_key_values"] = call["past_key_values"]
         return output  # type: ignore[no-any-return]
 
+    def run_tail(
+        self,
+        prompt_layer: int,
+        states: torch.Tensor,
+        arguments: dict[str, Any],
+        read: torch.Tensor | None,
+        num_prompt_tokens: int,
+        skip: int,
+        front: int,
+        *,
+        lean: bool,
+    ) -> tuple[Any, torch.Tensor]:
+        """The tail's output, and its hidden states (batch, length or reads, hidden) of the text or the read positions.
+
+        Args:
+            prompt_layer: p.
+            states: (batch, skip + length, hidden), the prompt and the trunk's states.
+            arguments: what else the tail is called with.
+            read: (batch, reads) positions of the text, or None for all.
+            num_prompt_tokens: k, of keys that stand before the text.
+            skip: positions of the prompt in this call.
+            front: so many of them want a gradient, and nothing else does; 0: all may.
+            lean: leave out what nobody reads.
+        """
+        tail = self.lean_tail(prompt_layer) if lean else self.split_at(prompt_layer).tail
+        widen_buffers(tail, self.family, num_prompt_tokens)
+        with self.quick_dropout(), reading(None if read is None else read + skip, front):
+            output = tail(inputs_embeds=states, **arguments, return_dict=True)
+        hidden: torch.Tensor = output.last_hidden_state
+        if lean and read is not None and self.family.reads and not self.family.fixed_length:
+            return output, hidden  # the last layer gave the read positions alone
+        hidden = hidden[:, skip:]
+        return output, hidden if read is None else states_at(hidden, read)
+
     def check_trunk(self) -> None:
         """Raise ValueError where the trunk has no weights to run, or hash, with."""
         if self.trunk_released:
             raise ValueError("the trunk's weights were released for training from kept states: restore them first")
 
-    def _pooled(self, hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor | None:
+    def pooled(self, hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor | None:
         return self.family.pool(self.base_layer, hidden) if read is None else None
 
     @property
@@ -497,12 +459,6 @@ class LateBackbone(nn.Module):
             raise ValueError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
         device, dtype = self.placement
         return states.to(device=device, dtype=dtype)
-
-
-def _gathered(output: Any, read: torch.Tensor) -> Any:
-    if isinstance(output, tuple):
-        return (states_at(output[0], read), *output[1:])
-    return replace_hidden(output, states_at(output.last_hidden_state, read), None)
 
 
 _TRUNK_ONLY = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "past_key_values", "attention_mask")

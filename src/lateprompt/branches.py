@@ -14,10 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt.backbone import LateBackbone
-from lateprompt.calls import states_at
 from lateprompt.families import Family
 from lateprompt.halves import wide_products
-from lateprompt.lean import reading
 from lateprompt.visibility import has_window
 
 
@@ -158,10 +156,9 @@ def branch_hidden(
     slot = layer.slots[name]
     split = layer.split_at(slot.prompt_layer)
     trains_trunk = layer.set_mode(slot, split)
-    dropout = layer.quick_dropout()
     if states is None:
         layer.check_trunk()
-        with dropout if trains_trunk else nullcontext(), torch.set_grad_enabled(trains_trunk):
+        with layer.quick_dropout() if trains_trunk else nullcontext(), torch.set_grad_enabled(trains_trunk):
             states = branch_trunk(layer, slot.prompt_layer, input_ids, mask, ends, tokens)
     else:
         device, dtype = layer.placement
@@ -169,19 +166,17 @@ def branch_hidden(
     k = layer.prompt_length(name)
     tail_input = states
     if k:
-        with dropout:
+        with layer.quick_dropout():
             tail_input = torch.cat([layer.generate_prompt(name, states[:, :length], mask), states], 1)
     arguments: dict[str, Any] = {"use_cache": False}
     if hasattr(layer.base_layer, "rotary_emb"):
         positions = positions_of(length, ends, branches, width) + k
         arguments["position_ids"] = torch.cat([torch.arange(k, device=ends.device).expand(batch, -1), positions], 1)
     arguments["attention_mask"] = _masks(split.tail, layer.family, tail_input, mask, ends, (branches, width), k)
-    prompt_alone = layer.trains_prompt_alone(states, split)
     words = length + torch.arange(branches * width, device=ends.device)
     read = torch.cat([ends[:, None], words.expand(batch, -1)], 1)
+    front = k if layer.trains_prompt_alone(states, split) else 0
     lean = layer.can_be_lean({})
-    tail = layer.lean_tail(slot.prompt_layer) if lean else split.tail
-    with wide_products(*layer.placement), dropout, reading(read + k, k if prompt_alone else 0):
-        hidden: torch.Tensor = tail(inputs_embeds=tail_input, **arguments, return_dict=True).last_hidden_state
-    taken = lean and layer.family.reads and not layer.family.fixed_length
-    return hidden if taken else states_at(hidden, read + k)
+    with wide_products(*layer.placement):
+        _, hidden = layer.run_tail(slot.prompt_layer, tail_input, arguments, read, k, k, front, lean=lean)
+    return hidden

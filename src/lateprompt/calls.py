@@ -118,3 +118,10 @@ def replace_hidden(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | Non
     if pooled is not None and hasattr(output, "pooler_output"):
         output["pooler_output"] = pooled
     return output
+
+
+def gathered(output: Any, read: torch.Tensor) -> Any:
+    """A backbone's output with its hidden states at the read positions (batch, reads) alone."""
+    if isinstance(output, tuple):
+        return (states_at(output[0], read), *output[1:])
+    return replace_hidden(output, states_at(output.last_hidden_state, read), None)

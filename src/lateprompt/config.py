@@ -26,12 +26,12 @@ class LatePromptConfig(PeftConfig):
         prompt_layer: p, the number of layers below the prompt: 1..L-1, or a fraction of the depth ("0.5"). The resolved
             number is what gets saved.
         num_prompt_tokens: k, the number of prompt vectors.
-        generator: fixed, npg, mppg, appg, atpg, rpg or rmpg; none (a head or a tuner without a prompt), or sentence
+        generator: fixed, npg, mppg, appg, atpg or rpg; none (a head or a tuner without a prompt), or sentence
             (S-IDPG: a prompt at the input from a frozen encoding of the sentence).
         bottleneck_dim: m, the generator's inner width.
         prompt_dropout: dropout rate on the prompt while training; None: the backbone's hidden dropout rate.
-        fixed_init: how the free vectors of `fixed`, `rpg` and `rmpg` start: `normal`, or `vocabulary` (embeddings of
-            random words; falls back to normal where embeddings are narrower than the hidden states).
+        fixed_init: how the free vectors of `fixed` and `rpg` start: `normal`, or `vocabulary` (embeddings of random
+            words; falls back to normal where embeddings are narrower than the hidden states).
         pool_last_source: whether mppg and appg pool a decoder's last source token (the authors' GPT-2 code does not).
         trunk_dropout: keep dropout in the frozen trunk while training, as the authors' code does. Off, the trunk's
             hidden states are a pure function of the text.
@@ -50,7 +50,7 @@ class LatePromptConfig(PeftConfig):
 
     prompt_layer: int | float | str = field(default="0.5", metadata={"help": "number of layers below the prompt"})
     num_prompt_tokens: int = field(default=5, metadata={"help": "number of prompt vectors"})
-    generator: str = field(default="npg", metadata={"help": "fixed, npg, mppg, appg, atpg, rpg, rmpg or none"})
+    generator: str = field(default="npg", metadata={"help": "fixed, npg, mppg, appg, atpg, rpg or none"})
     bottleneck_dim: int = field(default=128, metadata={"help": "inner width of the generator"})
     prompt_dropout: float | None = field(default=None, metadata={"help": "dropout on the prompt; None: the backbone's"})
     fixed_init: str = field(default="normal", metadata={"help": "normal or vocabulary"})

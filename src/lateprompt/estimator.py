@@ -32,7 +32,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: folder or hub id of a pretrained model.
         task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
-        generator: npg, mppg, appg, atpg, rpg, rmpg or fixed; `head` trains a linear head on the frozen model; any other
+        generator: npg, mppg, appg, atpg, rpg or fixed; `head` trains a linear head on the frozen model; any other
             method of `lateprompt methods` too: late-lora, npg+late-lora, …
         options: the method's own options, by name; None: its defaults.
         prompt_layer: number of layers below the prompt, or a fraction of the depth.

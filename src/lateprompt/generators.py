@@ -177,37 +177,9 @@ class ResidualGenerator(FixedPrompt):
         nn.init.zeros_(self.up.weight)
 
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
-        low = torch.relu(self.read(hidden, source_mask))
-        return self.prompt + self.up(low[:, None] * self.gate) * self.spec.bottleneck_dim**-0.5  # type: ignore[no-any-return]
-
-    def read(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
-        """What is read of each instance (batch, m)."""
         state = read_state(hidden, source_mask, last=self.spec.reads_last)
-        return self.down(F.rms_norm(state, state.shape[-1:]))  # type: ignore[no-any-return]
-
-
-class ResidualMeanGenerator(ResidualGenerator):
-    """RMPG: RPG that reads all of the text besides one state: ReLU(W_down h/rms(h) + W_mean mean_j(h_j/rms(h_j))).
-
-    The mean is over the readable positions. What one state has not gathered by layer p (a decoder's last token has seen
-    the whole text, but holds what comes next) the mean still has; each state is divided by its own root mean square
-    first, because a decoder's first token is a hundred times as large as the others, and would be the mean.
-    Not in the paper. Parameters: k·d + 2·d·m + m + k·m + m·d.
-    """
-
-    def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__(spec)
-        self.mean = nn.Linear(spec.hidden_size, spec.bottleneck_dim, bias=False)
-
-    def read(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
-        one = super().read(hidden, source_mask)
-        states = F.rms_norm(hidden, hidden.shape[-1:])
-        if source_mask is None:
-            return one + self.mean(states.mean(1))  # type: ignore[no-any-return]
-        seen = source_mask.bool()[..., None]
-        # Filled, not multiplied by zero: padding may hold inf or nan. A row with nothing marked has a mean of zero.
-        mean = states.masked_fill(~seen, 0.0).sum(1) / seen.sum(1).clamp(min=1)
-        return one + self.mean(mean)  # type: ignore[no-any-return]
+        low = torch.relu(self.down(F.rms_norm(state, state.shape[-1:])))
+        return self.prompt + self.up(low[:, None] * self.gate) * self.spec.bottleneck_dim**-0.5  # type: ignore[no-any-return]
 
 
 GENERATORS: dict[str, type[PromptGenerator]] = {
@@ -217,7 +189,6 @@ GENERATORS: dict[str, type[PromptGenerator]] = {
     "appg": AveragePoolingGenerator,
     "atpg": AttentionPoolingGenerator,
     "rpg": ResidualGenerator,
-    "rmpg": ResidualMeanGenerator,
 }
 
 

@@ -57,7 +57,7 @@ class JobSettings:
         dev: dev rows, evaluated after each epoch.
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
-        method: the late prompt's generator: npg, mppg, appg, atpg, rpg, rmpg or fixed.
+        method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
         epochs: passes over the training rows; ignored when steps is given.
         steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.

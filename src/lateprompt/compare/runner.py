@@ -141,10 +141,8 @@ def _run_all(
         queue.put(group)
     finished: Queue[RunSpec | BaseException] = Queue()
     stop = threading.Event()
-    crew = [
-        _Crew(queue, finished, stop, results, max(1, (os.cpu_count() or 1) // workers))
-        for _ in range(min(workers, len(groups)))
-    ]
+    crowd = min(workers, len(groups))  # no thread is put by for a process that has nothing to do
+    crew = [_Crew(queue, finished, stop, results, max(1, (os.cpu_count() or 1) // crowd)) for _ in range(crowd)]
     try:
         with Bar(title, len(specs), quiet=quiet, start=done) as bar:
             for thread in crew:

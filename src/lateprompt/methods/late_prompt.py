@@ -13,7 +13,7 @@ from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
 
 SOURCE = "Liu et al., Findings of EMNLP 2022"
-TOKENS = {"fixed": 20, "rpg": 20, "rmpg": 20}
+TOKENS = {"fixed": 20, "rpg": 20}
 """k where it isn't set, by generator; 5, as in the paper, for the others."""
 
 
@@ -27,14 +27,12 @@ def _fragment(options: Options, settings: ModelSettings, *, generator: str) -> d
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool, *, generator: str) -> int:
-    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d, atpg k m more; rpg k d + d m + m + k m + m d,
-    rmpg d m more.
-    """
+    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d; atpg k m more; rpg k d + d m + m + k m + m d."""
     d, m, k = shape.width, settings.bottleneck_dim, tokens_of(generator, settings)
     if generator == "fixed":
         return k * d
-    if generator in ("rpg", "rmpg"):
-        return k * d + d * m + m + k * m + m * d + (d * m if generator == "rmpg" else 0)
+    if generator == "rpg":
+        return k * d + d * m + m + k * m + m * d
     outputs = k * d if generator == "npg" else d
     return d * m + m + m * outputs + outputs + (k * m if generator == "atpg" else 0)
 
@@ -57,6 +55,5 @@ METHODS = (
     _method("appg", "LPT appg", pool_last_source=True),
     _method("atpg", "LPT attention pooling", "this library"),
     _method("rpg", "LPT residual prompt", "this library", fixed_init="normal"),
-    _method("rmpg", "LPT residual prompt, reading all", "this library", fixed_init="normal"),
     _method("fixed", "LPT without generator", fixed_init="normal"),
 )

@@ -17,7 +17,7 @@ class ModelSettings:
 
     Args:
         model: folder or hub id of a pretrained model.
-        method: npg, mppg, appg, atpg, rpg, rmpg or fixed (a late prompt), head (a linear head on the frozen model), or
+        method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
             another one of lateprompt.methods: lora, late-lora, npg+late-lora, full, prompt-tuning, …
         options: the method's own options, by name.
         prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
