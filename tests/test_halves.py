@@ -12,6 +12,7 @@ from peft import get_peft_model
 from torch.nn import functional as F
 
 from lateprompt import LatePromptConfig, halves
+from lateprompt.dropout import dropout_attention
 from lateprompt.halves import WideProducts, cpu_lacks, wide_products
 from tests.tiny_models import DECODERS, tiny_batch, tiny_model
 
@@ -107,3 +108,18 @@ def test_a_bf16_model_gives_what_the_fp32_one_does_to_rounding(name: str, traini
     (wide, wide_gradient), (narrow, narrow_gradient) = run(torch.float32), run(torch.bfloat16)
     assert (narrow - wide).norm() <= 0.05 * wide.norm()
     assert F.cosine_similarity(wide_gradient, narrow_gradient, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_attention_with_dropout_under_autocast(narrow: torch.dtype, lacks: bool) -> None:
+    # A rotated query is fp32 beside bf16 values; on a CPU with or without arithmetic the gradients fit their inputs.
+    query = torch.randn(2, 3, 9, 16, dtype=narrow, requires_grad=True)
+    value = half(2, 3, 9, 16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = dropout_attention(query, query, value, None, rate=0.25)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    for part in (query, value):
+        assert part.grad is not None
+        assert part.grad.dtype == part.dtype
+        assert part.grad.abs().sum() > 0

@@ -168,6 +168,10 @@ def dropout_attention(
     Torch has no fused kernel for it there either. The mask gets no gradient.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if torch.is_autocast_enabled("cpu"):  # once, here: the backward pass runs outside of it and must find one type
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            return dropout_attention(query.to(dtype), key.to(dtype), value.to(dtype), visible, rate, scale)
     if is_lacking(query):
         bias = None if visible is None else replace(visible, bias=visible.bias.float())
         wide = dropout_attention(query.float(), key.float(), value.float(), bias, rate, scale)
