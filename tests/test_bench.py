@@ -89,6 +89,7 @@ def test_memory_of_a_fresh_process(headless, masked_lm):
         (["--methods", "[magic]"], "method 'magic'"),
     ],
 )
-def test_settings_that_cannot_be(arguments, message, capsys):
+def test_settings_that_cannot_be(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: pytest.fail("measured before the settings were looked at"))
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -320,11 +320,10 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     Returns:
         `ceiling_gflops`, and `rows` with one entry per method.
     """
-    settings.check()
+    bench = Bench(settings)  # loads no weights yet; a setting that cannot be is found here, not after minutes
     names = settings.names
     # Before anything is big here: a process of its own needs room.
     memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
-    bench = Bench(settings)
     steps = {name: METHODS[name].make(bench) for name in names}
     dtypes = {name: METHODS[name].dtype or settings.dtype for name in names}
     ceilings = {dtype: bench.ceiling(dtype) for dtype in {settings.dtype, *dtypes.values()}}
