@@ -382,13 +382,14 @@ def test_a_broken_run_folder(name, change, expected, run, data, tmp_path, capsys
     assert expected in line
 
 
-def test_every_command_has_help():
-    for name in COMMANDS:
-        result = subprocess.run(
-            [sys.executable, "-m", "lateprompt", name, "--help"], capture_output=True, text=True, check=True
-        )
-        assert COMMANDS[name][0] in " ".join(result.stdout.split())
-        assert "prompt_layer" not in result.stdout
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert COMMANDS[name][0] in " ".join(out.split())
+    assert "prompt_layer" not in out
 
 
 def test_without_a_command_it_says_what_there_is(capsys):
