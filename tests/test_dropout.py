@@ -122,3 +122,15 @@ def test_a_mask_that_is_trained_gets_its_gradient():
         F.scaled_dot_product_attention(query, query, query, mask, 0.2).sum().backward()
     assert mask.grad is not None
     assert mask.grad.abs().sum() > 0
+
+
+def test_masks_of_inference_mode_are_looked_at_each_time():
+    query = torch.randn(2, 3, 4, 8)
+    with FastDropout(), torch.inference_mode():
+        mask = torch.ones(4, 4, dtype=torch.bool)
+        for seen in (4, 2):
+            mask[:, seen:] = False
+            torch.manual_seed(0)
+            found = F.scaled_dot_product_attention(query, query, query, mask, 0.2)
+            torch.manual_seed(0)
+            assert torch.equal(found, F.scaled_dot_product_attention(query, query, query, mask.clone(), 0.2))

@@ -210,6 +210,14 @@ def test_label_words_nobody_can_tell_apart() -> None:
                 TaskEncoder(wordpiece_tokenizer(), task, readout)
 
 
+def test_a_label_word_that_begins_every_other() -> None:
+    task = default_task(["a", "b"], pair=False, label_words=["film film", "film"])
+    with pytest.raises(ValueError, match=r"'film' \(b\) is how every label's words begin"):
+        TaskEncoder(gpt_tokenizer(), task, "label")
+    more = default_task(["a", "b", "c"], pair=False, label_words=["film film", "film", "good"])
+    assert len(TaskEncoder(gpt_tokenizer(), more, "label").label_tokens) == 3
+
+
 def test_no_mask_and_unknown_readout() -> None:
     with pytest.raises(ValueError, match=r"tiny-gpt has no mask token.*--readout head"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "mask")

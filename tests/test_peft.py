@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     TextStreamer,
     Trainer,
     TrainingArguments,
@@ -771,6 +772,134 @@ def test_rows_that_end_at_different_lengths_are_padded():
     mixed = model.generate(**batch, **settings, adapter_names=names)
     assert mixed[1, -(mixed.shape[1] - batch["input_ids"].shape[1]) :].tolist()[0] == end
     assert set(mixed[1, batch["input_ids"].shape[1] + 1 :].tolist()) <= {1}
+
+
+@pytest.mark.parametrize("generator", ["npg", "mppg"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_generate_without_a_task_type(name, generator):
+    """PEFT then calls the inner model's own `generate`."""
+    typed = late_model(name, CAUSAL, generator=generator)
+    config = late_config(CAUSAL, generator=generator)
+    config.task_type = None
+    model = shake(get_peft_model(tiny_model(name, CAUSAL), config)).eval()
+    batch = tiny_batch(name, "left")
+    settings = {**GENERATION, "do_sample": False}
+    source = batch["attention_mask"].clone()
+    source[:, -3:] = 0
+    for extra in ({}, {"source_mask": source}):
+        expected = typed.generate(**batch, **settings, **extra)
+        for cache in (True, False):
+            assert torch.equal(model.generate(**batch, **settings, **extra, use_cache=cache), expected)
+            assert torch.equal(model.get_base_model().generate(**batch, **settings, **extra, use_cache=cache), expected)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.generate(**batch, **settings, source_mask=source), expected)
+    base = model.unload()
+    assert torch.equal(base.generate(**batch, **settings), tiny_model(name, CAUSAL).generate(**batch, **settings))
+    assert "generate" not in vars(base)
+
+
+@pytest.mark.parametrize("where", ["arguments", "config", "model"])
+@pytest.mark.parametrize("names", [["short", "default", "short"], ["short", "deep", "__base__"]])
+def test_beams_and_padding_from_wherever_they_are_set(names, where):
+    model = many("llama", CAUSAL)
+    batch = tiny_batch("llama", "left")
+    settings = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2, "eos_token_id": None, "pad_token_id": 3}
+    expected = model.generate(**batch, **settings, adapter_names=names)
+    assert len(expected) == 3
+    settings["eos_token_id"] = int(expected[1, -6])
+    expected = model.generate(**batch, **settings, adapter_names=names)
+    if where == "arguments":
+        return
+    if where == "config":
+        found = model.generate(**batch, generation_config=GenerationConfig(**settings), adapter_names=names)
+    else:
+        model.generation_config = GenerationConfig(**settings)
+        found = model.generate(**batch, adapter_names=names)
+        logits = model(**batch, adapter_names=names).logits  # a plain call has no beams
+        assert len(logits) == 3
+    assert torch.equal(found, expected)
+
+
+def test_two_active_adapters_do_not_matter_where_rows_name_theirs():
+    model = many("llama", CAUSAL)
+    batch = tiny_batch("llama", "left")
+    names = ["short", "default", "short"]
+    expected = first_output(model, batch, adapter_names=names)
+    model.base_model.set_adapter(["default", "short"])
+    assert torch.equal(first_output(model, batch, adapter_names=names), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"cache_implementation": "static"}, "'static' has no room"), ({"prefill_chunk_size": 4}, "prefill_chunk_size 4")],
+)
+def test_ways_to_generate_that_know_no_prompt(settings, message):
+    model = late_model("llama", CAUSAL)
+    for given in (settings, {"generation_config": GenerationConfig(**settings)}):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**tiny_batch("llama", "left"), **given)
+
+
+def test_a_model_whose_own_cache_is_of_fixed_size():
+    model = late_model("gemma2", CAUSAL)
+    batch = tiny_batch("gemma2", "left")
+    expected = model.generate(**batch, **GENERATION, do_sample=False)
+    model.generation_config.cache_implementation = "hybrid"
+    assert torch.equal(model.generate(**batch, **GENERATION, do_sample=False), expected)
+
+
+def test_a_text_from_nothing_is_the_same_with_and_without_a_cache():
+    model = late_model("llama", CAUSAL)
+    settings = {**GENERATION, "do_sample": False, "bos_token_id": 2}
+    assert torch.equal(model.generate(**settings), model.generate(**settings, use_cache=False))
+
+
+# -- labels that are not the text that follows ---------------------------------------------------------------------------
+
+
+def test_a_row_without_a_source_changes_no_other_row():
+    model = late_model("llama", CAUSAL)
+    batch = tiny_batch("llama", "none")
+    labels = batch["input_ids"].clone()
+    labels[:, :4] = -100
+    expected = model(**batch, labels=labels).logits
+    labels[2] = batch["input_ids"][2]
+    with pytest.warns(UserWarning, match="no source there"):
+        found = model(**batch, labels=labels).logits
+    assert torch.equal(found[:2], expected[:2])
+    assert torch.equal(found[2], model(**batch).logits[2])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_labels_of_tokens_hide_nothing_from_the_generator(name):
+    model = late_model(name, TOKENS, generator="mppg")
+    batch = tiny_batch(name, "right")
+    labels = torch.ones_like(batch["input_ids"])
+    labels[:, 0] = -100
+    assert torch.equal(model(**batch, labels=labels).logits, model(**batch).logits)
+
+
+def test_a_fraction_of_the_depth_is_for_one_depth():
+    config = LatePromptConfig(prompt_layer="0.5")
+    assert get_peft_model(tiny_model("bert"), config).peft_config["default"].prompt_layer == 2
+    get_peft_model(tiny_model("bert"), config)
+    with pytest.raises(ValueError, match=r"prompt_layer '0.5' is layer 2 of another model.* layer 1 here"):
+        get_peft_model(tiny_model("bert", num_hidden_layers=2), config)
+    config.prompt_layer = 1
+    assert get_peft_model(tiny_model("bert", num_hidden_layers=2), config).peft_config["default"].prompt_layer == 1
+
+
+def test_an_encoder_set_up_as_a_decoder():
+    with pytest.raises(ValueError, match="is_decoder=True makes 'bert'"):
+        late_model("bert", CAUSAL, overrides={"is_decoder": True})
+
+
+def test_quantised_weights_do_not_say_the_type():
+    base = tiny_model("llama", CAUSAL)
+    last = base.model.layers[-1]
+    last.self_attn.q_proj.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
+    model = get_peft_model(base, late_config(CAUSAL))
+    assert model.base_model.layer.placement[1] == torch.float32
 
 
 # -- Trainer -----------------------------------------------------------------------------------------------------------

@@ -60,6 +60,14 @@ def test_a_model_without_lm_head_is_refused():
         LMHead(model.get_base_model(), model.base_model.layer)
 
 
+def test_words_that_begin_every_label():
+    _, base, layer = tuned("gpt2", "AutoModelForCausalLM")
+    with pytest.raises(ValueError, match=r"label words \[7\] are the beginning of every label's"):
+        word_readout(base, layer, [[7, 9], [7], [7, 9, 4]], "label", "labels")
+    scores = word_readout(base, layer, [[7, 9], [7], [8]], "label", "labels").scores(right_padded()[1])
+    assert (scores < 0).all()
+
+
 PHRASES = [[7, 9], [7, 30, 41], [55], [11, 9, 9, 20]]
 
 

@@ -127,7 +127,9 @@ class LateBackbone(nn.Module):
     def placement(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of the tail's last layer (where accelerate offloads it: the device it runs on)."""
         layer: Any = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
-        parameter = next(layer.parameters())
+        parameters = list(layer.parameters())
+        # Quantised weights are whole numbers, beside norms and biases in the type that the layer computes in.
+        parameter = next((p for p in parameters if p.is_floating_point()), parameters[0])
         if parameter.device.type != "meta":
             return parameter.device, parameter.dtype
         hooks = (getattr(module, "_hf_hook", None) for module in layer.modules())
@@ -241,7 +243,7 @@ class LateBackbone(nn.Module):
             read = read[:, None] if read.ndim == 1 else read
         if trunk_states is None:
             self.check_trunk()
-        selected = self.selected_adapter()
+        selected = None if names is not None else self.selected_adapter()
         if names is not None:
             names = list(names)
             check_names(self, names, text_of(call, trunk_states).shape[0])
@@ -252,7 +254,7 @@ class LateBackbone(nn.Module):
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
         check_mask(call, trunk_states)
-        detour = None if selected is None or names is not None else self.detours.get(selected)
+        detour = None if selected is None else self.detours.get(selected)
         if detour is not None:
             output = detour(self, call, trunk_states, read, source_mask)
         elif names is not None:

@@ -66,7 +66,10 @@ def visible(mask: torch.Tensor, ends: torch.Tensor, branches: int, width: int, w
 
 
 def positions_of(length: int, ends: torch.Tensor, branches: int, width: int) -> torch.Tensor:
-    """Positions (batch, n + branches · width) of source and branches."""
+    """Positions (batch, n + branches · width) of source and branches.
+
+    `width` is the longest label's less one: what fills up shorter ones has no place that the longest has not.
+    """
     source = torch.arange(length, device=ends.device).expand(len(ends), -1)
     steps = torch.arange(width, device=ends.device).repeat(branches)
     return torch.cat([source, ends[:, None] + 1 + steps], 1)

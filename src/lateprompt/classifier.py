@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lateprompt.branches import can_branch
 from lateprompt.families import hidden_dropout_of
 from lateprompt.pretrained import resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
@@ -34,6 +35,13 @@ class TextClassifier(TunedModel):
     def check_task(task: AnyTask, source: object) -> None:
         if not isinstance(task, Task):
             raise ValueError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
+
+    @property
+    def answer_positions(self) -> int:
+        longest = max(map(len, self.encoder.label_tokens), default=1)
+        if longest == 1:
+            return 0  # read where the text ends
+        return longest - 1 if can_branch(self.layer) else longest
 
     def make_readout(self) -> Readout:
         layer, base = self.layer, self.model.get_base_model()

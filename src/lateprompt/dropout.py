@@ -222,10 +222,12 @@ class FastDropout(TorchFunctionMode):
         if self._seen is not None:
             seen, version, kind, visible = self._seen
             same = mask.data_ptr() == seen.data_ptr() and mask.shape == seen.shape and mask.stride() == seen.stride()
+            same = same and not mask.is_inference()
             if same and mask.dtype == seen.dtype and mask._version == version and dtype == kind:
                 return visible
         visible = Visible.of(mask, dtype)
-        self._seen = mask, mask._version, dtype, visible
+        if not mask.is_inference():  # such a tensor has no version to tell that it has changed
+            self._seen = mask, mask._version, dtype, visible
         return visible
 
 

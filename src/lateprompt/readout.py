@@ -253,6 +253,12 @@ class PhraseReadout(Readout):
             self.filled[i, : len(phrase)] = 1
         same = ((self.tokens == self.tokens[:1]) & (self.filled == 1)).all(0)
         self.counted = self.filled * (~same).long()
+        empty = (self.counted.sum(1) == 0).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"label words {list(phrases[int(empty[0])])} are the beginning of every label's, so none of them tells "
+                "this label from another; choose words that differ"
+            )
 
     def scores(self, batch: Batch) -> torch.Tensor:
         tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)

@@ -79,6 +79,9 @@ class TunedModel:
         """How many tokens a text may have; None where the architecture sets no limit."""
         self.max_length = settings.max_length if self.positions is None else min(settings.max_length, self.positions)
         self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
+        if self.positions is not None and self.max_length > self.positions - self.answer_positions:
+            self.max_length = self.positions - self.answer_positions
+            self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
         self.layer.compile_tail = settings.compile
         self.readout = self.make_readout()
         self._released: ReleasedWeights | None = None
@@ -98,6 +101,11 @@ class TunedModel:
     def make_readout(self) -> Readout:
         """How answers are read from the tail's output."""
         raise TypeError(f"{type(self).__name__} must override make_readout")
+
+    @property
+    def answer_positions(self) -> int:
+        """Positions that answers of known length take behind a text."""
+        return 0
 
     @staticmethod
     def check_task(task: AnyTask, source: object) -> None:

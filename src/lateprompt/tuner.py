@@ -17,11 +17,11 @@ from torch import nn
 
 from lateprompt.backbone import LateBackbone, PromptSlot
 from lateprompt.beneath import FULL, PROMPT_LEARNING, Beneath
-from lateprompt.calls import BASE, CallExtras, call_extras, current_extras
+from lateprompt.calls import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, SENTENCE, LatePromptConfig
 from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.families import core_of, hidden_dropout_of, num_layers_of
-from lateprompt.generation import generate_groups
+from lateprompt.generation import GenerationWishes, generate_groups
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tuners.base import register
@@ -237,7 +237,17 @@ class LatePromptModel(BaseTuner):
         else:
             core = core_of(_base_model(model))
             self.__dict__["_backbone_key"] = next(name for name, module in model.named_modules() if module is core)
-        peft_config.prompt_layer = resolve_prompt_layer(peft_config.prompt_layer, num_layers_of(core))
+        given, found = peft_config.__dict__.get("_resolved", (peft_config.prompt_layer, None))
+        if found != peft_config.prompt_layer:  # set anew since, or for the first time
+            given = peft_config.prompt_layer
+        layer = resolve_prompt_layer(given, num_layers_of(core))
+        if found == peft_config.prompt_layer != layer:
+            raise ValueError(
+                f"this config's prompt_layer {given!r} is layer {found} of another model that still uses it, and would "
+                f"be layer {layer} here; make a config for each model"
+            )
+        peft_config.__dict__["_resolved"] = given, layer
+        peft_config.prompt_layer = layer
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return bool(key == self._backbone_key)
@@ -250,6 +260,9 @@ class LatePromptModel(BaseTuner):
         except ValueError:
             self.peft_config.pop(adapter_name, None)
             raise
+        if callable(getattr(type(self.model), "generate", None)):
+            # A PeftModel without a task type calls this one, past our `generate`.
+            self.model.generate = self.generate
 
     def _create_and_replace(
         self,
@@ -285,21 +298,28 @@ class LatePromptModel(BaseTuner):
         keep no cache (a prompt at the input, a prefix) go without, unless `use_cache` asks for one. Rows of several
         adapters (`adapter_names`) whose prompts enter after different layers are generated one layer after the other.
         """
-        source = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
-        length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else None
+        write = partial(type(self.model).generate, self.model)
+        own = getattr(self.model, "generation_config", None)
+        wanted = GenerationWishes(kwargs, own)
+        wanted.check()
+        source = args[0] if args else first(*(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
+        length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else 1  # 1: it starts a text
         extras = replace(self._extras_of(kwargs), source_length=length)
-        if extras.adapter_names is None and self.layer.selected_adapter() in self.layer.detours:
+        if extras.adapter_names is not None:
+            names = [name for name in extras.adapter_names for _ in range(wanted.copies)]
+            extras = replace(extras, adapter_names=names)
+        elif self.layer.selected_adapter() in self.layer.detours:
             kwargs.setdefault("use_cache", False)
-        kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
+        kwargs = {**wanted.changes, **{k: v for k, v in kwargs.items() if k not in _OURS}}
         groups = self.layer.rows_by_layer(extras.adapter_names or ())
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
                 raise ValueError(
                     "adapter_names mixes prompt layers and modules_to_save; generate for one layer at a time"
                 )
-            return generate_groups(self.model, groups.values(), extras, source, args, kwargs)
+            return generate_groups(write, groups.values(), extras, source, args, kwargs, wanted.pad)
         with call_extras(extras):
-            return self.model.generate(*args, **kwargs)
+            return write(*args, **kwargs)
 
     def _extras_of(self, kwargs: dict[str, Any]) -> CallExtras:
         outer = current_extras()
@@ -320,19 +340,24 @@ class LatePromptModel(BaseTuner):
         ids: Any = kwargs.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or not self.layer.family.causal:
             return None
+        if _base_model(self.model).get_output_embeddings() is None:
+            return None  # labels of tokens, say: they are not the text that follows
         before: torch.Tensor = (labels != -100).long().cumsum(1) == 0
         mask = kwargs.get("attention_mask")
-        source = before if mask is None or mask.ndim != 2 else before & mask.bool()
-        active = self.layer.selected_adapter()
+        attended = torch.ones_like(before) if mask is None or mask.ndim != 2 else mask.bool()
+        source = before & attended
+        active = self.layer.selected_adapter() if kwargs.get("adapter_names") is None else None
         config: Any = self.peft_config[active] if active is not None else None
         reads = config is not None and config.generator not in ("fixed", NO_PROMPT)
-        if reads and not bool(source.any(1).all()):
+        has_source = source.any(1, keepdim=True)
+        if reads and not bool(has_source.all()):
             warnings.warn(
-                "labels start at the first token, so the late prompt's generator has no source and reads the labels "
-                "themselves; pass source_mask=, mask the source's labels with -100, or use generator='fixed'",
+                "labels start at the first token of a row, so the late prompt's generator has no source there and "
+                "reads the labels themselves; pass source_mask=, mask the source's labels with -100, or use "
+                "generator='fixed'",
                 stacklevel=2,
             )
-            return None
+            source = torch.where(has_source, source, attended)
         return source.to(torch.long)
 
     @contextmanager
@@ -350,15 +375,13 @@ class LatePromptModel(BaseTuner):
             raise ValueError(
                 f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}"
             )
-        copies = max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)
-        names = [name for name in names for _ in range(copies)]
         handles = [
-            module.register_forward_pre_hook(partial(_with_adapter_names, names=names), with_kwargs=True)
+            module.register_forward_pre_hook(_with_adapter_names, with_kwargs=True)
             for module in self.modules()
             if isinstance(module, AuxiliaryTrainingWrapper)
         ]
         try:
-            with call_extras(self._extras_of({**kwargs, "adapter_names": names})):
+            with call_extras(self._extras_of(kwargs)):
                 yield
         finally:
             for handle in handles:
@@ -392,6 +415,7 @@ class LatePromptModel(BaseTuner):
     def unload(self) -> torch.nn.Module:
         """The base model, without late prompts (with LoRA, if it lies below)."""
         layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
+        self.model.__dict__.pop("generate", None)
         if layer is not None:
             layer.unwrap_beneath()
         if layer is None:
@@ -463,8 +487,8 @@ def _adapters_of(module: Any) -> set[str]:
     return {str(key) for table in found if isinstance(table, (nn.ModuleDict, nn.ParameterDict)) for key in table}
 
 
-def _with_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> Any:
-    return args, {**kwargs, "adapter_names": names}
+def _with_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    return args, {**kwargs, "adapter_names": current_extras().adapter_names}  # of beams: once for each
 
 
 def _base_model(model: Any) -> Any:

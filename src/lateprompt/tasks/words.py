@@ -101,6 +101,11 @@ def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tu
                 f"label words {task.label_words[other]!r} ({task.labels[other]}) and {word!r} ({task.labels[index]}) "
                 f"are the same tokens for {model}; choose different words"
             )
+        elif tokens.count(ids) < len(tokens) and all(other[: len(ids)] == ids for other in tokens):
+            problem = (
+                f"label word {word!r} ({task.labels[index]}) is how every label's words begin for {model}, so nothing "
+                f"of it tells the labels apart; choose another, or end it with a word of its own"
+            )
         problems.append(problem)
     return tokens, problems
 
