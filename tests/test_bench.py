@@ -87,6 +87,8 @@ def test_memory_of_a_fresh_process(headless, masked_lm):
         (["--dtype", "int4"], "dtype 'int4'"),
         (["--prompt-layer", "9"], "prompt_layer 9"),
         (["--methods", "[magic]"], "method 'magic'"),
+        (["--length", "420"], "length 420 and 100 prompt tokens of prompt-tuning-100 exceed the 512 positions"),
+        (["--length", "513", "--methods", "[npg-states]"], "length 513 and 0 prompt tokens"),
     ],
 )
 def test_settings_that_cannot_be(arguments, message, capsys, monkeypatch):

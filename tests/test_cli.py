@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import make_rows, write_rows
@@ -248,8 +250,85 @@ def test_a_killed_run_resumes_and_ends_the_same(masked_lm, data, tmp_path, capsy
 
 def test_resume_of_a_finished_run_changes_nothing(run, masked_lm, data, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert train(masked_lm, data, run, "--resume") == 0
+    assert train(masked_lm, data, run, "--test", data["test"], "--resume") == 0
     assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        (["--method", "lora"], "method"),
+        (["--lr", "0.5", "--seed", "7"], "lr, seed"),
+        (["--prompt-layer", "3"], "prompt_layer"),
+        (["--readout", "head"], "readout"),
+    ],
+)
+def test_resume_of_a_finished_run_with_other_settings(run, masked_lm, data, capsys, more, changed):
+    assert train(masked_lm, data, run, "--test", data["test"], "--resume", *more) == 2
+    assert f"holds a finished run with other settings ({changed})" in capsys.readouterr().err
+    for same in (["--prompt-layer", "0.5"], ["--readout", "mask"]):
+        assert train(masked_lm, data, run, "--test", data["test"], "--resume", *same) == 0
+
+
+def test_what_is_wrong_is_found_before_a_good_run_is_cleared(run, masked_lm, data, tmp_path, capsys):
+    good = tmp_path / "good"
+    shutil.copytree(run, good)
+    before = sorted(path.name for path in good.iterdir())
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "name: own\ntemplate: '{text} {mask}'\nlabels: {positive: great, negative: terrible}\nmetrics: [acc]\n"
+    )
+    arguments = ["train", "--model", masked_lm, "--output", str(good), "--overwrite"]
+    assert main([*arguments, "--train", data["train"], "--task", str(own)]) == 2
+    assert "metric 'acc' is unknown" in capsys.readouterr().err
+    assert main(["tasks", "check", str(own), "--model", masked_lm]) == 2
+    mixed = write_rows(tmp_path / "mixed.jsonl", [{"text": "a b", "target": "c"}, {"text": "a b", "label": "c"}])
+    assert main([*arguments, "--train", str(mixed)]) == 2
+    assert "mixed.jsonl, line 2: this row has a label, the rows before it a target" in capsys.readouterr().err
+    assert before == sorted(path.name for path in good.iterdir())
+
+
+def test_predictions_of_rows_with_what_json_has_no_word_for(run, tmp_path):
+    table = pd.DataFrame({"text": ["a great film"], "when": [pd.Timestamp("2026-11-25")], "raw": [b"ab"]})
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert (
+        main(["predict", str(run), "--data", str(tmp_path / "rows.parquet"), "--output", str(tmp_path / "o.jsonl")])
+        == 0
+    )
+    row = json.loads((tmp_path / "o.jsonl").read_text())
+    assert (row["when"], row["raw"]) == ("2026-11-25T00:00:00", "YWI=")
+
+
+def test_states_of_label_words_and_long_texts(causal_lm, tmp_path, capsys):
+    """What `states fill` keeps is what training asks for."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "name: own\ndecoder_template: '{text} It was {label}'\ntemplate: '{text} {mask}'\n"
+        "labels: {positive: great film, negative: terrible walk}\n"
+    )
+    rows = [
+        {"text": " ".join([word, "the film was long"] * 40), "label": label}
+        for word, label in (("great", "positive"), ("bad", "negative"), ("good", "positive"), ("a", "negative"))
+    ]
+    train_file = str(write_rows(tmp_path / "train.jsonl", rows))
+    folder = str(tmp_path / "states")
+    given = ["--model", causal_lm, "--task", str(own), "--max-length", "1024"]
+    fill = ["states", "fill", *given, "--data", train_file, "--folder", folder, "--json"]
+    assert main([*fill, "--prompt-layer", "2", "0.5", "2"]) == 0
+    (store,) = output_of(capsys)
+    assert store["rows"] == 12
+    settings = ["--steps", "1", "--batch-size", "4", "--output", str(tmp_path / "run"), "--states", folder]
+    assert main(["train", *given, "--train", train_file, "--prompt-layer", "2", *settings, "--json"]) == 0
+    assert output_of(capsys)["trunk_fill_seconds"] == 0.0
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format": 1}', '{"format": "x"}'])
+def test_a_broken_store_file(content, tmp_path, capsys):
+    (tmp_path / "bert-p2").mkdir()
+    (tmp_path / "bert-p2" / "store.json").write_text(content)
+    for action in (["list"], ["verify"], ["prune", "--limit-gb", "0"]):
+        assert main(["states", *action, "--folder", str(tmp_path)]) == 2
+        assert "bert-p2" in capsys.readouterr().err
 
 
 def test_tasks(capsys, masked_lm, tmp_path):

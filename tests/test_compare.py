@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_rows, write_rows
+from safetensors.torch import load_file, save_file
 
 from lateprompt.cli import main
 from lateprompt.compare import compare, load_plan
@@ -206,6 +208,31 @@ def test_the_key_knows_what_defines_a_run(headless, folder, tmp_path):
     assert keys == {spec.key for spec in plan_of(tmp_path, headless, folder).runs()}
 
 
+def test_the_key_knows_what_a_model_holds(headless, folder, tmp_path):
+    for name in ("run1", "run2"):
+        shutil.copytree(headless, tmp_path / name / "final")
+    weights = tmp_path / "run2" / "final" / "model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).add_(1.0)
+    save_file(tensors, weights, {"format": "pt"})
+    paths = [str(tmp_path / name / "final") for name in ("run1", "run2")]
+    models = [{"model": path, "name": str(number)} for number, path in enumerate(paths)]
+    folders = [spec.folder for spec in plan_of(tmp_path, headless, folder, model=None, models=models).runs()]
+    assert len(set(folders)) == 16
+    tokenizer = tmp_path / "run1" / "final" / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    again = [spec.folder for spec in plan_of(tmp_path, headless, folder, model=None, models=models).runs()]
+    assert len(set(folders) & set(again)) == 8
+
+
+def test_a_dead_worker_is_not_given_the_words_of_another(headless, folder, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "worker.log").write_text("ValueError: of another run\n")
+    monkeypatch.setattr("lateprompt.compare.runner.WORKER", "import os, sys; sys.stdin.readline(); os._exit(7)")
+    rows = compare(plan_of(tmp_path, headless, folder, tasks=["sst2"], seeds=[1]), tmp_path / "results")
+    assert {row["error"] for row in rows} == {"the process ended with code 7"}
+
+
 def test_what_yaml_reads_as_something_else(headless, folder, tmp_path):
     plan = plan_of(tmp_path, headless, folder, recipe={"lr": "1e-3", "steps": "4"}, states={"states": False})
     spec = plan.runs()[0]
@@ -271,6 +298,18 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
     [
         ({"method": ["npg"]}, "unknown key 'method'; known are model, data"),
         ({"methods": ["npq"]}, "method 'npq' is unknown"),
+        ({"models": ["another"]}, "both model and models"),
+        ({"seeds": []}, "empty list of seeds"),
+        ({"shots": 0}, "shots 0"),
+        ({"dev_rows": 0}, "dev_rows 0"),
+        ({"recipe": {"lr": [1e-3, 1e-2]}}, r"lr \[0.001, 0.01\]; give one value"),
+        ({"recipe": {"epochs": None}}, "epochs without a value"),
+        ({"methods": [{"method": "lora", "set": 5}]}, "has set 5; write options by name"),
+        ({"methods": [{"method": "lora", "set": {"r": "x"}}]}, "option r 'x'; give a whole number"),
+        ({"search": {"tasks": [], "grid": {"default": {"recipe.lr": [1e-3]}}}}, "empty list of tasks"),
+        ({"search": {"grid": {"default": {"recipe.lr": []}}}}, "no values for 'recipe.lr'"),
+        ({"search": {"grid": {"default": {"recipe.lr": [-1]}}}}, "lr -1"),
+        ({"search": {"grid": {"late-lora": {"set.rr": [4]}}}}, "no option 'rr'"),
         ({"model": {"name": "tiny"}}, "names no model"),
         ({"methods": [{"method": "lora", "set": {"rank": 2}}]}, "no option 'rank'"),
         ({"methods": ["npg", "npg"]}, "'npg' is in the plan twice"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_rows
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.utils.validation import check_is_fitted
 
 from lateprompt import LatePromptClassifier
@@ -29,6 +34,13 @@ def small(model, **settings):
 @pytest.fixture(scope="module")
 def fitted(headless):
     return small(headless).fit(TEXTS, LABELS)
+
+
+def _through_joblib(estimator):
+    file = io.BytesIO()
+    joblib.dump(estimator, file)
+    file.seek(0)
+    return joblib.load(file)
 
 
 def test_parameters_are_kept_as_given(headless):
@@ -153,6 +165,8 @@ def test_one_format_for_estimator_and_command_line(fitted, headless, data, tmp_p
         ([1, 2], "not a string"),
         (["a", None], "not a string"),
         (["a", ("b", "c")], "mixes"),
+        (None, "X is None"),
+        (["a", "half \ud800 a pair"], "row 1 has half a surrogate pair"),
     ],
 )
 def test_bad_texts(X, message):
@@ -167,3 +181,60 @@ def test_bad_labels(headless):
         small(headless).fit(TEXTS, ["a"] * 32)
     with pytest.raises(ValueError, match="method 'best' is unknown"):
         small(headless, generator="best").fit(TEXTS, LABELS)
+    for gap in (None, float("nan"), float("inf"), pd.NA, np.nan):
+        with pytest.raises(ValueError, match=r"y\[31\] is a gap"):
+            small(headless).fit(TEXTS, [*LABELS[:31], gap])
+    with pytest.raises(ValueError, match=r"y\[0\] is a gap"):
+        small(headless).fit(TEXTS, pd.Series([pd.NA, *LABELS[1:]], dtype="string"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": "1e-3"}, "lr '1e-3' is no value for it; give a number"),
+        ({"epochs": 1.5}, "epochs 1.5 is no value for it; give a whole number"),
+        ({"batch_size": True}, "batch_size True"),
+        ({"max_length": None}, "max_length None"),
+        ({"states": False}, "states False is no value for it; give a text"),
+        ({"label_words": ["good", "bad"]}, "label_words .* is no mapping"),
+        ({"options": {"r": 2}}, "no option 'r'"),
+    ],
+)
+def test_parameters_of_the_wrong_type(headless, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(headless, **changes).fit(TEXTS, LABELS)
+
+
+def test_numbers_of_numpy_and_other_random_states(headless, tmp_path):
+    changes = {"prompt_layer": np.int64(2), "epochs": np.int64(1), "lr": np.float32(1e-3), "steps": None}
+    estimator = small(headless, **changes, random_state=np.random.RandomState(5)).fit(TEXTS, LABELS)
+    other = small(headless, **changes, random_state=None).fit(TEXTS, LABELS)
+    assert estimator.recipe_["seed"] != other.recipe_["seed"]
+    with pytest.raises(ValueError, match=r"cannot be saved: RandomState"):
+        estimator.save(tmp_path / "run")
+    other.save(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"cannot be saved: RandomState"):
+        estimator.save(tmp_path / "run", overwrite=True)
+    loaded = LatePromptClassifier.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), other.predict_proba(TEXTS))
+
+
+def test_dates_as_classes_survive_saving(headless, tmp_path):
+    days = np.array(["2026-01-01", "2026-02-01"], dtype="datetime64[D]")
+    estimator = small(headless).fit(TEXTS, days[np.arange(32) % 2])
+    estimator.save(tmp_path / "run")
+    loaded = LatePromptClassifier.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict(TEXTS), estimator.predict(TEXTS))
+
+
+@pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy, _through_joblib])
+def test_a_fitted_estimator_can_be_copied(fitted, copied):
+    twin = copied(fitted)
+    np.testing.assert_array_equal(twin.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+    assert twin.get_params() == fitted.get_params()
+    assert len(pickle.dumps(fitted)) < 100_000  # the base model goes by name
+
+
+def test_cross_validation_gives_its_estimators_back(headless):
+    found = cross_validate(small(headless), TEXTS, LABELS, cv=2, return_estimator=True)
+    assert [len(estimator.predict(TEXTS)) for estimator in found["estimator"]] == [32, 32]

@@ -854,7 +854,7 @@ def test_a_text_from_nothing_is_the_same_with_and_without_a_cache():
     assert torch.equal(model.generate(**settings), model.generate(**settings, use_cache=False))
 
 
-# -- labels that are not the text that follows ---------------------------------------------------------------------------
+# -- labels that are not the text that follows -----------------------------------------------------------------------
 
 
 def test_a_row_without_a_source_changes_no_other_row():

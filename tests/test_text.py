@@ -558,3 +558,24 @@ def test_tiny_models_write_the_same_with_and_without_a_cache():
     assert written.shape == (1, 8)
     with pytest.raises(ValueError, match="keeps no KV cache"):
         model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=True)
+
+
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def test_the_space_that_a_chat_template_puts_before_an_answer(chat_lm):
+    """Llama 2's and Mistral's do: a target's tokens are those of the whole conversation."""
+    tokenizer = load_tokenizer(chat_lm)
+    tokenizer.chat_template = INST.replace("</s>", tokenizer.eos_token)
+    encoder = TargetEncoder(tokenizer, plain_text_task(pair=False))
+    (example,) = encoder.encode([Row("say red", None, None, {}, "red it is")])
+    chat = [{"role": "user", "content": "say red"}, {"role": "assistant", "content": "red it is"}]
+    whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert [*example.input_ids, encoder.end] == expected
+    task = TextTask("t", template="{text}{target}", system="be brief")
+    with pytest.raises(ValueError, match="leaves out system 'be brief'"):
+        TargetEncoder(tokenizer, task)

@@ -193,6 +193,11 @@ def test_bf16_autocast_trains(masked_lm):
     assert np.isfinite(result.history[-1]["train_loss"])
 
 
+def test_a_run_that_diverges_says_so(masked_lm):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) by step 4 at lr 1e\+30; lower lr"):
+        run(masked_lm, replace(RECIPE, lr=1e30, clip=0.0, steps=8))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

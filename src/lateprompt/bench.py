@@ -27,7 +27,7 @@ from transformers import AutoModelForMaskedLM, RobertaConfig
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
 from lateprompt.families import family_of
-from lateprompt.pretrained import DTYPES, load_base, load_config, wrap
+from lateprompt.pretrained import DTYPES, load_base, load_config, max_positions, wrap
 from lateprompt.readout import Batch, LMHead, WordReadout
 from lateprompt.release import ReleasedWeights
 from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
@@ -112,6 +112,7 @@ class Bench:
         self.config = self._config()
         self.layers = int(self.config.num_hidden_layers)
         self.prompt_layer = resolve_prompt_layer(settings.prompt_layer, self.layers)
+        self._check_positions()
         torch.manual_seed(settings.seed)
         ids = torch.randint(5, self.config.vocab_size, (settings.batch, settings.length))
         self.labels = (torch.arange(settings.batch) % len(WORDS)).to(self.device)
@@ -121,6 +122,19 @@ class Bench:
             read=torch.full((settings.batch,), settings.length // 2),
             labels=self.labels,
         ).to(self.device)
+
+    def _check_positions(self) -> None:
+        limit = max_positions(self.config)
+        for name in self.settings.names:
+            if not name.startswith("prompt-tuning") or limit is None:
+                extra = 0  # a late prompt has no place among the positions
+            else:
+                extra = METHODS[name].cost(self.layers, self.prompt_layer).extra_positions
+            if limit is not None and self.settings.length + extra > limit:
+                raise ValueError(
+                    f"length {self.settings.length!r} and {extra} prompt tokens of {name} exceed the {limit} positions "
+                    f"of {self.settings.model!r}; give at most {limit - extra}, or leave it out of --methods"
+                )
 
     def _config(self) -> Any:
         name = self.settings.model

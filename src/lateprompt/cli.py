@@ -125,7 +125,7 @@ def _add_predict(parser: _Parser) -> None:
 
 
 def _predict(args: Namespace) -> None:
-    from lateprompt.files import write_lines
+    from lateprompt.files import as_json, write_lines
     from lateprompt.progress import Bar
     from lateprompt.tasks import read_rows
     from lateprompt.writer import TextWriter
@@ -152,7 +152,7 @@ def _predict(args: Namespace) -> None:
             )
     if args.output == "-":
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False))
+            print(json.dumps(line, ensure_ascii=False, default=as_json))
     else:
         write_lines(Path(args.output), lines)
 
@@ -191,11 +191,18 @@ def _tasks(args: Namespace) -> None:
         return
     if args.file is None or args.model is None:
         raise ValueError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
+    from lateprompt.families import FAMILIES
     from lateprompt.pretrained import load_config, load_tokenizer, resolve_readout
     from lateprompt.tasks import TargetEncoder, TextTask, check_task
+    from lateprompt.training.metrics import check_metrics
 
     task = load_task(args.file)
+    check_metrics(task.metrics)
     if isinstance(task, TextTask):
+        if not FAMILIES[load_config(args.model).model_type].causal:
+            raise ValueError(
+                f"model {args.model!r} is an encoder and writes no text, as task {task.name!r} wants; take a decoder"
+            )
         tokenizer = load_tokenizer(args.model)
         encoder = TargetEncoder(tokenizer, task)
         parts = [
@@ -263,34 +270,29 @@ def _states(args: Namespace) -> None:
 
 
 def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
-    from lateprompt.pretrained import load_base, load_config, load_tokenizer
-    from lateprompt.progress import Bar
     from lateprompt.run import DataSettings, kind_of, resolve_task
-    from lateprompt.states import TrunkStates, fill_stores
     from lateprompt.states.store import describe
     from lateprompt.tasks import TextTask, load_task, read_rows
+    from lateprompt.training.kept import fill_layers
     from lateprompt.training.settings import ModelSettings
-    from lateprompt.tuned import pick_device
 
     if args.model is None or not args.data:
         raise ValueError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
-    device = pick_device(args.device)
     task = None if args.task is None else load_task(args.task)
     labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
     rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
     settings = ModelSettings(
-        args.model, readout=args.readout, max_length=args.max_length, max_target_length=args.max_target_length
+        args.model,
+        method="fixed",  # the states are the same under every generator
+        prompt_layer=args.prompt_layer[0],
+        readout=args.readout,
+        max_length=args.max_length,
+        max_target_length=args.max_target_length,
+        device=args.device,
     )
-    settings.check()
-    settings.readout = kind_of(task).resolve_readout(load_config(args.model), settings)
-    encoder = kind_of(task).make_encoder(load_tokenizer(args.model), task, settings, args.max_length)
-    examples = encoder.encode(rows)
-    model = load_base(args.model, settings.readout).to(device)
-    stores = [TrunkStates.open(folder, model, layer, dtype=args.dtype) for layer in args.prompt_layer]
-    with Bar("trunk states", len(examples)) as bar:
-        ids, types = [e.input_ids for e in examples], [e.token_type_ids for e in examples]
-        fill_stores(stores, ids, types, progress=bar.advance)
+    tuned = kind_of(task).build(settings, task, seed=0)
+    stores = fill_layers(tuned, rows, args.prompt_layer, folder, args.dtype)
     return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
 
 

@@ -25,7 +25,7 @@ def add_compare(parser: ArgumentParser) -> None:
     parser.add_argument("--dev_rows", type=int | None, help="training rows that choose the best weights; default 1000")
     parser.add_argument("--epochs", type=int | None, help="passes over the training rows")
     parser.add_argument("--steps", type=int | None, help="optimiser steps")
-    parser.add_argument("--lr", type=float | None, help="peak learning rate")
+    parser.add_argument("--lr", type=float | None, help="peak learning rate, of methods that name none")
     parser.add_argument("--prompt_layer", type=str | None, help="number of layers below the prompt, or a fraction")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--retry_failed", action="store_true", help="run failed ones again")

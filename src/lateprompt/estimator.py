@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
-from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines
+from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
 from lateprompt.tasks import Row, Task, default_task, load_label_task
 from lateprompt.training.fit import fit
@@ -21,6 +24,7 @@ from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 _CLASSES = "classes"
+_FILES = "_files"
 
 
 class LatePromptClassifier(ClassifierMixin, BaseEstimator):
@@ -47,12 +51,13 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         device: where to run; None: a GPU if there is one.
         epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
-        random_state: seed.
+        random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
         classifier_: the trained `TextClassifier`.
+        recipe_: the recipe it was trained by, the seed in it.
         n_features_in_: 1 for texts, 2 for pairs.
     """
 
@@ -81,7 +86,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         clip: float = 1.0,
         precision: str = "fp32",
         states: str = "on",
-        random_state: int = 42,
+        random_state: int | np.random.RandomState | None = 42,
         verbose: bool = False,
     ) -> None:
         self.model = model
@@ -111,7 +116,10 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
-        parameters = {**self.get_params(deep=False), "method": self.generator, "seed": self.random_state}
+        seed = self.random_state
+        if seed is None or isinstance(seed, np.random.RandomState):  # scikit-learn's other ways to say it
+            seed = int(check_random_state(seed).randint(2**31))
+        parameters = {**self.get_params(deep=False), "method": self.generator, "seed": seed}
         parameters["options"] = dict(self.options or {})
         model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
         recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
@@ -126,6 +134,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             return task
         words = None
         if self.label_words is not None:
+            if not isinstance(self.label_words, Mapping):
+                raise ValueError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
             given = {str(label): word for label, word in self.label_words.items()}
             missing = sorted(set(names) - set(given))
             if missing:
@@ -147,11 +157,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         states = StatesSettings(self.states)
         states.check(model.trunk_dropout)
         texts = as_texts(X)
+        gap = next((number for number, label in enumerate(y) if _is_gap(label)), None) if np.iterable(y) else None
+        if gap is not None:  # before numpy makes the text 'nan' of it
+            raise ValueError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise ValueError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
-        if labels.dtype.kind == "f" and not np.all(np.isfinite(labels)):
-            raise ValueError("y holds NaN or infinity; give every text a label")
         self.classes_ = unique_labels(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
@@ -175,6 +186,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             quiet=not self.verbose,
         )
         self.n_features_in_ = 2 if pair else 1
+        self.recipe_ = asdict(recipe)
         self.history_ = result.history
         self.metrics_ = {
             "steps": result.steps,
@@ -210,20 +222,43 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classifier_")
         folder = Path(folder)
         prepare_folder(folder, overwrite=overwrite, resume=False)
-        if overwrite:
-            clear_folder(folder)
         parameters = self.get_params(deep=False)
         if self.label_words is not None:
             parameters["label_words"] = {str(label): word for label, word in self.label_words.items()}
         facts = {
             "estimator": parameters,
             _CLASSES: {"kind": self.classes_.dtype.kind, "values": self.classes_.tolist()},
-            "recipe": asdict(self._settings()[1]),
+            "recipe": self.recipe_,
             "versions": versions(),
         }
+        try:
+            json.dumps(facts, default=as_json)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"this estimator cannot be saved: {error}; give plain values") from None
+        if overwrite:  # nothing can be wrong any more
+            clear_folder(folder)
         self.classifier_.save(folder, facts)
         write_lines(folder / HISTORY_FILE, self.history_)
         write_json(folder / METRICS_FILE, self.metrics_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
+        state = dict(super().__getstate__())
+        classifier = state.pop("classifier_", None)
+        if classifier is not None:
+            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
+                classifier.save(Path(name))
+                state[_FILES] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.get(_FILES)
+        super().__setstate__({name: value for name, value in state.items() if name != _FILES})
+        if files is not None:
+            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
+                for file, content in files.items():
+                    (Path(name) / file).write_bytes(content)
+                self.classifier_ = TextClassifier.load(name, device=self.device)
 
     @classmethod
     def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> LatePromptClassifier:
@@ -244,13 +279,24 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         estimator = cls(**{name: value for name, value in saved.items() if name in known})
         estimator.set_params(model=classifier.settings.model, device=device)
         values = run.get(_CLASSES, {}).get("values") or sorted(classifier.task.labels)
-        estimator.classes_ = np.array(values)
+        estimator.classes_ = np.array(values, dtype="datetime64" if run.get(_CLASSES, {}).get("kind") == "M" else None)
+        estimator.recipe_ = recipe
         estimator.classifier_ = classifier
         estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
         metrics = folder / METRICS_FILE
         estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
         estimator.history_ = []
         return estimator
+
+
+def _is_gap(label: Any) -> bool:
+    """Whether a label is missing: None, NaN, infinite, or pandas' NA."""
+    if label is None:
+        return True
+    try:
+        return bool(label != label) or label in (float("inf"), float("-inf"))
+    except (TypeError, ValueError):  # NA has no truth
+        return True
 
 
 def as_texts(X: Any) -> list[tuple[str, str | None]]:
@@ -261,6 +307,8 @@ def as_texts(X: Any) -> list[tuple[str, str | None]]:
     """
     if isinstance(X, str):
         raise ValueError(f"X is one string ({X[:40]!r}); give a list of texts")
+    if not np.iterable(X):
+        raise ValueError(f"X is {X!r}; give a list of texts")
     values = X.to_numpy() if hasattr(X, "to_numpy") else X
     rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
     texts: list[tuple[str, str | None]] = []
@@ -271,6 +319,8 @@ def as_texts(X: Any) -> list[tuple[str, str | None]]:
         for column in columns:
             if not isinstance(column, str):
                 raise ValueError(f"X row {number} is {column!r}, not a string; give texts")
+            if not column.isascii() and any("\ud800" <= letter <= "\udfff" for letter in column):
+                raise ValueError(f"X row {number} has half a surrogate pair, which is no character; repair the text")
         texts.append((columns[0], columns[1] if len(columns) == 2 else None))
     if len({pair is None for _, pair in texts}) > 1:
         raise ValueError("X mixes texts and pairs; give all rows one text, or all two")

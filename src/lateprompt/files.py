@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,13 +52,26 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))  # type: ignore[arg-type]
 
 
+def as_json(value: Any) -> Any:
+    """For `json.dumps(default=)`: what tables hold and JSON has no word for."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Decimal | UUID | timedelta):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {str(value)[:60]!r} cannot be written as JSON")
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=as_json) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """JSON lines."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=as_json) + "\n" for row in rows))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -62,14 +80,17 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-def read_json(path: Path, what: str) -> Any:
-    """A JSON file; ValueError naming `what` and the file if it is missing or broken."""
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; ValueError naming `what` and the file if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{what} {str(path)!r} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{what} {str(path)!r} is broken: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+    return value
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

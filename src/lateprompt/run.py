@@ -22,6 +22,7 @@ import torch
 from lateprompt.classifier import TextClassifier
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
+from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
     Row,
@@ -37,9 +38,10 @@ from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
+from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.tuned import ADAPTER_WEIGHTS, TASK_FILE, TunedModel, read_task
+from lateprompt.tuned import ADAPTER_WEIGHTS, RUN_FILE, TASK_FILE, TunedModel, read_task
 from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
@@ -272,6 +274,7 @@ def train_model(
         ValueError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
+    check_metrics(rows.task.metrics)
     tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
     train = tuned.feed(rows.train)
     dev = tuned.feed(rows.dev) if rows.dev else None
@@ -339,6 +342,7 @@ def train_run(
         if together.is_main:
             prepare_folder(output, overwrite=overwrite, resume=resume)
         if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
+            _check_finished(output, model, data, recipe)
             return load_run(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
 
     def prepare() -> Path | None:
@@ -370,6 +374,26 @@ def train_run(
         write_json(output / METRICS_FILE, measured)
         remove_checkpoint(output / CHECKPOINT)
     return tuned, measured
+
+
+def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:
+    """Raise ValueError unless a finished run was made by these settings."""
+    saved = read_json(folder / RUN_FILE, "run file")
+    theirs = {**saved.get("model_settings", {}), **saved.get("data", {}), **saved.get("recipe", {})}
+    ours = {**asdict(model), **asdict(data), **asdict(recipe)}
+    layers = int(saved.get("num_layers") or 0)
+    if layers:
+        ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
+    left_open = {
+        "device",
+        *(name for name in ("readout", "head_pooling", "num_prompt_tokens") if ours[name] in (None, "auto")),
+    }
+    changed = [name for name, value in ours.items() if name not in left_open and value != theirs.get(name, value)]
+    if changed:
+        raise ValueError(
+            f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
+            "ones, or use --overwrite without --resume"
+        )
 
 
 def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:

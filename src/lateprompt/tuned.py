@@ -77,6 +77,10 @@ class TunedModel:
         taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
         self.positions = limit - taken if limit else None
         """How many tokens a text may have; None where the architecture sets no limit."""
+        if self.positions is not None and self.positions < 1:
+            raise ValueError(
+                f"{taken} prompt tokens leave no room for a text in the model's {limit} positions; give fewer"
+            )
         self.max_length = settings.max_length if self.positions is None else min(settings.max_length, self.positions)
         self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
         if self.positions is not None and self.max_length > self.positions - self.answer_positions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -243,20 +244,28 @@ class RunSpec:
         )
 
 
-@cache
 def _file_digest(path: str) -> str:
+    facts = os.stat(path)
+    return _digest_of(path, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@cache
+_MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+
+
 def _model_digest(model: str) -> str:
-    """A local model's configuration and the sizes of its weight files; a hub id as it is."""
+    """The contents of a local model's files: configuration, weights, tokenizer; a hub id as it is."""
     folder = Path(model)
     if not (folder / "config.json").is_file():
         return model
-    weights = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
-    return f"{_file_digest(str(folder / 'config.json'))} {weights}"
+    files = sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES and path.is_file())
+    contents = " ".join(f"{path.name} {_file_digest(str(path))}" for path in files)
+    return hashlib.sha256(contents.encode()).hexdigest()
 
 
 def _check_search(search: Search, plan: Plan) -> None:
@@ -270,3 +279,10 @@ def _check_search(search: Search, plan: Plan) -> None:
     for name in search.grid:
         if name != "default" and name not in methods:
             raise ValueError(f"search has a grid for {name!r}, which is no method of the plan: {', '.join(methods)}")
+    for entry in plan.methods:  # each value alone: a run with one that cannot be would fail after others have finished
+        for key, values in {**search.grid.get("default", {}), **search.grid.get(entry.name, {})}.items():
+            for value in values:
+                spec = plan.run(
+                    plan.models[0], entry.changed({key: value}), plan.tasks[0], FULL, plan.seeds[0], test=False
+                )
+                check_run(spec.settings, spec.data, spec.recipe, spec.states)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lateprompt.calls import first
 from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
 from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS
@@ -39,6 +40,8 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         if not isinstance(given, dict):
             raise ValueError(f"{where} holds no mapping; write keys such as methods: and tasks:")
     given = {**given, **{key: value for key, value in changes.items() if value is not None}}
+    if given.get("model") is not None and given.get("models") is not None:
+        raise ValueError(f"{where} has both model and models; write all of them under models")
     if "model" in given:
         given["models"] = [given.pop("model")]
     known = ["model", "data", *(f.name for f in fields(Plan))]
@@ -55,9 +58,9 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         models=[_model(entry, where) for entry in _listed(given.pop("models"))],
         methods=[_method(entry, where) for entry in _listed(given.pop("methods"))],
         tasks=[_task(entry, data, where) for entry in _listed(given.pop("tasks"))],
-        shots=[_shots(value, where) for value in _listed(given.pop("shots", None) or [FULL])],
-        seeds=[_whole("seeds", value, where) for value in _listed(given.pop("seeds", None) or [42])],
-        dev_rows=_whole("dev_rows", given.pop("dev_rows", None) or DEV_ROWS, where),
+        shots=[_shots(value, where) for value in _some("shots", given, [FULL], where)],
+        seeds=[_whole("seeds", value, where) for value in _some("seeds", given, [42], where)],
+        dev_rows=_whole("dev_rows", first(given.get("dev_rows"), DEV_ROWS), where),
         recipe=recipe,
         settings=settings,
         states=states,
@@ -71,6 +74,14 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _some(name: str, given: Mapping[str, Any], default: list[Any], where: str) -> list[Any]:
+    """A list of a plan, the default where it has none."""
+    values = _listed(first(given.get(name), default))
+    if not values:
+        raise ValueError(f"{where} has an empty list of {name}; give some, or leave it out")
+    return values
+
+
 def _names(kind: Any, but: Sequence[str] = ()) -> list[str]:
     return [f.name for f in fields(kind) if f.name not in but]
 
@@ -79,6 +90,10 @@ def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
     """A setting's value as its type wants it: YAML reads `1e-3` as text, and `off` as false."""
     wanted = next(f.type for f in fields(kind) if f.name == name)
     wanted = wanted if isinstance(wanted, str) else wanted.__name__
+    if isinstance(value, (list, tuple, dict)) and not wanted.startswith(("dict", "list")):
+        raise ValueError(f"{what} has {name} {value!r}; give one value (several to choose from go into search: grid:)")
+    if value is None and "None" not in wanted:
+        raise ValueError(f"{what} has {name} without a value; give one, or leave it out")
     if value is None or "|" in wanted.removesuffix("| None"):
         return value
     if wanted.startswith("str"):
@@ -139,7 +154,10 @@ def _method(entry: Any, where: str) -> MethodEntry:
     if "method" not in given:
         raise ValueError(f"{where}: {entry!r} names no method; write method: NAME")
     what = f"method {given['method']!r} of {where}"
-    options = dict(given.get("set") or {})
+    options = given.get("set") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{what} has set {options!r}; write options by name, as in set: {{r: 4}}")
+    options = dict(options)
     recipe = _settings(RecipeSettings, given.get("recipe"), f"recipe of {what}", ("seed",))
     settings = _settings(ModelSettings, given.get("settings"), f"settings of {what}", OWN)
     check_method(given["method"], options)
@@ -195,13 +213,13 @@ def _search(given: Any, where: str) -> Search:
                 raise ValueError(f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …")
         grid[str(method)] = {key: _choices(known, key, values, what) for key, values in choices.items()}
     tries = _whole("tries", given.get("tries", 4), what)
-    seeds = given.get("seeds")
-    tasks = given.get("tasks")
+    seeds = None if given.get("seeds") is None else _some("seeds", given, [], what)
+    tasks = None if given.get("tasks") is None else _some("tasks", given, [], what)
     return Search(
         grid,
         tries,
-        None if tasks is None else [str(task) for task in _listed(tasks)],
-        None if seeds is None else [_whole("seeds", seed, what) for seed in _listed(seeds)],
+        None if tasks is None else [str(task) for task in tasks],
+        None if seeds is None else [_whole("seeds", seed, what) for seed in seeds],
         None if given.get("shots") is None else _shots(given["shots"], what),
     )
 
@@ -209,4 +227,6 @@ def _search(given: Any, where: str) -> Search:
 def _choices(known: Mapping[str, Any], key: str, values: Any, what: str) -> list[Any]:
     part, _, name = key.partition(".")
     kind = known[part]
+    if not _listed(values):
+        raise ValueError(f"{what} has no values for {key!r}; give some")
     return [value if kind is None else _typed(kind, name, value, what) for value in _listed(values)]

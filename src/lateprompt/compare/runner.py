@@ -28,6 +28,7 @@ from lateprompt.progress import Bar
 PLAN_FILE = "plan.yaml"
 CHOSEN_FILE = "chosen.yaml"
 SEARCH_FILE = "search.jsonl"
+WORKER = "from lateprompt.compare.worker import main; main()"
 _LOCK = "lock"
 
 
@@ -142,7 +143,7 @@ def _run_all(
     finished: Queue[RunSpec | BaseException] = Queue()
     stop = threading.Event()
     crowd = min(workers, len(groups))  # no thread is put by for a process that has nothing to do
-    crew = [_Crew(queue, finished, stop, results, max(1, (os.cpu_count() or 1) // crowd)) for _ in range(crowd)]
+    crew = [_Crew(queue, finished, stop, results, max(1, _cores() // crowd)) for _ in range(crowd)]
     try:
         with Bar(title, len(specs), quiet=quiet, start=done) as bar:
             for thread in crew:
@@ -174,6 +175,7 @@ class _Crew(threading.Thread):
         super().__init__(daemon=True)
         self.queue, self.finished, self.stopped, self.results, self.threads = queue, finished, stop, results, threads
         self.process: subprocess.Popen[str] | None = None
+        self.log = results / "worker.log"
 
     def run(self) -> None:
         try:
@@ -194,7 +196,7 @@ class _Crew(threading.Thread):
             (folder / RESULT_FILE).unlink(missing_ok=True)
             if self.process is None or self.process.poll() is not None:
                 self._start()
-            process = self.process
+            process, said = self.process, self._log_size()
             assert process is not None
             assert process.stdin is not None
             assert process.stdout is not None
@@ -208,22 +210,32 @@ class _Crew(threading.Thread):
                 return
             if not answer:
                 code = process.wait()
-                fail(folder, f"the process ended with code {code}{_last_words(self.results)}")
+                fail(folder, f"the process ended with code {code}{self._last_words(said)}")
                 self.process = None
             self.finished.put(spec)
         self.end()
 
     def _start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        with (self.results / "worker.log").open("a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from lateprompt.compare.worker import main; main()"],
+                [sys.executable, "-c", WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=environment,
             )
+
+    def _log_size(self) -> int:
+        return self.log.stat().st_size if self.log.is_file() else 0
+
+    def _last_words(self, start: int) -> str:
+        """What was written to the log since it had this size; other workers write there too."""
+        with self.log.open("rb") as log:
+            log.seek(start)
+            lines = log.read().decode("utf-8", errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
 
     def end(self) -> None:
         """Stop the process."""
@@ -237,9 +249,9 @@ class _Crew(threading.Thread):
         process.wait()
 
 
-def _last_words(results: Path) -> str:
-    lines = (results / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f": {lines[-1]}" if lines else ""
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
-from lateprompt.training.settings import ModelSettings
+from lateprompt.training.settings import ModelSettings, is_of
 
 _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
@@ -104,6 +104,10 @@ def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any
                 f"method {name!r} has no option {key!r}; "
                 + (f"choose from {', '.join(known)}" if known else "it has none: leave out --set")
             )
+        default = next(part.method.options[key] for part in parts if key in part.method.options)
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default))
+        if wanted is not None and not is_of(options[key], type(default)):
+            raise ValueError(f"method {name!r} has option {key} {options[key]!r}; give {wanted}, as in {key}={default}")
     return [{key: options.get(key, default) for key, default in part.method.options.items()} for part in parts]
 
 

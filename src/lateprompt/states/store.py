@@ -129,6 +129,9 @@ class TrunkStates:
             raise ValueError(
                 f"trunk states {str(folder)!r} have format {facts.get('format')!r}, expected {FORMAT}; remove them"
             )
+        absent = [name for name in ("hidden_size", "dtype", "prompt_layer") if name not in facts]
+        if absent:
+            raise ValueError(f"trunk states {str(folder / STORE_FILE)!r} say nothing of {absent[0]!r}; remove them")
         return cls(folder, None, facts["hidden_size"], facts["dtype"], facts["prompt_layer"])
 
     def __len__(self) -> int:
@@ -333,6 +336,10 @@ def fill_stores(
         raise ValueError(
             f"trunk states {str(deepest.folder)!r} were opened without a model; use TrunkStates.open to fill"
         )
+    folders = [store.folder for store in stores]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise ValueError(f"trunk states {str(twice)!r} are given twice; give each prompt layer once")
     for i, ids in enumerate(token_ids):
         if len(ids) == 0:
             raise ValueError(f"token sequence {i} is empty; give at least one token")

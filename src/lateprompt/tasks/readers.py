@@ -64,9 +64,11 @@ def read_rows(
     if table.names is not None:
         _check_columns(str(data), table, task, labelled)
     rows = []
+    written: bool | None = None
     for number, record in table.records:
         columns = table.columns or find_columns(record, task)
         try:
+            written = _same_answers(record, task, labelled, written)
             row = _row(record, columns, table, task, labelled)
         except ValueError as error:
             raise ValueError(f"{data}, {table.unit} {number}: {error}") from None
@@ -92,6 +94,17 @@ def _check_columns(data: str, table: Table, task: AnyTask | None, labelled: bool
 def _has_target(names: Container[str], task: AnyTask | None) -> bool:
     """Whether rows with these columns are answered by a text: as their task says, or else the columns."""
     return isinstance(task, TextTask) or (task is None and "target" in names and "label" not in names)
+
+
+def _same_answers(record: Mapping[str, Any], task: AnyTask | None, labelled: bool, before: bool | None) -> bool:
+    """Whether a row is answered by a text; ValueError where the rows before are answered in another way."""
+    written = _has_target(record, task)
+    if labelled and before is not None and written != before:
+        kinds = ("a label", "a target")
+        raise ValueError(
+            f"this row has {kinds[written]}, the rows before it {kinds[before]}; give all rows one of them"
+        )
+    return written
 
 
 def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTask | None, labelled: bool) -> Row | None:

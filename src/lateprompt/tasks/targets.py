@@ -20,11 +20,12 @@ _USER, _ANSWER = "LATEPROMPTUSERTEXT", "LATEPROMPTANSWERTEXT"
 
 
 class Frame(NamedTuple):
-    """Token ids before a source, between it and its answer, and the one that ends the answer."""
+    """Token ids before a source, between it and its answer, and the one that ends the answer; the space before it."""
 
     before: list[int]
     after: list[int]
     end: int
+    lead: str = ""
 
 
 class TargetEncoder(SourceEncoder):
@@ -66,7 +67,7 @@ class TargetEncoder(SourceEncoder):
             )
         if self.chat:
             frame = chat_frame(tokenizer, task.system)
-            lead, template = "", source.strip()
+            lead, template = frame.lead, source.strip()
         else:
             frame = _plain_frame(tokenizer, task.system)
             # The space before the target belongs to its first word; a line break is part of the source.
@@ -80,7 +81,7 @@ class TargetEncoder(SourceEncoder):
             before=frame.before,
             after=frame.after,
         )
-        self.before, self.after, self.end = frame
+        self.before, self.after, self.end = frame[:3]
         self._lead = self.words.spaced(lead)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
@@ -130,13 +131,17 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
     before, found, after = str(question).partition(_USER)
     if not found or _USER in after or str(whole).count(_ANSWER) != 1:
         raise ValueError(f"the chat template of {name} does not repeat each message once; use chat: off")
+    if system is not None and system.strip() not in question:
+        raise ValueError(f"the chat template of {name} leaves out system {system!r}; put it into the task's template")
     words = WordTokenizer(tokenizer)
-    closing = words.literal(str(whole).partition(_ANSWER)[2].lstrip())
+    opening, _, rest = str(whole).partition(_ANSWER)
+    lead = opening.removeprefix(str(question))  # Llama 2's template has a space there, which is the answer's
+    closing = words.literal(rest.lstrip())
     special = {*tokenizer.all_special_ids, *(getattr(tokenizer, "added_tokens_decoder", None) or {})}
     end = closing[0] if closing and closing[0] in special else tokenizer.eos_token_id
     if end is None:
         raise ValueError(f"{name} has no token that ends an answer; use chat: off, or another model")
-    return Frame(words.literal(before), words.literal(after), int(end))
+    return Frame(words.literal(before), words.literal(after), int(end), lead if lead.isspace() else "")
 
 
 def _plain_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:

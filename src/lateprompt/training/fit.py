@@ -196,6 +196,11 @@ def fit_turns(
             if progress.step % eval_every == 0 or progress.step == total:
                 summed_loss, summed_tokens = own.add(float(loss_sum), tokens)
                 mean_loss = summed_loss / progress.loss_steps
+                if not math.isfinite(mean_loss):
+                    raise ValueError(
+                        f"training diverged: the loss is {mean_loss} by step {progress.step} at lr {recipe.lr!r}; "
+                        "lower lr, or clip gradients"
+                    )
                 progress.tokens += int(summed_tokens)
                 tokens = 0
                 entry: dict[str, Any] = {"step": progress.step, "epoch": progress.step / per_epoch}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -18,11 +19,16 @@ from torch import nn
 from lateprompt.branches import can_branch
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
-from lateprompt.states import TrunkStates, prune
+from lateprompt.split import resolve_prompt_layer
+from lateprompt.states import TrunkStates, fill_stores, prune
 from lateprompt.states.codec import check_dtype
+from lateprompt.tasks import Row
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.fit import plan_steps
-from lateprompt.training.settings import RecipeSettings
+from lateprompt.training.settings import RecipeSettings, check_types
+
+if TYPE_CHECKING:
+    from lateprompt.tuned import TunedModel
 
 FOLDER_VARIABLE = "LATEPROMPT_STATES"
 SPARE_BYTES = 1 << 30
@@ -45,6 +51,7 @@ class StatesSettings:
 
     def check(self, trunk_dropout: bool) -> None:
         """Raise ValueError for a setting that cannot be."""
+        check_types(self)
         if self.states_dtype != "auto":
             check_dtype(self.states_dtype)
         if not self.states_limit_gb > 0:
@@ -103,6 +110,34 @@ def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
         return np.arange(len(feed))
     order = batch_order(feed.lengths, recipe.batch_size, recipe.seed, 0)
     return np.sort(np.concatenate(order[: total * recipe.grad_accumulation]))
+
+
+def fill_layers(
+    tuned: TunedModel, rows: Sequence[Row], layers: Sequence[int | float | str], folder: Path, dtype: str
+) -> list[TrunkStates]:
+    """Keep what training on these rows at some prompt layers will ask for; the stores, one a layer.
+
+    Raises:
+        ValueError: a layer or dtype that cannot be, or label words of several tokens on an architecture that computes
+            the trunk for each of them.
+    """
+    feed = tuned.feed(rows)
+    numbers = dict.fromkeys(resolve_prompt_layer(layer, tuned.layer.num_layers) for layer in layers)
+    stores = [TrunkStates.open(folder, tuned.model, number, dtype=dtype) for number in numbers]
+    ids, types = [e.input_ids for e in feed.examples], [e.token_type_ids for e in feed.examples]
+    with Bar("trunk states", len(ids) * (len(stores) if isinstance(tuned.readout, PhraseReadout) else 1)) as bar:
+        if not isinstance(tuned.readout, PhraseReadout):
+            fill_stores(stores, ids, types, progress=bar.advance)
+            return stores
+        if not can_branch(tuned.layer):
+            raise ValueError(
+                "label words of several tokens are scored by whole passes here: the architecture has no states to keep"
+            )
+        from lateprompt.training.phrases import PhraseStates
+
+        for number, store in zip(numbers, stores, strict=True):
+            PhraseStates(store, tuned.readout, ids).fill(tuned.layer, number, bar.advance)
+    return stores
 
 
 def keep_states(

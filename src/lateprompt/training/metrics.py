@@ -91,6 +91,15 @@ def compute_metrics(
     return {name: METRICS[name](labels_true, labels_pred) for name in dict.fromkeys((*ALWAYS, *names))}
 
 
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise ValueError for a metric that is unknown, or needs a package that is not installed."""
+    if any(name in TEXT_METRICS for name in names):  # a text-to-text task, which has checked their names
+        if "rouge_l" in names:
+            _rouge_scorer()
+        return
+    _check_names(names)
+
+
 def primary_metric(names: Sequence[str]) -> str:
     """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first; of texts perplexity.
 
@@ -133,12 +142,16 @@ def _exact_match(targets: Sequence[str], written: Sequence[str]) -> float:
     return float(np.mean([target.strip() == text.strip() for target, text in zip(targets, written, strict=True)]))
 
 
-def _rouge_l(targets: Sequence[str], written: Sequence[str]) -> float:
+def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise ValueError("metric 'rouge_l' needs the package rouge-score: pip install 'lateprompt[text]'") from None
-    scorer = RougeScorer(["rougeL"])
+    return RougeScorer(["rougeL"])
+
+
+def _rouge_l(targets: Sequence[str], written: Sequence[str]) -> float:
+    scorer = _rouge_scorer()
     pairs = zip(targets, written, strict=True)
     return float(np.mean([scorer.score(target, text)["rougeL"].fmeasure for target, text in pairs]))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from lateprompt.config import POOLINGS
 from lateprompt.pretrained import DTYPES
@@ -55,6 +58,7 @@ class ModelSettings:
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be, before anything is loaded."""
+        check_types(self)
         _one_of("readout", self.readout, ("auto", *READOUTS, "text"))
         _one_of("loss", self.loss, LOSSES)
         _one_of("dtype", self.dtype, DTYPES)
@@ -105,6 +109,7 @@ class RecipeSettings:
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
+        check_types(self)
         for name in ("epochs", "batch_size", "grad_accumulation", "eval_batch_size"):
             _at_least(name, getattr(self, name), 1)
         for name in ("steps", "eval_every", "early_stop"):
@@ -120,6 +125,33 @@ class RecipeSettings:
         _one_of("precision", self.precision, ("fp32", "bf16"))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "dict": "a mapping"}
+_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict}
+
+
+def is_of(value: Any, kind: type) -> bool:
+    """Whether a value is of a type, numpy's numbers and whole numbers among numbers counted in; a bool is no number."""
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError for a field that is not of the type it is declared with; numpy's numbers become plain ones."""
+    for known in fields(settings):
+        value = getattr(settings, known.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            setattr(settings, known.name, value)
+        kinds = [part.strip().partition("[")[0] for part in str(known.type).split("|")]
+        if value is None and "None" in kinds:
+            continue
+        given = [kind for kind in kinds if kind in _TYPES]
+        if given and not any(is_of(value, _TYPES[kind]) for kind in given):
+            wanted = " or ".join(_KINDS[kind] for kind in given)
+            raise ValueError(f"{known.name} {value!r} is no value for it; give {wanted}")
 
 
 def _one_of(name: str, value: str, known: object) -> None:
