@@ -889,6 +889,22 @@ def test_a_fraction_of_the_depth_is_for_one_depth():
     assert get_peft_model(tiny_model("bert", num_hidden_layers=2), config).peft_config["default"].prompt_layer == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tuner", "LORA"),
+        ("prompt_dropout", "x"),
+        ("head_labels", "2"),
+        ("num_prompt_tokens", 2.0),
+        ("trunk_dropout", 1),
+        ("generator", None),
+    ],
+)
+def test_fields_of_the_wrong_type(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value!r} is no value for it"):
+        LatePromptConfig(**{name: value})
+
+
 def test_an_encoder_set_up_as_a_decoder():
     with pytest.raises(ValueError, match="is_decoder=True makes 'bert'"):
         late_model("bert", CAUSAL, overrides={"is_decoder": True})

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftConfig
 
 from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
+from lateprompt.checks import check_types
 from lateprompt.generators import check_generator
 
 PEFT_TYPE = "LATE_PROMPT"
@@ -67,6 +68,7 @@ class LatePromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
+        check_types(self, OWN_FIELDS)
         if self.generator not in (NO_PROMPT, SENTENCE):
             check_generator(self.generator)
         for name in ("num_prompt_tokens", "bottleneck_dim", "phm_n"):
@@ -109,3 +111,9 @@ class LatePromptConfig(PeftConfig):
     def is_late(self) -> bool:
         """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
         return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")
+
+
+OWN_FIELDS = tuple(
+    name for name in LatePromptConfig.__annotations__ if name not in ("modules_to_save", "target_modules")
+)
+"""The fields whose types are checked; PEFT fills in the others itself."""

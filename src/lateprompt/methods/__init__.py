@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from lateprompt.checks import is_of
 from lateprompt.config import NO_PROMPT, LatePromptConfig
 from lateprompt.methods import (
     adapter,
@@ -27,7 +28,7 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
-from lateprompt.training.settings import ModelSettings, is_of
+from lateprompt.training.settings import ModelSettings
 
 _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}

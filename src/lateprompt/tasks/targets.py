@@ -126,7 +126,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
     try:
         question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _ANSWER}], tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ValueError(f"the chat template of {name} does not take these messages ({error}); use chat: off") from None
     before, found, after = str(question).partition(_USER)
     if not found or _USER in after or str(whole).count(_ANSWER) != 1:

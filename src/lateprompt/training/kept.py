@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from lateprompt.branches import can_branch
+from lateprompt.checks import check_types
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.split import resolve_prompt_layer
@@ -25,7 +26,7 @@ from lateprompt.states.codec import check_dtype
 from lateprompt.tasks import Row
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.fit import plan_steps
-from lateprompt.training.settings import RecipeSettings, check_types
+from lateprompt.training.settings import RecipeSettings
 
 if TYPE_CHECKING:
     from lateprompt.tuned import TunedModel

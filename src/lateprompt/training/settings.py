@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from lateprompt.checks import check_types
 from lateprompt.config import POOLINGS
 from lateprompt.pretrained import DTYPES
 from lateprompt.readout import LOSSES
@@ -125,33 +123,6 @@ class RecipeSettings:
         _one_of("precision", self.precision, ("fp32", "bf16"))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
-
-
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "dict": "a mapping"}
-_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict}
-
-
-def is_of(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, numpy's numbers and whole numbers among numbers counted in; a bool is no number."""
-    if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def check_types(settings: Any) -> None:
-    """Raise ValueError for a field that is not of the type it is declared with; numpy's numbers become plain ones."""
-    for known in fields(settings):
-        value = getattr(settings, known.name)
-        if isinstance(value, np.generic):
-            value = value.item()
-            setattr(settings, known.name, value)
-        kinds = [part.strip().partition("[")[0] for part in str(known.type).split("|")]
-        if value is None and "None" in kinds:
-            continue
-        given = [kind for kind in kinds if kind in _TYPES]
-        if given and not any(is_of(value, _TYPES[kind]) for kind in given):
-            wanted = " or ".join(_KINDS[kind] for kind in given)
-            raise ValueError(f"{known.name} {value!r} is no value for it; give {wanted}")
 
 
 def _one_of(name: str, value: str, known: object) -> None:
