@@ -177,6 +177,9 @@ def test_bad_texts(X, message):
 def test_bad_labels(headless):
     with pytest.raises(ValueError, match="one label a text"):
         small(headless).fit(TEXTS, LABELS[:3])
+    for shape in (np.array(LABELS)[:, None], None):
+        with pytest.raises(ValueError, match="one label a text"):
+            small(headless).fit(TEXTS, shape)
     with pytest.raises(ValueError, match="one class"):
         small(headless).fit(TEXTS, ["a"] * 32)
     with pytest.raises(ValueError, match="method 'best' is unknown"):

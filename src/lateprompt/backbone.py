@@ -34,7 +34,7 @@ from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
 from lateprompt.halves import wide_products
 from lateprompt.lean import lean_view, reading
-from lateprompt.mixed import check_names, forward_mixed
+from lateprompt.mixed import check_names, forward_mixed, prompts_of
 from lateprompt.split import Split
 from lateprompt.visibility import tail_masks, tail_positions, widen_buffers, with_prompt
 
@@ -311,7 +311,7 @@ class LateBackbone(nn.Module):
         tail_input = states
         if not decoding and k:
             with self.quick_dropout():
-                prompt = self._prompts(adapters, names, states, first(source_mask, mask), k)
+                prompt = prompts_of(self, adapters, names, states, first(source_mask, mask), k)
             tail_input = torch.cat([prompt, states], 1)
         arguments = {key: value for key, value in shared.items() if key not in ("attention_mask", "position_ids")}
         if caches is not None:
@@ -428,25 +428,6 @@ class LateBackbone(nn.Module):
         """k of an adapter; 0 without a prompt."""
         table = self.late_prompt_generators
         return int(table[name].num_prompt_tokens) if name in table else 0  # type: ignore[arg-type]
-
-    def _prompts(
-        self, adapters: list[str], names: list[str] | None, states: torch.Tensor, mask: torch.Tensor | None, k: int
-    ) -> torch.Tensor:
-        """Each row's prompt (batch, k, hidden); shorter prompts stand at the right end of their k slots."""
-        if mask is not None and mask.shape != states.shape[:2]:
-            raise ValueError(
-                f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
-            )
-        if names is None:
-            return self.generate_prompt(adapters[0], states, mask)
-        prompt = states.new_zeros(states.shape[0], k, states.shape[-1])
-        for adapter in adapters:
-            length = self.prompt_length(adapter)
-            if length:
-                rows = torch.tensor([i for i, name in enumerate(names) if name == adapter], device=states.device)
-                own = self.generate_prompt(adapter, states[rows], None if mask is None else mask[rows])
-                prompt = prompt.index_put((rows[:, None], torch.arange(k - length, k, device=rows.device)), own)
-        return prompt
 
     def generate_prompt(self, name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """An adapter's prompt (batch, k, hidden) from trunk states and the mask of what it may read."""

@@ -157,12 +157,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         states = StatesSettings(self.states)
         states.check(model.trunk_dropout)
         texts = as_texts(X)
-        gap = next((number for number, label in enumerate(y) if _is_gap(label)), None) if np.iterable(y) else None
-        if gap is not None:  # before numpy makes the text 'nan' of it
-            raise ValueError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise ValueError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
+        gap = next((number for number, label in enumerate(y) if _is_gap(label)), None)
+        if gap is not None:  # before numpy makes the text 'nan' of it
+            raise ValueError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
         self.classes_ = unique_labels(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")

@@ -76,3 +76,28 @@ def forward_mixed(
             f"output_attentions differ in shape between prompt layers {layers}; ask for them one at a time"
         )
     return result  # type: ignore[no-any-return]
+
+
+def prompts_of(
+    layer: LateBackbone,
+    adapters: list[str],
+    names: list[str] | None,
+    states: torch.Tensor,
+    mask: torch.Tensor | None,
+    k: int,
+) -> torch.Tensor:
+    """Each row's prompt (batch, k, hidden); shorter prompts stand at the right end of their k slots."""
+    if mask is not None and mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
+        )
+    if names is None:
+        return layer.generate_prompt(adapters[0], states, mask)
+    prompt = states.new_zeros(states.shape[0], k, states.shape[-1])
+    for adapter in adapters:
+        length = layer.prompt_length(adapter)
+        if length:
+            rows = torch.tensor([i for i, name in enumerate(names) if name == adapter], device=states.device)
+            own = layer.generate_prompt(adapter, states[rows], None if mask is None else mask[rows])
+            prompt = prompt.index_put((rows[:, None], torch.arange(k - length, k, device=rows.device)), own)
+    return prompt

@@ -13,7 +13,7 @@ from torch import nn
 
 from lateprompt.config import LatePromptConfig
 from lateprompt.families import core_of, family_of
-from lateprompt.tuner import LatePromptLayer
+from lateprompt.layer import LatePromptLayer
 
 _FIXED_KEY = "prompt_embedding.weight"
 _GENERATOR = "prompt_generator."

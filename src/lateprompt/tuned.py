@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.families import FAMILIES
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
+from lateprompt.layer import LatePromptLayer
 from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
 from lateprompt.readout import Readout
@@ -25,7 +26,6 @@ from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuner import LatePromptLayer
 
 ADAPTER = "default"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -1,0 +1,134 @@
+"""`LatePromptLayer`: the wrapped backbone as PEFT sees it, with the parts of each adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lateprompt.backbone import LateBackbone, PromptSlot
+from lateprompt.beneath import FULL, PROMPT_LEARNING, Beneath
+from lateprompt.config import NO_PROMPT, SENTENCE, LatePromptConfig
+from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
+from lateprompt.families import hidden_dropout_of
+from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
+
+
+class LatePromptLayer(LateBackbone, BaseTunerLayer):
+    """A backbone with late prompts as a PEFT layer: adapters by name, one of them active."""
+
+    adapter_layer_names = ("late_prompt_generators", "late_prompt_heads", "late_prompt_beneath")
+    other_param_names = ()
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+        self.__dict__["beneath"] = {}
+
+    def selected_adapter(self) -> str | None:
+        if self.disable_adapters:
+            return None
+        names = self.active_adapters
+        if len(names) > 1:
+            raise ValueError(
+                f"{len(names)} late prompts are active ({', '.join(names)}); activate one, or use adapter_names"
+            )
+        return names[0] if names and names[0] in self.slots else None
+
+    def update_layer(self, name: str, config: LatePromptConfig) -> None:
+        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now)."""
+        base: Any = self.base_layer
+        width = int(base.config.hidden_size)
+        rate = config.prompt_dropout
+        generator = None
+        p = int(config.prompt_layer)
+        if config.generator == SENTENCE:
+            self._add_sentence_prompt(name, config)
+        elif config.generator != NO_PROMPT:
+            spec = GeneratorSpec(
+                hidden_size=width,
+                num_prompt_tokens=config.num_prompt_tokens,
+                bottleneck_dim=config.bottleneck_dim,
+                dropout=hidden_dropout_of(base.config, self.family) if rate is None else rate,
+                reads_last=self.family.causal,
+                pool_last_source=config.pool_last_source,
+                init_std=float(getattr(base.config, "initializer_range", 0.02)),
+            )
+            generator = build_generator(config.generator, spec)
+            if isinstance(generator, FixedPrompt) and config.fixed_init == "vocabulary":
+                words = base.get_input_embeddings().weight
+                if words.shape[-1] == width and words.device.type != "meta":
+                    generator.init_from_vocabulary(words)
+        self.add_prompt(name, generator, PromptSlot(p, config.trunk_dropout))
+        if config.tuner is not None:
+            self._add_tuner(name, config.tuner, p, late=config.is_late)
+        if config.head_labels is not None:
+            head = nn.Linear(int(getattr(base.config, self.family.output_width)), config.head_labels)
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.late_prompt_heads[name] = head
+        device, dtype = self.placement
+        for table in (self.late_prompt_generators, self.late_prompt_heads):
+            if name in table and not any(p.device.type == "meta" for p in table[name].parameters()):
+                table[name].to(device=device, dtype=dtype)
+
+    def _add_sentence_prompt(self, name: str, config: LatePromptConfig) -> None:
+        base: Any = self.base_layer
+        embedding_width = int(base.get_input_embeddings().weight.shape[-1])
+        rate = hidden_dropout_of(base.config, self.family) if config.prompt_dropout is None else config.prompt_dropout
+        generator = SentenceGenerator(
+            int(getattr(base.config, self.family.output_width)),
+            embedding_width,
+            config.num_prompt_tokens,
+            config.bottleneck_dim,
+            config.phm_n,
+            rate,
+        )
+        self.detours[name] = SentencePrompt(generator)
+        self.late_prompt_generators[name] = generator
+
+    def _add_tuner(self, name: str, tuner: dict[str, Any], prompt_layer: int, *, late: bool) -> None:
+        if any(parameter.device.type == "meta" for parameter in self.base_layer.parameters()):
+            raise ValueError("a tuner beneath a late prompt needs the weights in memory: they are on the meta device")
+        if any(beneath.full for beneath in self.beneath.values()) or (self.beneath and tuner["peft_type"] == FULL):
+            raise ValueError(
+                f"adapter {name!r} cannot be added: where the backbone's own weights are trained ({FULL}), no other "
+                "adapter can have a tuner; use a model of its own"
+            )
+        if tuner["peft_type"] in PROMPT_LEARNING:
+            detour = PromptLearning(self, name, tuner, prompt_layer, late=late)
+            self.detours[name] = detour
+            self.late_prompt_beneath[name] = detour.module
+            return
+        beneath = Beneath(self.base_layer, name, tuner, prompt_layer, late=late)
+        self.beneath[name] = beneath
+        self.late_prompt_beneath[name] = beneath.parts
+        beneath.activate(self.active_adapters)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT's; tuners beneath follow."""
+        for beneath in self.beneath.values():
+            beneath.activate([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        super().set_adapter(adapter_names, inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT's; tuners beneath follow."""
+        for beneath in self.beneath.values():
+            beneath.enable(enabled)
+        super().enable_adapters(enabled)
+
+    def unwrap_beneath(self) -> None:
+        """Give the backbone its own modules back."""
+        for beneath in self.beneath.values():
+            beneath.unwrap()
+        self.beneath.clear()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        beneath = self.beneath.pop(adapter_name, None)
+        if beneath is not None:
+            beneath.delete()
+        self.remove_prompt(adapter_name)  # first: PEFT then chooses the next active one from what is left
+        super().delete_adapter(adapter_name)
+
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self.slots)  # an adapter may have a head and no generator, or the other way round
