@@ -608,7 +608,7 @@ def test_fields_of_the_wrong_type(name, value):
 
 
 def test_an_encoder_set_up_as_a_decoder():
-    with pytest.raises(ValueError, match="is_decoder=True makes 'bert'"):
+    with pytest.raises(ValueError, match="is_decoder=True makes BertModel a decoder"):
         late_model("bert", CAUSAL, overrides={"is_decoder": True})
 
 

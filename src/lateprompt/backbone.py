@@ -88,6 +88,11 @@ class LateBackbone(nn.Module):
         self.compile_tail = False
         self.trunk_released = False
         self.family = family_of(backbone)
+        if getattr(backbone.config, "is_decoder", False) and not self.family.causal:
+            raise ValueError(  # the tail's masks are those of the family
+                f"is_decoder=True makes {type(backbone).__name__} a decoder, which here is an encoder; load it with "
+                "is_decoder=False, or take a decoder's architecture"
+            )
         self.num_layers = num_layers_of(backbone)
         self._signature = inspect.signature(type(backbone).forward)
         # Views are kept out of `_modules`: no second entry in a state dict, no parameter counted twice.

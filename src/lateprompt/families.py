@@ -176,13 +176,7 @@ def family_of(backbone: nn.Module) -> Family:
             f"architecture {model_type!r} ({type(backbone).__name__}) is not in lateprompt.families.FAMILIES "
             f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family(model_type, Family(...))"
         )
-    family = FAMILIES[model_type]
-    if getattr(config, "is_decoder", False) and not family.causal:
-        raise ValueError(
-            f"is_decoder=True makes {model_type!r} ({type(backbone).__name__}) a decoder, which here is an encoder; "
-            "load it with is_decoder=False, or take a decoder's architecture"
-        )
-    return family
+    return FAMILIES[model_type]
 
 
 def core_of(backbone: nn.Module) -> nn.Module:
