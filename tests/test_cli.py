@@ -266,8 +266,14 @@ def test_resume_of_a_finished_run_changes_nothing(run, masked_lm, data, capsys):
 def test_resume_of_a_finished_run_with_other_settings(run, masked_lm, data, capsys, more, changed):
     assert train(masked_lm, data, run, "--test", data["test"], "--resume", *more) == 2
     assert f"holds a finished run with other settings ({changed})" in capsys.readouterr().err
-    for same in (["--prompt-layer", "0.5"], ["--readout", "mask"]):
+    for same in (["--prompt-layer", "0.5"], ["--num-prompt-tokens", "5"], ["--eval-batch-size", "8"]):
         assert train(masked_lm, data, run, "--test", data["test"], "--resume", *same) == 0
+
+
+def test_resume_of_a_finished_run_from_another_folder(run, masked_lm, data, monkeypatch):
+    monkeypatch.chdir(Path(data["train"]).parent)
+    near = {name: Path(path).name for name, path in data.items()}
+    assert train(masked_lm, near, run, "--test", near["test"], "--resume") == 0
 
 
 def test_what_is_wrong_is_found_before_a_good_run_is_cleared(run, masked_lm, data, tmp_path, capsys):

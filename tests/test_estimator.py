@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_rows
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -208,6 +210,21 @@ def test_parameters_of_the_wrong_type(headless, changes, message):
         small(headless, **changes).fit(TEXTS, LABELS)
 
 
+def test_parameters_as_users_have_them(headless, tmp_path):
+    estimator = small(
+        Path(headless),
+        states=tmp_path / "states",
+        device=torch.device("cpu"),
+        steps=2.0,
+        generator="late-lora",
+        options={"lora_alpha": 16, "r": 2},
+        label_words=pd.Series({"positive": "good", "negative": "bad"}),
+    ).fit(TEXTS, LABELS)
+    estimator.save(tmp_path / "run")
+    loaded = LatePromptClassifier.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict(TEXTS), estimator.predict(TEXTS))
+
+
 def test_numbers_of_numpy_and_other_random_states(headless, tmp_path):
     changes = {"prompt_layer": np.int64(2), "epochs": np.int64(1), "lr": np.float32(1e-3), "steps": None}
     estimator = small(headless, **changes, random_state=np.random.RandomState(5)).fit(TEXTS, LABELS)
@@ -222,9 +239,11 @@ def test_numbers_of_numpy_and_other_random_states(headless, tmp_path):
     np.testing.assert_array_equal(loaded.predict_proba(TEXTS), other.predict_proba(TEXTS))
 
 
-def test_dates_as_classes_survive_saving(headless, tmp_path):
-    days = np.array(["2026-01-01", "2026-02-01"], dtype="datetime64[D]")
-    estimator = small(headless).fit(TEXTS, days[np.arange(32) % 2])
+@pytest.mark.parametrize("unit", ["D", "s", "ns", "series"])
+def test_dates_as_classes_survive_saving(headless, tmp_path, unit):
+    days = np.array(["2026-01-01", "2026-02-01"], dtype="datetime64[s]")[np.arange(32) % 2]
+    days = pd.Series(days) if unit == "series" else days.astype(f"datetime64[{unit}]")
+    estimator = small(headless).fit(TEXTS, days)
     estimator.save(tmp_path / "run")
     loaded = LatePromptClassifier.load(tmp_path / "run")
     np.testing.assert_array_equal(loaded.predict(TEXTS), estimator.predict(TEXTS))

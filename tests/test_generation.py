@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 from peft_models import CAUSAL, first_output, late_config, late_model, many, shake
 from tiny_models import DECODERS, tiny_batch, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, TextStreamer, pipeline
 
 from lateprompt import LatePromptConfig
 
@@ -215,9 +215,21 @@ def test_ways_to_generate_that_know_no_prompt(settings, message):
 def test_a_model_whose_own_cache_is_of_fixed_size():
     model = late_model("gemma2", CAUSAL)
     batch = tiny_batch("gemma2", "left")
-    expected = model.generate(**batch, **GENERATION, do_sample=False)
+    settings = {**GENERATION, "do_sample": False}
+    expected = model.generate(**batch, **settings)
     model.generation_config.cache_implementation = "hybrid"
-    assert torch.equal(model.generate(**batch, **GENERATION, do_sample=False), expected)
+    assert torch.equal(model.generate(**batch, **settings), expected)
+    assert torch.equal(model.generate(**batch, **settings, past_key_values=DynamicCache()), expected)
+
+
+def test_without_the_adapter_any_way_to_generate_goes():
+    model = late_model("llama", CAUSAL)
+    batch = tiny_batch("llama", "left")
+    settings = {**GENERATION, "do_sample": False, "cache_implementation": "static"}
+    with model.disable_adapter():
+        assert torch.equal(
+            model.generate(**batch, **settings), tiny_model("llama", CAUSAL).generate(**batch, **settings)
+        )
 
 
 def test_a_text_from_nothing_is_the_same_with_and_without_a_cache():

@@ -572,6 +572,19 @@ def test_a_row_without_a_source_changes_no_other_row():
     assert torch.equal(found[2], model(**batch).logits[2])
 
 
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+def test_rows_that_name_their_adapters_have_a_source_too(task):
+    config = late_config(CAUSAL)
+    config.task_type = task
+    model = shake(get_peft_model(tiny_model("gpt2", CAUSAL), config)).eval()
+    batch = tiny_batch("gpt2", "none")
+    plain = model(**batch).logits
+    with pytest.warns(UserWarning, match="no source there"):
+        assert torch.equal(model(**batch, labels=batch["input_ids"]).logits, plain)
+    found = model(**batch, labels=batch["input_ids"], adapter_names=["default"] * 3).logits
+    torch.testing.assert_close(found, plain)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_labels_of_tokens_hide_nothing_from_the_generator(name):
     model = late_model(name, TOKENS, generator="mppg")
@@ -597,7 +610,7 @@ def test_a_fraction_of_the_depth_is_for_one_depth():
         ("tuner", "LORA"),
         ("prompt_dropout", "x"),
         ("head_labels", "2"),
-        ("num_prompt_tokens", 2.0),
+        ("num_prompt_tokens", 2.5),
         ("trunk_dropout", 1),
         ("generator", None),
     ],

@@ -34,6 +34,14 @@ def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
         if isinstance(value, np.generic):
             value = value.item()
             setattr(settings, known.name, value)
+        if (
+            isinstance(value, float)
+            and value.is_integer()
+            and str(known.type).startswith("int")
+            and "float" not in str(known.type)
+        ):
+            value = int(value)
+            setattr(settings, known.name, value)
         kinds = [part.strip().partition("[")[0] for part in str(known.type).split("|")]
         if value is None and "None" in kinds:
             continue

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
@@ -121,6 +123,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             seed = int(check_random_state(seed).randint(2**31))
         parameters = {**self.get_params(deep=False), "method": self.generator, "seed": seed}
         parameters["options"] = dict(self.options or {})
+        for name in ("model", "task", "device"):  # paths and devices as users have them
+            if isinstance(parameters[name], os.PathLike | torch.device):
+                parameters[name] = str(parameters[name])
         model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
         recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
         return model, recipe
@@ -134,7 +139,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             return task
         words = None
         if self.label_words is not None:
-            if not isinstance(self.label_words, Mapping):
+            if not hasattr(self.label_words, "items"):
                 raise ValueError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
             given = {str(label): word for label, word in self.label_words.items()}
             missing = sorted(set(names) - set(given))
@@ -154,7 +159,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         model, recipe = self._settings()
         model.check()
         recipe.check()
-        states = StatesSettings(self.states)
+        states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
         states.check(model.trunk_dropout)
         texts = as_texts(X)
         labels = np.asarray(y)
@@ -227,7 +232,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             parameters["label_words"] = {str(label): word for label, word in self.label_words.items()}
         facts = {
             "estimator": parameters,
-            _CLASSES: {"kind": self.classes_.dtype.kind, "values": self.classes_.tolist()},
+            _CLASSES: _classes_as_json(self.classes_),
             "recipe": self.recipe_,
             "versions": versions(),
         }
@@ -278,8 +283,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             saved["random_state"] = recipe.get("seed", 42)
         estimator = cls(**{name: value for name, value in saved.items() if name in known})
         estimator.set_params(model=classifier.settings.model, device=device)
-        values = run.get(_CLASSES, {}).get("values") or sorted(classifier.task.labels)
-        estimator.classes_ = np.array(values, dtype="datetime64" if run.get(_CLASSES, {}).get("kind") == "M" else None)
+        classes = run.get(_CLASSES, {})
+        dtype = classes.get("dtype") if classes.get("kind") == "M" else None
+        estimator.classes_ = np.array(classes.get("values") or sorted(classifier.task.labels), dtype=dtype)
         estimator.recipe_ = recipe
         estimator.classifier_ = classifier
         estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
@@ -287,6 +293,13 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
         estimator.history_ = []
         return estimator
+
+
+def _classes_as_json(classes: np.ndarray) -> dict[str, Any]:
+    """Classes for the run file; dates as text, with the unit that they are read again with."""
+    kind = classes.dtype.kind
+    values = [str(value) for value in classes] if kind == "M" else classes.tolist()
+    return {"kind": kind, "dtype": classes.dtype.str, "values": values}
 
 
 def _is_gap(label: Any) -> bool:

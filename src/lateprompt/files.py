@@ -60,7 +60,7 @@ def as_json(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    if isinstance(value, Decimal | UUID | timedelta):
+    if isinstance(value, Decimal | UUID | timedelta | os.PathLike | torch.device):
         return str(value)
     raise TypeError(f"{type(value).__name__} {str(value)[:60]!r} cannot be written as JSON")
 

@@ -48,8 +48,9 @@ class GenerationWishes:
     @property
     def changes(self) -> dict[str, Any]:
         """Arguments to add: a model whose own config asks for a cache of fixed size (Gemma's) gets one that grows."""
+        given = self.asked("cache_implementation") is not None or self.kwargs.get("past_key_values") is not None
         fixed = getattr(self.own, "cache_implementation", None) not in (None, *_GROWING)
-        return {"cache_implementation": "dynamic"} if fixed and self.asked("cache_implementation") is None else {}
+        return {"cache_implementation": "dynamic"} if fixed and not given else {}
 
     @property
     def copies(self) -> int:

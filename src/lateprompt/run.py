@@ -384,16 +384,27 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
     layers = int(saved.get("num_layers") or 0)
     if layers:
         ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
-    left_open = {
-        "device",
-        *(name for name in ("readout", "head_pooling", "num_prompt_tokens") if ours[name] in (None, "auto")),
-    }
-    changed = [name for name, value in ours.items() if name not in left_open and value != theirs.get(name, value)]
+    # What no result depends on, and what either side leaves to the model.
+    left_open = {"device", "eval_batch_size"}
+    left_open |= {name for name in ("readout", "head_pooling") if ours[name] in (None, "auto")}
+    left_open |= {name for name in ("num_prompt_tokens",) if None in (ours[name], theirs.get(name))}
+    changed = [
+        name
+        for name, value in ours.items()
+        if name not in left_open and _resolved(value) != _resolved(theirs.get(name, value))
+    ]
     if changed:
         raise ValueError(
             f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
             "ones, or use --overwrite without --resume"
         )
+
+
+def _resolved(value: Any) -> Any:
+    """A setting with paths, alone or in a list, as they are on the disk."""
+    if isinstance(value, list):
+        return [_resolved(part) for part in value]
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:

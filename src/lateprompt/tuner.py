@@ -179,7 +179,6 @@ class LatePromptModel(BaseTuner):
         write = partial(type(self.model).generate, self.model)
         own = getattr(self.model, "generation_config", None)
         wanted = GenerationWishes(kwargs, own)
-        wanted.check()
         source = args[0] if args else first(*(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
         length = source.shape[1] if isinstance(source, torch.Tensor) and source.ndim > 1 else 1  # 1: it starts a text
         extras = replace(self._extras_of(kwargs), source_length=length)
@@ -188,7 +187,10 @@ class LatePromptModel(BaseTuner):
             extras = replace(extras, adapter_names=names)
         elif self.layer.selected_adapter() in self.layer.detours:
             kwargs.setdefault("use_cache", False)
-        kwargs = {**wanted.changes, **{k: v for k, v in kwargs.items() if k not in _OURS}}
+        kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
+        if extras.adapter_names is not None or self.layer.selected_adapter() is not None:
+            wanted.check()
+            kwargs = {**wanted.changes, **kwargs}
         groups = self.layer.rows_by_layer(extras.adapter_names or ())
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
@@ -224,9 +226,10 @@ class LatePromptModel(BaseTuner):
         mask = kwargs.get("attention_mask")
         attended = torch.ones_like(before) if mask is None or mask.ndim != 2 else mask.bool()
         source = before & attended
-        active = self.layer.selected_adapter() if kwargs.get("adapter_names") is None else None
-        config: Any = self.peft_config[active] if active is not None else None
-        reads = config is not None and config.generator not in ("fixed", NO_PROMPT)
+        names = first(kwargs.get("adapter_names"), current_extras().adapter_names)
+        used = [self.layer.selected_adapter()] if names is None else set(names)
+        configs: list[Any] = [self.peft_config[name] for name in used if name in self.peft_config]
+        reads = any(config.generator not in ("fixed", NO_PROMPT) for config in configs)
         has_source = source.any(1, keepdim=True)
         if reads and not bool(has_source.all()):
             warnings.warn(

@@ -37,6 +37,6 @@ METHODS = (
         "tuner",
         _fragment,
         _count,
-        {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": None},
+        {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "target_modules": None},
     ),
 )
