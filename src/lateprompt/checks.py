@@ -21,7 +21,7 @@ def is_of(value: Any, kind: type) -> bool:
 
 
 def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
-    """Raise ValueError for a field that is not of the type it is declared with; numpy's numbers become plain ones.
+    """Raise ValueError for a field that is not of the type it is declared with; numpy's numbers and 2.0 become plain ones.
 
     Args:
         settings: a dataclass's instance.
@@ -31,18 +31,12 @@ def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
         if names is not None and known.name not in names:
             continue
         value = getattr(settings, known.name)
+        kinds = [part.strip().partition("[")[0] for part in str(known.type).split("|")]
         if isinstance(value, np.generic):
             value = value.item()
-            setattr(settings, known.name, value)
-        if (
-            isinstance(value, float)
-            and value.is_integer()
-            and str(known.type).startswith("int")
-            and "float" not in str(known.type)
-        ):
+        if isinstance(value, float) and value.is_integer() and "int" in kinds and "float" not in kinds:
             value = int(value)
-            setattr(settings, known.name, value)
-        kinds = [part.strip().partition("[")[0] for part in str(known.type).split("|")]
+        setattr(settings, known.name, value)
         if value is None and "None" in kinds:
             continue
         given = [kind for kind in kinds if kind in _TYPES]
