@@ -21,7 +21,7 @@ def is_of(value: Any, kind: type) -> bool:
 
 
 def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
-    """Raise ValueError for a field that is not of the type it is declared with; numpy's numbers and 2.0 become plain ones.
+    """Raise ValueError for a field of another type than it is declared with; numpy's numbers and 2.0 become plain ones.
 
     Args:
         settings: a dataclass's instance.
