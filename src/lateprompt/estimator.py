@@ -21,6 +21,7 @@ from lateprompt.classifier import TextClassifier
 from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
 from lateprompt.tasks import Row, Task, default_task, load_label_task
+from lateprompt.tasks.readers import check_characters
 from lateprompt.training.fit import fit
 from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -332,8 +333,7 @@ def as_texts(X: Any) -> list[tuple[str, str | None]]:
         for column in columns:
             if not isinstance(column, str):
                 raise ValueError(f"X row {number} is {column!r}, not a string; give texts")
-            if not column.isascii() and any("\ud800" <= letter <= "\udfff" for letter in column):
-                raise ValueError(f"X row {number} has half a surrogate pair, which is no character; repair the text")
+            check_characters(column, f"X row {number}")
         texts.append((columns[0], columns[1] if len(columns) == 2 else None))
     if len({pair is None for _, pair in texts}) > 1:
         raise ValueError("X mixes texts and pairs; give all rows one text, or all two")

@@ -148,12 +148,17 @@ def _text(record: Mapping[str, Any], column: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{column!r} has half a surrogate pair, which is no character; repair the text") from None
+    check_characters(value, repr(column))
     return value
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raise ValueError for a text that no file can hold."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where} has half a surrogate pair, which is no character; repair the text") from None
 
 
 def _label(value: Any, table: Table) -> str | None:
