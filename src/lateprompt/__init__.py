@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lateprompt.backbone import LateBackbone
 from lateprompt.config import LatePromptConfig
+from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES, Family, register_family
 from lateprompt.generators import GENERATORS
 from lateprompt.split import split_backbone
@@ -29,6 +30,7 @@ __all__ = [
     "LateBackbone",
     "LatePromptClassifier",
     "LatePromptConfig",
+    "LatePromptError",
     "LatePromptModel",
     "TrunkStates",
     "register_family",

@@ -30,6 +30,7 @@ from lateprompt.calls import (
     text_of,
 )
 from lateprompt.dropout import FastDropout
+from lateprompt.errors import LatePromptError
 from lateprompt.families import family_of, num_layers_of
 from lateprompt.generators import PromptGenerator
 from lateprompt.halves import wide_products
@@ -89,7 +90,7 @@ class LateBackbone(nn.Module):
         self.trunk_released = False
         self.family = family_of(backbone)
         if getattr(backbone.config, "is_decoder", False) and not self.family.causal:
-            raise ValueError(  # the tail's masks are those of the family
+            raise LatePromptError(  # the tail's masks are those of the family
                 f"is_decoder=True makes {type(backbone).__name__} a decoder, which here is an encoder; load it with "
                 "is_decoder=False, or take a decoder's architecture"
             )
@@ -228,7 +229,7 @@ class LateBackbone(nn.Module):
             too, and begin at the prompt layer when `trunk_states` are given; `attentions` include the prompt's columns.
 
         Raises:
-            ValueError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
+            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
         """
         with wide_products(*self.placement):
             return self._forward(*args, **kwargs)
@@ -266,7 +267,9 @@ class LateBackbone(nn.Module):
             output = forward_mixed(self, names, call, source_mask, trunk_states, read)
         else:
             if selected is None:
-                raise ValueError("trunk_states were given, but no late prompt is active: they are states at no layer")
+                raise LatePromptError(
+                    "trunk_states were given, but no late prompt is active: they are states at no layer"
+                )
             output = self.forward_group([selected], None, call, source_mask, trunk_states, read)
         return output if return_dict else output.to_tuple()
 
@@ -380,9 +383,9 @@ class LateBackbone(nn.Module):
         return output, hidden if read is None else states_at(hidden, read)
 
     def check_trunk(self) -> None:
-        """Raise ValueError where the trunk has no weights to run, or hash, with."""
+        """Raise LatePromptError where the trunk has no weights to run, or hash, with."""
         if self.trunk_released:
-            raise ValueError("the trunk's weights were released for training from kept states: restore them first")
+            raise LatePromptError("the trunk's weights were released for training from kept states: restore them first")
 
     def pooled(self, hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor | None:
         return self.family.pool(self.base_layer, hidden) if read is None else None
@@ -408,7 +411,7 @@ class LateBackbone(nn.Module):
     def _caches(self, call: dict[str, Any], prompt_layer: int, has_states: bool) -> tuple[Any, Any] | None:
         use = call.get("use_cache")
         if has_states and (use or call.get("past_key_values") is not None):
-            raise ValueError("trunk_states skip the trunk, which then has no keys to cache; use use_cache=False")
+            raise LatePromptError("trunk_states skip the trunk, which then has no keys to cache; use use_cache=False")
         if use is None:
             use = bool(getattr(self.base_layer.config, "use_cache", False)) and not (self.training or has_states)
         if not self.family.causal or not (use or call.get("past_key_values") is not None):
@@ -444,7 +447,7 @@ class LateBackbone(nn.Module):
         width = self.config.hidden_size
         if states.ndim != 3 or states.shape[-1] != width or (like is not None and like.shape != states.shape[:2]):
             expected = f"(batch, length, {width})" if like is None else f"({like.shape[0]}, {like.shape[1]}, {width})"
-            raise ValueError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
+            raise LatePromptError(f"trunk_states has shape {tuple(states.shape)}, expected {expected}")
         device, dtype = self.placement
         return states.to(device=device, dtype=dtype)
 

@@ -26,6 +26,7 @@ from transformers import AutoModelForMaskedLM, RobertaConfig
 
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
+from lateprompt.errors import LatePromptError
 from lateprompt.families import family_of
 from lateprompt.pretrained import DTYPES, load_base, load_config, max_positions, wrap
 from lateprompt.readout import Batch, LMHead, WordReadout
@@ -76,15 +77,15 @@ class BenchSettings:
     device: str | None = None
 
     def check(self) -> None:
-        """Raise ValueError for a setting that cannot be."""
+        """Raise LatePromptError for a setting that cannot be."""
         for name in ("batch", "length", "repeats"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
+                raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+            raise LatePromptError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         for name in self.methods or ():
             if name not in METHODS:
-                raise ValueError(f"method {name!r} is unknown; choose some of {', '.join(METHODS)}")
+                raise LatePromptError(f"method {name!r} is unknown; choose some of {', '.join(METHODS)}")
 
     @property
     def names(self) -> list[str]:
@@ -131,7 +132,7 @@ class Bench:
             else:
                 extra = METHODS[name].cost(self.layers, self.prompt_layer).extra_positions
             if limit is not None and self.settings.length + extra > limit:
-                raise ValueError(
+                raise LatePromptError(
                     f"length {self.settings.length!r} and {extra} prompt tokens of {name} exceed the {limit} positions "
                     f"of {self.settings.model!r}; give at most {limit - extra}, or leave it out of --methods"
                 )
@@ -388,7 +389,7 @@ def peak_memory(settings: BenchSettings, method: str) -> int:
         check=False,
     )
     if done.returncode != 0:
-        raise ValueError(
+        raise LatePromptError(
             f"the process measuring the memory of {method!r} failed: {done.stderr.strip().splitlines()[-1:]}"
         )
     return int(done.stdout)

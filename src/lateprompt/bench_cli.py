@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lateprompt.arguments import settings_of
+from lateprompt.errors import LatePromptError
 from lateprompt.progress import print_table
 
 
@@ -65,7 +66,7 @@ def _check_nothing_before(args: Namespace) -> None:
     for name, default in defaults.items():
         if str(getattr(args, name)) != str(default):  # "0.5" was parsed to a number
             flag = f"--{name.replace('_', '-')}"
-            raise ValueError(
+            raise LatePromptError(
                 f"{flag} {getattr(args, name)!r} stands before {args.what!r}; put the flags of bench {args.what} "
                 f"after it (lateprompt bench {args.what} --help lists them)"
             )

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.errors import LatePromptError
 from lateprompt.families import Bypass, num_layers_of
 from lateprompt.tuners.base import LayerTuner, Stack, join, under
 
@@ -29,17 +30,17 @@ def make_config(tuner: Mapping[str, Any]) -> Any:
     """PEFT's configuration of a mapping with `peft_type`.
 
     Raises:
-        ValueError: no such method, or an option that it does not have.
+        LatePromptError: no such method, or an option that it does not have.
     """
     kind = tuner.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted([FULL, *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
-        raise ValueError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
+        raise LatePromptError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
     options = {key: value for key, value in tuner.items() if key != "peft_type"}
     try:
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)
     except TypeError as error:
-        raise ValueError(f"tuner {dict(tuner)!r} cannot be made: {error}") from None
+        raise LatePromptError(f"tuner {dict(tuner)!r} cannot be made: {error}") from None
 
 
 class _Paths(nn.Module):
@@ -71,8 +72,8 @@ class Beneath:
         late: keep to the layers above p.
 
     Raises:
-        ValueError: options that cannot be, nothing to wrap, weights shared with layers below p, or a backbone that has
-            another tuner already.
+        LatePromptError: options that cannot be, nothing to wrap, weights shared with layers below p, or a backbone that
+            has another tuner already.
     """
 
     def __init__(self, core: nn.Module, name: str, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool) -> None:
@@ -93,7 +94,7 @@ class Beneath:
         there = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
         other = next((type(module).__name__ for module in there if not isinstance(module, kind.tuner_layer_cls)), None)
         if other is not None:
-            raise ValueError(
+            raise LatePromptError(
                 f"the backbone already has {other}, and {tuner['peft_type']!r} cannot lie beside it; unload it first"
             )
         if late:
@@ -129,10 +130,10 @@ class Beneath:
         """Switch the tuner on or off.
 
         Raises:
-            ValueError: the backbone's own weights were trained, so there is nothing to go back to.
+            LatePromptError: the backbone's own weights were trained, so there is nothing to go back to.
         """
         if self.full and not enabled:
-            raise ValueError(
+            raise LatePromptError(
                 f"adapter {self.name!r} trained the backbone's own weights, so it cannot be switched off; load the "
                 "base model again"
             )
@@ -162,7 +163,7 @@ def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: i
         return
     names = getattr(config, "target_modules", None) or kind.target_module_mapping.get(core.config.model_type)
     if not names:
-        raise ValueError(
+        raise LatePromptError(
             f"tuner {name!r} has no default for the architecture {core.config.model_type!r}; give its target_modules"
         )
     paths = Stack.of(core).choose(above)
@@ -175,7 +176,7 @@ def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: i
 
     chosen = [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
     if not chosen:
-        raise ValueError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
+        raise LatePromptError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
     config.target_modules = chosen
 
 
@@ -184,7 +185,7 @@ def _own_weights(
 ) -> dict[str, nn.Module | nn.Parameter]:
     unknown = sorted(set(tuner) - {"peft_type"})
     if unknown:
-        raise ValueError(f"tuner {FULL!r} has no option {unknown[0]!r}; leave it out")
+        raise LatePromptError(f"tuner {FULL!r} has no option {unknown[0]!r}; leave it out")
     parameters = trained_weights(core, prompt_layer, late=late)
     for parameter in parameters.values():
         parameter.requires_grad_(True)

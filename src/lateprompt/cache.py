@@ -6,6 +6,8 @@ import copy
 
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from lateprompt.errors import LatePromptError
+
 
 def cache_views(cache: Cache, prompt_layer: int, num_layers: int) -> tuple[Cache, Cache]:
     """Views of `cache` on layers [0, p) and [p, L); filling them fills the cache.
@@ -14,10 +16,10 @@ def cache_views(cache: Cache, prompt_layer: int, num_layers: int) -> tuple[Cache
     what left its window, and the prompt at the front would be the first to go.
 
     Raises:
-        ValueError: not a dynamic cache (a static one has no room for the prompt).
+        LatePromptError: not a dynamic cache (a static one has no room for the prompt).
     """
     if not isinstance(cache, DynamicCache):
-        raise ValueError(f"past_key_values is a {type(cache).__name__}; a late prompt needs a DynamicCache")
+        raise LatePromptError(f"past_key_values is a {type(cache).__name__}; a late prompt needs a DynamicCache")
     while len(cache.layers) < num_layers:  # a cache without a config grows its layers lazily
         cache.layers.append(DynamicLayer())
     for i in range(prompt_layer, num_layers):

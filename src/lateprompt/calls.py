@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lateprompt.errors import LatePromptError
+
 BASE = "__base__"
 """The adapter name of rows that get no prompt (PEFT's own convention)."""
 
@@ -63,11 +65,11 @@ def check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
         return
     if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise ValueError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+        raise LatePromptError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
     batch, length = text_of(call, trunk_states).shape[:2]
     length += 0 if cache is None else cache.get_seq_length()
     if trunk_states is None and mask.shape != (batch, length):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+        raise LatePromptError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
 
 
 def generation_source(
@@ -96,7 +98,7 @@ def text_of(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Te
     """Whatever stands for the text: (batch, length, …)."""
     value = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
     if value is None:
-        raise ValueError("give input_ids, inputs_embeds or trunk_states")
+        raise LatePromptError("give input_ids, inputs_embeds or trunk_states")
     return value  # type: ignore[no-any-return]
 
 

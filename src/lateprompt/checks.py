@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lateprompt.errors import LatePromptError
+
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "dict": "a mapping"}
 _TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict}
 
@@ -21,7 +23,7 @@ def is_of(value: Any, kind: type) -> bool:
 
 
 def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
-    """Raise ValueError for a field of another type than it is declared with; numpy's numbers and 2.0 become plain ones.
+    """Raise LatePromptError for a field of another type than declared; numpy's numbers and 2.0 become plain ones.
 
     Args:
         settings: a dataclass's instance.
@@ -42,4 +44,4 @@ def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
         given = [kind for kind in kinds if kind in _TYPES]
         if given and not any(is_of(value, _TYPES[kind]) for kind in given):
             wanted = " or ".join(_KINDS[kind] for kind in given)
-            raise ValueError(f"{known.name} {value!r} is no value for it; give {wanted}")
+            raise LatePromptError(f"{known.name} {value!r} is no value for it; give {wanted}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.branches import can_branch
+from lateprompt.errors import LatePromptError
 from lateprompt.families import hidden_dropout_of
 from lateprompt.pretrained import resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
@@ -34,7 +35,7 @@ class TextClassifier(TunedModel):
     @staticmethod
     def check_task(task: AnyTask, source: object) -> None:
         if not isinstance(task, Task):
-            raise ValueError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
+            raise LatePromptError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
 
     @property
     def answer_positions(self) -> int:

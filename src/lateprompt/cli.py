@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lateprompt.arguments import settings_of
 from lateprompt.bench_cli import add_bench, bench
 from lateprompt.compare_cli import add_compare, add_methods, add_report, compare, methods, report
+from lateprompt.errors import LatePromptError
 from lateprompt.progress import print_table
 
 
@@ -103,7 +104,7 @@ def _load(args: Namespace) -> Any:
     from lateprompt.run import load_run
 
     if args.batch_size < 1:
-        raise ValueError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
+        raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
     return load_run(args.run, model=args.model, device=args.device)
 
 
@@ -132,7 +133,7 @@ def _predict(args: Namespace) -> None:
 
     for name in ("beams", "max_new_tokens"):
         if args[name] is not None and args[name] < 1:
-            raise ValueError(f"{name} {args[name]!r} is too small; give a whole number from 1")
+            raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
     tuned = _load(args)
     rows = read_rows(args.data, task=tuned.task, labelled=False, split="test")
     with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
@@ -160,7 +161,7 @@ def _predict(args: Namespace) -> None:
 def _refuse_writing(args: Namespace) -> None:
     for name in ("beams", "max_new_tokens"):
         if args[name] is not None:
-            raise ValueError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
+            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
 
 
 def _label_lines(classifier: Any, rows: Sequence[Any], probabilities: Any) -> list[dict[str, Any]]:
@@ -190,7 +191,7 @@ def _tasks(args: Namespace) -> None:
         print_table(("task", "labels", "template"), table)
         return
     if args.file is None or args.model is None:
-        raise ValueError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
+        raise LatePromptError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
     from lateprompt.families import FAMILIES
     from lateprompt.pretrained import load_config, load_tokenizer, resolve_readout
     from lateprompt.tasks import TargetEncoder, TextTask, check_task
@@ -200,7 +201,7 @@ def _tasks(args: Namespace) -> None:
     check_metrics(task.metrics)
     if isinstance(task, TextTask):
         if not FAMILIES[load_config(args.model).model_type].causal:
-            raise ValueError(
+            raise LatePromptError(
                 f"model {args.model!r} is an encoder and writes no text, as task {task.name!r} wants; take a decoder"
             )
         tokenizer = load_tokenizer(args.model)
@@ -221,7 +222,7 @@ def _tasks(args: Namespace) -> None:
     )
     bad = [r for r in results if not r["ok"]]
     if bad:
-        raise ValueError(str(bad[0]["message"]))
+        raise LatePromptError(str(bad[0]["message"]))
 
 
 def _add_states(parser: _Parser) -> None:
@@ -257,7 +258,7 @@ def _states(args: Namespace) -> None:
     elif args.action == "verify":
         result = [vars(verify_store(path)) for path in stores_in(folder)]
     elif args.limit_gb is None:
-        raise ValueError("states prune needs --limit-gb: how much may stay (0 removes everything)")
+        raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
     else:
         result = [{"freed_bytes": prune(folder, int(args.limit_gb * 1e9))}]
     if args.json:
@@ -277,7 +278,7 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     from lateprompt.training.settings import ModelSettings
 
     if args.model is None or not args.data:
-        raise ValueError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
+        raise LatePromptError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
     task = None if args.task is None else load_task(args.task)
     labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
     rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
@@ -357,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(arguments)
         COMMANDS[args.command][2](args[args.command])
-    except ValueError as error:
+    except LatePromptError as error:
         print(f"lateprompt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader (head, less) has gone

@@ -9,6 +9,7 @@ from peft import PeftConfig
 
 from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
 from lateprompt.checks import check_types
+from lateprompt.errors import LatePromptError
 from lateprompt.generators import check_generator
 
 PEFT_TYPE = "LATE_PROMPT"
@@ -46,7 +47,7 @@ class LatePromptConfig(PeftConfig):
         phm_n: n of the sentence generator's hypercomplex layers.
 
     Raises:
-        ValueError: an unknown generator, initialisation or pooling, or a size below 1.
+        LatePromptError: an unknown generator, initialisation or pooling, or a size below 1.
     """
 
     prompt_layer: int | float | str = field(default="0.5", metadata={"help": "number of layers below the prompt"})
@@ -74,27 +75,31 @@ class LatePromptConfig(PeftConfig):
         for name in ("num_prompt_tokens", "bottleneck_dim", "phm_n"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} {value!r} is no size; give a whole number from 1")
+                raise LatePromptError(f"{name} {value!r} is no size; give a whole number from 1")
         if self.prompt_dropout is not None and not 0.0 <= self.prompt_dropout < 1.0:
-            raise ValueError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
+            raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
         if self.fixed_init not in ("normal", "vocabulary"):
-            raise ValueError(f"fixed_init {self.fixed_init!r} is unknown; choose normal or vocabulary")
+            raise LatePromptError(f"fixed_init {self.fixed_init!r} is unknown; choose normal or vocabulary")
         if self.head_pooling not in POOLINGS:
-            raise ValueError(f"head_pooling {self.head_pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+            raise LatePromptError(f"head_pooling {self.head_pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
         if self.head_labels is not None and self.head_labels < 1:
-            raise ValueError(f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1")
+            raise LatePromptError(
+                f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1"
+            )
         if self.tuner_layers not in LAYERS:
-            raise ValueError(f"tuner_layers {self.tuner_layers!r} is unknown; choose one of {', '.join(LAYERS)}")
+            raise LatePromptError(f"tuner_layers {self.tuner_layers!r} is unknown; choose one of {', '.join(LAYERS)}")
         kind = None if self.tuner is None else self.tuner.get("peft_type")
         if self.tuner is not None and kind != FULL:
             make_config(self.tuner)
         if kind in PROMPT_LEARNING and self.generator != NO_PROMPT:
-            raise ValueError(f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'")
+            raise LatePromptError(
+                f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'"
+            )
         if self.generator == SENTENCE and self.tuner is not None:
-            raise ValueError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
+            raise LatePromptError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
         trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
         if self.generator == NO_PROMPT and not trains:
-            raise ValueError(
+            raise LatePromptError(
                 "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
             )
 

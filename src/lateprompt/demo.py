@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.errors import LatePromptError
 from lateprompt.progress import screen
 from lateprompt.tasks import Row, default_task, few_shot
 from lateprompt.training.evaluate import evaluate
@@ -38,13 +39,13 @@ def package_file(package: str, path: str) -> Path:
     """A file inside an installed package, found without importing the package.
 
     Raises:
-        ValueError: the package or the file is not there.
+        LatePromptError: the package or the file is not there.
     """
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         if (Path(folder) / path).exists():
             return Path(folder) / path
-    raise ValueError(f"package {package!r} with {path!r} is not installed; {_INSTALL}")
+    raise LatePromptError(f"package {package!r} with {path!r} is not installed; {_INSTALL}")
 
 
 def installed_encoder() -> str:

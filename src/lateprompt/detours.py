@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lateprompt.beneath import make_config
 from lateprompt.calls import first, replace_hidden, states_at
+from lateprompt.errors import LatePromptError
 from lateprompt.generators import read_state
 from lateprompt.pretrained import wrap
 from lateprompt.tuners.phm import PHMLinear
@@ -46,14 +47,16 @@ class Detour:
         What makes a prompt of the text reads no more of it than `source_mask` (batch, length) shows.
 
         Raises:
-            ValueError: a KV cache, or trunk states where there is no trunk.
+            LatePromptError: a KV cache, or trunk states where there is no trunk.
         """
         if call.get("use_cache") or call.get("past_key_values") is not None:
-            raise ValueError(
+            raise LatePromptError(
                 "a prompt at the input, or a prefix, keeps no KV cache here; use use_cache=False, or PEFT's own model"
             )
         if trunk_states is not None and not self.late:
-            raise ValueError("trunk_states were given, but the active adapter changes what lies below the prompt layer")
+            raise LatePromptError(
+                "trunk_states were given, but the active adapter changes what lies below the prompt layer"
+            )
         if layer.family.causal:
             call["use_cache"] = False
         text = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
@@ -87,14 +90,14 @@ class PromptLearning(Detour):
         late: around the tail.
 
     Raises:
-        ValueError: options that cannot be.
+        LatePromptError: options that cannot be.
     """
 
     def __init__(
         self, layer: LateBackbone, name: str, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool
     ) -> None:
         if late and tuner["peft_type"] != "PREFIX_TUNING":
-            raise ValueError(f"tuner {tuner['peft_type']!r} has virtual tokens at the input: it cannot be late")
+            raise LatePromptError(f"tuner {tuner['peft_type']!r} has virtual tokens at the input: it cannot be late")
         self.late = late
         self.prompt_layer = prompt_layer
         config = make_config({**tuner, "task_type": TaskType.FEATURE_EXTRACTION})

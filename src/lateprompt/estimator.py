@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.errors import LatePromptError
 from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
 from lateprompt.tasks import Row, Task, default_task, load_label_task
@@ -136,16 +137,16 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             task = load_label_task(self.task)
             unknown = sorted(set(names) - set(task.labels))
             if unknown:
-                raise ValueError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")
+                raise LatePromptError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")
             return task
         words = None
         if self.label_words is not None:
             if not hasattr(self.label_words, "items"):
-                raise ValueError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
+                raise LatePromptError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
             given = {str(label): word for label, word in self.label_words.items()}
             missing = sorted(set(names) - set(given))
             if missing:
-                raise ValueError(
+                raise LatePromptError(
                     f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}"
                 )
             words = [given[name] for name in names]
@@ -155,7 +156,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """Train on texts `X` (or pairs) and labels `y`.
 
         Raises:
-            ValueError: settings, texts or labels that cannot be.
+            LatePromptError: settings, texts or labels that cannot be.
         """
         model, recipe = self._settings()
         model.check()
@@ -165,13 +166,13 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         texts = as_texts(X)
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
-            raise ValueError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
+            raise LatePromptError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
         gap = next((number for number, label in enumerate(y) if _is_gap(label)), None)
         if gap is not None:  # before numpy makes the text 'nan' of it
-            raise ValueError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
+            raise LatePromptError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
         self.classes_ = unique_labels(labels)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
+            raise LatePromptError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
         names = [str(label) for label in self.classes_]
         pair = texts[0][1] is not None
         task = self._task(names, pair)
@@ -208,7 +209,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classifier_")
         texts = as_texts(X)
         if texts and (texts[0][1] is not None) != (self.n_features_in_ == 2):
-            raise ValueError(f"X has {1 if texts[0][1] is None else 2} text columns, fit saw {self.n_features_in_}")
+            raise LatePromptError(
+                f"X has {1 if texts[0][1] is None else 2} text columns, fit saw {self.n_features_in_}"
+            )
         probabilities = self.classifier_.probabilities([Row(a, b, None, {}) for a, b in texts])
         order = [self.classifier_.task.labels.index(str(label)) for label in self.classes_]
         chosen = probabilities[:, order]  # a task may have labels that y did not
@@ -223,7 +226,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """Write a run folder, which `load` and the command line read.
 
         Raises:
-            ValueError: a folder that is not empty, unless `overwrite`.
+            LatePromptError: a folder that is not empty, unless `overwrite`.
         """
         check_is_fitted(self, "classifier_")
         folder = Path(folder)
@@ -240,7 +243,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         try:
             json.dumps(facts, default=as_json)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"this estimator cannot be saved: {error}; give plain values") from None
+            raise LatePromptError(f"this estimator cannot be saved: {error}; give plain values") from None
         if overwrite:  # nothing can be wrong any more
             clear_folder(folder)
         self.classifier_.save(folder, facts)
@@ -271,7 +274,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """The estimator of a run folder, whether `save` or `lateprompt train` left it.
 
         Raises:
-            ValueError: no run folder, or one that is broken.
+            LatePromptError: no run folder, or one that is broken.
         """
         folder = Path(folder)
         classifier = TextClassifier.load(folder, model=model, device=device)
@@ -317,26 +320,26 @@ def as_texts(X: Any) -> list[tuple[str, str | None]]:
     """Texts or pairs as (text, text_pair or None).
 
     Raises:
-        ValueError: no texts, something that is no string, or more than two columns.
+        LatePromptError: no texts, something that is no string, or more than two columns.
     """
     if isinstance(X, str):
-        raise ValueError(f"X is one string ({X[:40]!r}); give a list of texts")
+        raise LatePromptError(f"X is one string ({X[:40]!r}); give a list of texts")
     if not np.iterable(X):
-        raise ValueError(f"X is {X!r}; give a list of texts")
+        raise LatePromptError(f"X is {X!r}; give a list of texts")
     values = X.to_numpy() if hasattr(X, "to_numpy") else X
     rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
     texts: list[tuple[str, str | None]] = []
     for number, row in enumerate(rows):
         columns = list(row) if isinstance(row, list | tuple | np.ndarray) else [row]
         if not 1 <= len(columns) <= 2:
-            raise ValueError(f"X row {number} has {len(columns)} columns; give a text, or a text and its pair")
+            raise LatePromptError(f"X row {number} has {len(columns)} columns; give a text, or a text and its pair")
         for column in columns:
             if not isinstance(column, str):
-                raise ValueError(f"X row {number} is {column!r}, not a string; give texts")
+                raise LatePromptError(f"X row {number} is {column!r}, not a string; give texts")
             check_characters(column, f"X row {number}")
         texts.append((columns[0], columns[1] if len(columns) == 2 else None))
     if len({pair is None for _, pair in texts}) > 1:
-        raise ValueError("X mixes texts and pairs; give all rows one text, or all two")
+        raise LatePromptError("X mixes texts and pairs; give all rows one text, or all two")
     if not texts:
-        raise ValueError("X is empty; give at least one text")
+        raise LatePromptError("X is empty; give at least one text")
     return texts

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lateprompt.errors import LatePromptError
+
 Bypass = Literal["none", "identity", "embeds", "zero"]
 """How a view replaces a module it must not apply.
 
@@ -159,7 +161,7 @@ def register_family(model_type: str, family: Family) -> None:
         >>> register_family("my_bert", Family("encoder.layer", {"pooler": "none"}, {"embeddings": "embeds"}))
     """
     if not model_type or not isinstance(model_type, str):
-        raise ValueError(f"model_type {model_type!r} is no name; give the config's model_type, e.g. 'my_bert'")
+        raise LatePromptError(f"model_type {model_type!r} is no name; give the config's model_type, e.g. 'my_bert'")
     FAMILIES[model_type] = family
 
 
@@ -167,12 +169,12 @@ def family_of(backbone: nn.Module) -> Family:
     """The family of a Hugging Face backbone, by its config.
 
     Raises:
-        ValueError: the architecture is not in the table; the message names the table and what to do.
+        LatePromptError: the architecture is not in the table; the message names the table and what to do.
     """
     config = getattr(backbone, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
-        raise ValueError(
+        raise LatePromptError(
             f"architecture {model_type!r} ({type(backbone).__name__}) is not in lateprompt.families.FAMILIES "
             f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family(model_type, Family(...))"
         )

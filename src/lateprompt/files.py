@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lateprompt.errors import LatePromptError
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`."""
@@ -81,39 +83,41 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; ValueError naming `what` and the file if it is missing or broken."""
+    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{what} {str(path)!r} does not exist") from None
+        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{what} {str(path)!r} is broken: {error}") from None
+        raise LatePromptError(f"{what} {str(path)!r} is broken: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
     return value
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A safetensors file and its metadata; ValueError naming `what` if it is missing, truncated or no such file."""
+    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(f"{what} {str(path)!r} does not exist") from None
+        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
+        raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
 def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Refuse an output folder that is not empty, unless it may be overwritten or resumed; creates nothing.
 
     Raises:
-        ValueError: the folder has files, or is a file.
+        LatePromptError: the folder has files, or is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {str(folder)!r} is a file; give a folder")
+        raise LatePromptError(f"output {str(folder)!r} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
-        raise ValueError(f"output folder {str(folder)!r} is not empty; use --overwrite, --resume, or another folder")
+        raise LatePromptError(
+            f"output folder {str(folder)!r} is not empty; use --overwrite, --resume, or another folder"
+        )
 
 
 def clear_folder(folder: Path) -> None:

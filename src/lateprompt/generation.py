@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from lateprompt.calls import CallExtras, call_extras, first, select_rows
+from lateprompt.errors import LatePromptError
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class GenerationWishes:
         return first(self.asked(name), getattr(self.own, name, None))
 
     def check(self) -> None:
-        """Raise ValueError for ways to generate that know nothing of a prompt within the layers."""
+        """Raise LatePromptError for ways to generate that know nothing of a prompt within the layers."""
         cache = self.asked("cache_implementation")
         if cache is not None and cache not in _GROWING:
-            raise ValueError(
+            raise LatePromptError(
                 f"cache_implementation {cache!r} has no room for a late prompt; choose one of {', '.join(_GROWING)}"
             )
         chunk = self.setting("prefill_chunk_size")
         if chunk is not None:
-            raise ValueError(
+            raise LatePromptError(
                 f"prefill_chunk_size {chunk!r} would make the late prompt from the first chunk; leave it out"
             )
 
@@ -90,10 +91,10 @@ def generate_groups(
         Token ids (batch · returned sequences, longest).
 
     Raises:
-        ValueError: a stream or a dictionary of scores is wanted, which cannot be put together again.
+        LatePromptError: a stream or a dictionary of scores is wanted, which cannot be put together again.
     """
     if kwargs.get("streamer") is not None or kwargs.get("return_dict_in_generate"):
-        raise ValueError("adapter_names mixes prompt layers: leave out streamer and return_dict_in_generate")
+        raise LatePromptError("adapter_names mixes prompt layers: leave out streamer and return_dict_in_generate")
     names = extras.adapter_names or []
     batch, copies = len(source), len(names) // len(source)
     texts: dict[int, torch.Tensor] = {}

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lateprompt.errors import LatePromptError
+
 
 @dataclass(frozen=True)
 class GeneratorSpec:
@@ -193,13 +195,13 @@ GENERATORS: dict[str, type[PromptGenerator]] = {
 
 
 def check_generator(name: str) -> None:
-    """Raise ValueError unless `name` is in the table of generators."""
+    """Raise LatePromptError unless `name` is in the table of generators."""
     if name not in GENERATORS:
-        raise ValueError(f"generator {name!r} is unknown; choose one of {', '.join(GENERATORS)}")
+        raise LatePromptError(f"generator {name!r} is unknown; choose one of {', '.join(GENERATORS)}")
 
 
 def build_generator(name: str, spec: GeneratorSpec) -> PromptGenerator:
-    """The generator of that name; ValueError for an unknown one."""
+    """The generator of that name; LatePromptError for an unknown one."""
     check_generator(name)
     return GENERATORS[name](spec)
 

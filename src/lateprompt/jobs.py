@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.errors import LatePromptError
 from lateprompt.generators import GENERATORS
 from lateprompt.pretrained import load_config, max_positions
 from lateprompt.progress import Bar
@@ -97,20 +98,22 @@ class JobSettings:
     device: str | None = None
 
     def check(self) -> None:
-        """Raise ValueError for a setting that cannot be."""
+        """Raise LatePromptError for a setting that cannot be."""
         if self.model is None or self.train is None:
-            raise ValueError(
+            raise LatePromptError(
                 "bench job needs a model and training rows: lateprompt bench job --model MODEL --train FILE --dev FILE"
             )
         if self.method not in GENERATORS:
-            raise ValueError(f"method {self.method!r} makes no late prompt; choose one of {', '.join(GENERATORS)}")
+            raise LatePromptError(f"method {self.method!r} makes no late prompt; choose one of {', '.join(GENERATORS)}")
         for name in self.rivals:
             if name not in RIVALS:
-                raise ValueError(f"rival {name!r} is unknown; choose from {', '.join(RIVALS)}")
+                raise LatePromptError(f"rival {name!r} is unknown; choose from {', '.join(RIVALS)}")
         if self.rival_epochs is not None and self.rival_epochs < 1:
-            raise ValueError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
+            raise LatePromptError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):
-            raise ValueError(f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one")
+            raise LatePromptError(
+                f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one"
+            )
         self.recipe().check()
         self.late_prompt(self.method).check()
 
@@ -231,7 +234,7 @@ class Job:
             parts += [] if dev is None else [(dev, np.arange(len(dev)))]
             kept, self.fill_seconds = self.classifier.kept(parts, self.states)
             if not isinstance(kept[0], StatesFeed):
-                raise ValueError(
+                raise LatePromptError(
                     f"trunk states do not fit on the disk of {self.states.states!r}; "
                     "give a folder on another disk with --states"
                 )
@@ -287,7 +290,7 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
             replace(settings.late_prompt(method), max_length=length), rows.task, seed=seed
         )
         if isinstance(classifier.readout, PhraseReadout):
-            raise ValueError(
+            raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
                 "have no readout for them here; use --readout head"
             )
@@ -343,7 +346,7 @@ def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
     )
     rows = load_rows(data, settings.seed, settings.readout)
     if isinstance(rows.task, TextTask):
-        raise ValueError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
+        raise LatePromptError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
     load = _load()
     with tempfile.TemporaryDirectory(prefix="lateprompt-job-") as fresh:
         jobs = make_jobs(settings, rows, Path(settings.states or fresh))

@@ -11,6 +11,7 @@ from lateprompt.backbone import LateBackbone, PromptSlot
 from lateprompt.beneath import FULL, PROMPT_LEARNING, Beneath
 from lateprompt.config import NO_PROMPT, SENTENCE, LatePromptConfig
 from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
+from lateprompt.errors import LatePromptError
 from lateprompt.families import hidden_dropout_of
 from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
 
@@ -30,7 +31,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             return None
         names = self.active_adapters
         if len(names) > 1:
-            raise ValueError(
+            raise LatePromptError(
                 f"{len(names)} late prompts are active ({', '.join(names)}); activate one, or use adapter_names"
             )
         return names[0] if names and names[0] in self.slots else None
@@ -89,9 +90,11 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
 
     def _add_tuner(self, name: str, tuner: dict[str, Any], prompt_layer: int, *, late: bool) -> None:
         if any(parameter.device.type == "meta" for parameter in self.base_layer.parameters()):
-            raise ValueError("a tuner beneath a late prompt needs the weights in memory: they are on the meta device")
+            raise LatePromptError(
+                "a tuner beneath a late prompt needs the weights in memory: they are on the meta device"
+            )
         if any(beneath.full for beneath in self.beneath.values()) or (self.beneath and tuner["peft_type"] == FULL):
-            raise ValueError(
+            raise LatePromptError(
                 f"adapter {name!r} cannot be added: where the backbone's own weights are trained ({FULL}), no other "
                 "adapter can have a tuner; use a model of its own"
             )

@@ -8,24 +8,25 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from lateprompt.calls import BASE, gathered, replace_hidden, select_rows, text_of
+from lateprompt.errors import LatePromptError
 
 if TYPE_CHECKING:
     from lateprompt.backbone import LateBackbone
 
 
 def check_names(layer: LateBackbone, names: list[str], batch: int) -> None:
-    """Raise ValueError unless there is one known adapter a row, and all of them are late prompts."""
+    """Raise LatePromptError unless there is one known adapter a row, and all of them are late prompts."""
     unknown = sorted({n for n in names if n != BASE and n not in layer.slots})
     if unknown:
-        raise ValueError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(layer.slots)} or {BASE!r}")
+        raise LatePromptError(f"adapter_names has {unknown[0]!r}, which is none of {sorted(layer.slots)} or {BASE!r}")
     other = [name for name in layer.slots if name in layer.detours or name in layer.late_prompt_beneath]
     if other:
-        raise ValueError(
+        raise LatePromptError(
             f"adapter_names cannot be used while adapter {other[0]!r} is there: it is more than a late prompt, and "
             "would change the other rows too; delete it, or call with one active adapter"
         )
     if len(names) != batch:
-        raise ValueError(f"adapter_names has {len(names)} names for a batch of {batch} rows; give one a row")
+        raise LatePromptError(f"adapter_names has {len(names)} names for a batch of {batch} rows; give one a row")
 
 
 def forward_mixed(
@@ -41,11 +42,13 @@ def forward_mixed(
     groups = layer.rows_by_layer(names)
     layers = sorted(groups, key=lambda p: p or 0)
     if trunk_states is not None and (None in groups or len(groups) > 1):
-        raise ValueError(f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)")
+        raise LatePromptError(
+            f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)"
+        )
     if len(groups) == 1:
         return layer.forward_group(sorted(set(names)), names, call, source_mask, trunk_states, read)
     if call.get("past_key_values") is not None or call.get("use_cache"):
-        raise ValueError(
+        raise LatePromptError(
             f"adapter_names mixes prompt layers {layers} in one cached generation; use adapters of one prompt "
             "layer, or use_cache=False"
         )
@@ -72,7 +75,7 @@ def forward_mixed(
         layers_of_rows = zip(*(output.hidden_states for output in outputs), strict=True)
         result["hidden_states"] = tuple(torch.cat(states)[back] for states in layers_of_rows)
     if result.get("attentions") is not None:
-        raise ValueError(
+        raise LatePromptError(
             f"output_attentions differ in shape between prompt layers {layers}; ask for them one at a time"
         )
     return result  # type: ignore[no-any-return]
@@ -88,7 +91,7 @@ def prompts_of(
 ) -> torch.Tensor:
     """Each row's prompt (batch, k, hidden); shorter prompts stand at the right end of their k slots."""
     if mask is not None and mask.shape != states.shape[:2]:
-        raise ValueError(
+        raise LatePromptError(
             f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
         )
     if names is None:

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES
 from lateprompt.tasks import READOUTS
 
@@ -27,7 +28,7 @@ def load_config(model: str) -> Any:
     """The configuration of `model`, whose architecture is in the table of families.
 
     Raises:
-        ValueError: no such model, or an unknown architecture.
+        LatePromptError: no such model, or an unknown architecture.
     """
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
@@ -37,9 +38,9 @@ def load_config(model: str) -> Any:
             if Path(model).is_dir()
             else "no such folder, and the hub has none (or is out of reach)"
         )
-        raise ValueError(f"model {model!r} cannot be loaded: {reason}; {_first_line(error)}") from None
+        raise LatePromptError(f"model {model!r} cannot be loaded: {reason}; {_first_line(error)}") from None
     if config.model_type not in FAMILIES:
-        raise ValueError(
+        raise LatePromptError(
             f"model {model!r} has architecture {config.model_type!r}, which is not in lateprompt.families.FAMILIES "
             f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family"
         )
@@ -50,12 +51,12 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
     """`auto` becomes what the checkpoint's architecture can do: label words if it has an LM head, else a head.
 
     Raises:
-        ValueError: an unknown readout, or one that the architecture cannot serve.
+        LatePromptError: an unknown readout, or one that the architecture cannot serve.
     """
     if readout == "text":
-        raise ValueError("readout 'text' writes texts, but the task has labels; use auto, mask, label or head")
+        raise LatePromptError("readout 'text' writes texts, but the task has labels; use auto, mask, label or head")
     if readout not in (*READOUTS, "auto"):
-        raise ValueError(f"readout {readout!r} is unknown; choose one of auto, {', '.join(READOUTS)}")
+        raise LatePromptError(f"readout {readout!r} is unknown; choose one of auto, {', '.join(READOUTS)}")
     causal = FAMILIES[config.model_type].causal
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if readout == "auto":
@@ -63,11 +64,11 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
             return "mask"
         return "label" if architecture.endswith(("ForCausalLM", "LMHeadModel")) and causal else "head"
     if readout == "mask" and causal:
-        raise ValueError(
+        raise LatePromptError(
             f"model {model!r} ({config.model_type}) is a decoder without a mask; use --readout label or head"
         )
     if readout == "label" and not causal:
-        raise ValueError(f"model {model!r} ({config.model_type}) is an encoder; use --readout mask or head")
+        raise LatePromptError(f"model {model!r} ({config.model_type}) is an encoder; use --readout mask or head")
     return readout
 
 
@@ -75,12 +76,14 @@ def causal_readout(config: Any, readout: str, model: str) -> str:
     """`text`, the readout of text-to-text tasks.
 
     Raises:
-        ValueError: another readout was asked for, or the architecture cannot write.
+        LatePromptError: another readout was asked for, or the architecture cannot write.
     """
     if readout not in ("auto", "text"):
-        raise ValueError(f"readout {readout!r} reads labels, but the task's answers are texts; use --readout auto")
+        raise LatePromptError(f"readout {readout!r} reads labels, but the task's answers are texts; use --readout auto")
     if not FAMILIES[config.model_type].causal:
-        raise ValueError(f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model")
+        raise LatePromptError(
+            f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model"
+        )
     return "text"
 
 
@@ -88,10 +91,10 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     """The pretrained model for a readout (`mask`, `label`, `head`, `text`), in eval mode.
 
     Raises:
-        ValueError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.
+        LatePromptError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise LatePromptError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     config = load_config(model)
     previous = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # what is missing becomes one error of ours below
@@ -107,7 +110,7 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(f"model {model!r} cannot be loaded: {_first_line(error)}") from None
+        raise LatePromptError(f"model {model!r} cannot be loaded: {_first_line(error)}") from None
     finally:
         hf_logging.set_verbosity(previous)
     core = loaded.base_model
@@ -115,12 +118,12 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     prefix = f"{loaded.base_model_prefix}."
     in_head = [name for name in missing if not name.startswith(prefix)]
     if readout != "head" and in_head:
-        raise ValueError(
+        raise LatePromptError(
             f"model {model!r} has no LM head ({in_head[0]!r} is missing), so no label words; use --readout head"
         )
     missing = [name for name in missing if "pooler" not in name]
     if missing:
-        raise ValueError(
+        raise LatePromptError(
             f"model {model!r} lacks weights ({len(missing)}, e.g. {missing[0]!r}); give a whole checkpoint"
         )
     if readout == "head" and getattr(core, "pooler", None) is not None:
@@ -141,12 +144,12 @@ def load_tokenizer(model: str) -> Any:
     """The tokenizer of `model`, with a padding token.
 
     Raises:
-        ValueError: there is none.
+        LatePromptError: there is none.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:
-        raise ValueError(f"the tokenizer of {model!r} cannot be loaded: {_first_line(error)}") from None
+        raise LatePromptError(f"the tokenizer of {model!r} cannot be loaded: {_first_line(error)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

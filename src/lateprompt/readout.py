@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lateprompt.backbone import LateBackbone
 from lateprompt.branches import branch_hidden, can_branch
+from lateprompt.errors import LatePromptError
 from lateprompt.generators import read_position, read_state
 from lateprompt.halves import wide_products
 from lateprompt.split import replace_module, shallow_copy
@@ -126,13 +127,15 @@ class LMHead:
         words: vocabulary ids to score, or None for the whole vocabulary.
 
     Raises:
-        ValueError: the model has no LM head.
+        LatePromptError: the model has no LM head.
     """
 
     def __init__(self, model: Any, layer: nn.Module, words: torch.Tensor | None = None) -> None:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if output is None:
-            raise ValueError(f"{type(model).__name__} has no LM head to score label words with; use --readout head")
+            raise LatePromptError(
+                f"{type(model).__name__} has no LM head to score label words with; use --readout head"
+            )
         self.words = words
         self.view = shallow_copy(model)
         owned: dict[str, nn.Module] = {}
@@ -255,7 +258,7 @@ class PhraseReadout(Readout):
         self.counted = self.filled * (~same).long()
         empty = (self.counted.sum(1) == 0).nonzero()
         if len(empty):
-            raise ValueError(
+            raise LatePromptError(
                 f"label words {list(phrases[int(empty[0])])} are the beginning of every label's, so none of them tells "
                 "this label from another; choose words that differ"
             )
@@ -293,7 +296,7 @@ class PhraseReadout(Readout):
         together = None
         if batch.trunk_states is not None:
             if states is None:
-                raise ValueError("trunk_states were given without those of the label words; use --states off")
+                raise LatePromptError("trunk_states were given without those of the label words; use --states off")
             together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
         hidden = branch_hidden(
             self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
@@ -308,7 +311,7 @@ class PhraseReadout(Readout):
     ) -> torch.Tensor:
         """The same by a whole pass for each label, for architectures that take no branches."""
         if batch.trunk_states is not None:
-            raise ValueError(
+            raise LatePromptError(
                 "label words of several tokens cannot be scored from kept trunk states on this architecture; "
                 "use --states off"
             )
@@ -350,7 +353,7 @@ class TextReadout(Readout):
         """Log-likelihood of each target and its number of tokens, (batch, 2)."""
         targets = batch.targets
         if targets is None:
-            raise ValueError("these rows have no targets to score; give them some, or have targets written")
+            raise LatePromptError("these rows have no targets to score; give them some, or have targets written")
         places = torch.arange(batch.input_ids.shape[1], device=targets.device)
         source = (places <= batch.read[:, :1]).to(batch.attention_mask.dtype)
         output = self.layer(**batch.backbone_inputs(), source_mask=source, use_cache=False, read=batch.read)
@@ -378,7 +381,7 @@ class HeadReadout(Readout):
     def __init__(self, model: nn.Module, layer: LateBackbone, adapter: str, pooling: str, dropout: float = 0.0) -> None:
         super().__init__(model, layer)
         if adapter not in layer.late_prompt_heads:
-            raise ValueError(f"adapter {adapter!r} has no trained head; make it with head_labels=")
+            raise LatePromptError(f"adapter {adapter!r} has no trained head; make it with head_labels=")
         self.head = layer.late_prompt_heads[adapter]
         self.pooling = pooling
         self.dropout = dropout
@@ -405,7 +408,7 @@ def word_readout(
 ) -> Readout:
     """The readout of label words: one token each if they all are (one pass for all labels), else phrases."""
     if loss not in LOSSES:
-        raise ValueError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        raise LatePromptError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if all(len(tokens) == 1 for tokens in label_tokens):
         return WordReadout(model, layer, [tokens[0] for tokens in label_tokens], kind, loss)
     return PhraseReadout(model, layer, label_tokens, loss)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lateprompt.config import LatePromptConfig
+from lateprompt.errors import LatePromptError
 from lateprompt.families import core_of, family_of
 from lateprompt.layer import LatePromptLayer
 
@@ -46,13 +47,14 @@ def load(
         bottleneck_dim: m.
 
     Raises:
-        ValueError: a file that is neither, keys that fit neither model nor generator, or tensors of the wrong shape.
+        LatePromptError: a file that is neither, keys that fit neither model nor generator,
+            or tensors of a wrong shape.
     """
     weights = dict(_read(state_dict_or_file))
     generator = "fixed" if generator.lower() == "none" else generator.lower()
     adapter = {name: weights.pop(name) for name in list(weights) if name.endswith(_FIXED_KEY) or _GENERATOR in name}
     if not adapter:
-        raise ValueError(
+        raise LatePromptError(
             f"the checkpoint has neither {_FIXED_KEY!r} nor '…{_GENERATOR}proj_down' among its {len(weights)} tensors; "
             "it is no late-prompt checkpoint of the authors' code"
         )
@@ -72,7 +74,7 @@ def load(
     try:
         target.load_state_dict({_own_name(name): tensor for name, tensor in adapter.items()})
     except RuntimeError as error:
-        raise ValueError(
+        raise LatePromptError(
             f"the checkpoint's generator does not fit generator={generator!r}, num_prompt_tokens={num_prompt_tokens}, "
             f"bottleneck_dim={bottleneck_dim}: {str(error).splitlines()[-1].strip()}"
         ) from None
@@ -91,7 +93,7 @@ def _load_base(base_model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     known = {name: tensor for name, tensor in weights.items() if name in own}
     for name, tensor in known.items():
         if own[name].shape != tensor.shape:
-            raise ValueError(
+            raise LatePromptError(
                 f"{name!r} has shape {tuple(tensor.shape)} in the checkpoint, {tuple(own[name].shape)} in the model; "
                 "give the model the checkpoint was made with"
             )
@@ -99,7 +101,9 @@ def _load_base(base_model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     # Buffers of older transformers versions (position_ids, attention biases) carry no weights.
     foreign = [name for name in foreign if not name.endswith(("position_ids", ".attn.bias", ".attn.masked_bias"))]
     if foreign:
-        raise ValueError(f"the checkpoint's {foreign[0]!r} is not in {type(base_model).__name__}; give its own model")
+        raise LatePromptError(
+            f"the checkpoint's {foreign[0]!r} is not in {type(base_model).__name__}; give its own model"
+        )
     base_model.load_state_dict(known, strict=False)
 
 
@@ -108,7 +112,7 @@ def _read(source: Mapping[str, torch.Tensor] | str | Path) -> Mapping[str, torch
         return source
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"checkpoint {str(path)!r} does not exist; give a .safetensors or .bin file")
+        raise LatePromptError(f"checkpoint {str(path)!r} does not exist; give a .safetensors or .bin file")
     loaded: Any
     try:
         if path.suffix == ".safetensors":
@@ -117,7 +121,7 @@ def _read(source: Mapping[str, torch.Tensor] | str | Path) -> Mapping[str, torch
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}") from None
+        raise LatePromptError(f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}") from None
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ValueError(f"checkpoint {str(path)!r} holds more than named tensors; save its state dict alone")
+        raise LatePromptError(f"checkpoint {str(path)!r} holds more than named tensors; save its state dict alone")
     return loaded

@@ -17,7 +17,7 @@ class ReleasedWeights:
     """The trunk's weights, the embeddings, and the LM head's rows that `readout` does not need: freed on construction.
 
     Tied weights that the LM head still needs stay. Until `restore`, calls of the late backbone without `trunk_states`
-    raise ValueError.
+    raise LatePromptError.
 
     Args:
         model: the Hugging Face model (with its head) that holds `layer`.

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lateprompt.calls import states_at
 from lateprompt.classifier import TextClassifier
+from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, hidden_dropout_of
 from lateprompt.pretrained import load_base, wrap
 from lateprompt.readout import HeadReadout, Loss, Readout, WordReadout
@@ -89,7 +90,7 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
         seed: seed of its initialisation.
 
     Raises:
-        ValueError: PEFT does not know the architecture.
+        LatePromptError: PEFT does not know the architecture.
     """
     settings, device = like.settings, like.device
     base = load_base(settings.model, settings.readout, dtype=settings.dtype)
@@ -102,9 +103,9 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
             model: nn.Module = wrap(backbone, RIVALS[name][1]())
-        except ValueError as error:
+        except ValueError as error:  # PEFT's own too
             reason = " ".join(str(error).split())
-            raise ValueError(f"rival {name!r} cannot be made on {settings.model!r}: {reason}") from None
+            raise LatePromptError(f"rival {name!r} cannot be made on {settings.model!r}: {reason}") from None
     rival = RivalBackbone(model, family, prompted=name == PROMPT_TUNING)
     ours = like.readout
     readout: Readout
@@ -118,7 +119,9 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
     elif isinstance(ours, WordReadout):
         readout = rival_words(base, rival, ours.words.tolist(), ours.kind, ours.loss_over)
     else:
-        raise ValueError(f"a {type(ours).__name__} has no rival; use a readout of a head or of one-token label words")
+        raise LatePromptError(
+            f"a {type(ours).__name__} has no rival; use a readout of a head or of one-token label words"
+        )
     base.to(device)
     rival.to(device)
     return rival, readout

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lateprompt.classifier import TextClassifier
+from lateprompt.errors import LatePromptError
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
 from lateprompt.split import resolve_prompt_layer
@@ -75,30 +76,34 @@ class DataSettings:
     dev_rows: int | None = None
 
     def check(self) -> None:
-        """Raise ValueError for a setting that cannot be."""
+        """Raise LatePromptError for a setting that cannot be."""
         if self.dev_rows is not None and self.dev_rows < 1:
-            raise ValueError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
+            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
         if self.dev_rows is not None and self.dev:
-            raise ValueError(f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out")
+            raise LatePromptError(
+                f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"
+            )
 
 
 def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> AnyTask:
     """The named task, or a plain one: with the labels of the training rows, or for their targets."""
     if data.task is not None:
         if data.template is not None or data.label_words is not None:
-            raise ValueError(
+            raise LatePromptError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
         return load_task(data.task)
     pair = any(row.text_pair is not None for row in rows)
     if any(row.target is not None for row in rows):
         if data.label_words is not None:
-            raise ValueError(f"label_words {data.label_words!r}: the rows have targets, not labels; leave them out")
+            raise LatePromptError(
+                f"label_words {data.label_words!r}: the rows have targets, not labels; leave them out"
+            )
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = data.label_words
     if words is not None and sorted(words) != labels:
-        raise ValueError(
+        raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
         )
     kinds = {"mask": "template", "label": "decoder_template"}
@@ -135,7 +140,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     """Read, check and sample what the settings name.
 
     Raises:
-        ValueError: bad data; a label in dev or test that no training row has.
+        LatePromptError: bad data; a label in dev or test that no training row has.
     """
     named = load_task(data.task) if data.task is not None else None
     train = read_rows(data.train, task=named, split="train")
@@ -146,7 +151,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
         others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
         for number, row in enumerate(others[path], 1):
             if row.label not in known:
-                raise ValueError(
+                raise LatePromptError(
                     f"{path}: row {number} has label {row.label!r}, which no training row in {data.train!r} has; "
                     f"known are {', '.join(sorted(map(str, known)))}"
                 )
@@ -156,7 +161,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
         dev = dev or rest
     elif data.dev_rows is not None:
         if data.dev_rows >= len(train):
-            raise ValueError(
+            raise LatePromptError(
                 f"dev_rows {data.dev_rows!r} leave none of the {len(train)} rows in {data.train!r} to train on"
             )
         train, dev = few_shot(train, len(train) - data.dev_rows, seed, dev_size=data.dev_rows)
@@ -246,7 +251,7 @@ def load_run(folder: str | Path, *, model: str | None = None, device: str | None
 
 
 def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
-    """Raise ValueError for settings that cannot be, before anything is read."""
+    """Raise LatePromptError for settings that cannot be, before anything is read."""
     model.check()
     check_method(model.method, model.options)
     data.check()
@@ -271,7 +276,7 @@ def train_model(
         quiet: no progress bar.
 
     Raises:
-        ValueError: settings or data that cannot be.
+        LatePromptError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
     check_metrics(rows.task.metrics)
@@ -377,7 +382,7 @@ def train_run(
 
 
 def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:
-    """Raise ValueError unless a finished run was made by these settings."""
+    """Raise LatePromptError unless a finished run was made by these settings."""
     saved = read_json(folder / RUN_FILE, "run file")
     theirs = {**saved.get("model_settings", {}), **saved.get("data", {}), **saved.get("recipe", {})}
     ours = {**asdict(model), **asdict(data), **asdict(recipe)}
@@ -394,7 +399,7 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
         if name not in left_open and _resolved(value) != _resolved(theirs.get(name, value))
     ]
     if changed:
-        raise ValueError(
+        raise LatePromptError(
             f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
             "ones, or use --overwrite without --resume"
         )

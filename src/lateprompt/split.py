@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers.utils import output_capturing
 
+from lateprompt.errors import LatePromptError
 from lateprompt.families import Bypass, Family, core_of, family_of, num_layers_of
 
 _INDEX_NAMES = ("layer_idx", "layer_id")
@@ -221,7 +222,7 @@ def resolve_prompt_layer(prompt_layer: int | float | str, num_layers: int) -> in
     """An absolute prompt layer from an int (1..L-1) or a fraction of the depth ("0.5").
 
     Raises:
-        ValueError: no number, or outside 1..num_layers-1.
+        LatePromptError: no number, or outside 1..num_layers-1.
     """
     layer: int | None = None
     try:
@@ -233,7 +234,7 @@ def resolve_prompt_layer(prompt_layer: int | float | str, num_layers: int) -> in
     elif share.is_integer():
         layer = int(share)
     if layer is None or not 1 <= layer <= num_layers - 1:
-        raise ValueError(
+        raise LatePromptError(
             f"prompt_layer {prompt_layer!r} is out of range: this model has {num_layers} layers, "
             f"so choose 1..{num_layers - 1}, or a fraction of the depth such as '0.5'"
             if num_layers > 1
@@ -255,7 +256,7 @@ def split_backbone(backbone: nn.Module, prompt_layer: int | float | str) -> tupl
         prompt_layer: p, 1..L-1, or a fraction of the depth ("0.5").
 
     Raises:
-        ValueError: unknown architecture, or `prompt_layer` out of range.
+        LatePromptError: unknown architecture, or `prompt_layer` out of range.
     """
     core = core_of(backbone)
     split = Split(core, resolve_prompt_layer(prompt_layer, num_layers_of(core)))

@@ -13,6 +13,7 @@ import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
+from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
 from lateprompt.layer import LatePromptLayer
@@ -35,7 +36,7 @@ RUN_FILE = "run.json"
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or a GPU if there is one; ValueError for one that is not there."""
+    """The named device, or a GPU if there is one; LatePromptError for one that is not there."""
     if device is None:
         own = processes().device  # a launcher has given each process its own
         if own is not None:
@@ -45,7 +46,7 @@ def pick_device(device: str | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
+        raise LatePromptError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
     return chosen
 
 
@@ -78,7 +79,7 @@ class TunedModel:
         self.positions = limit - taken if limit else None
         """How many tokens a text may have; None where the architecture sets no limit."""
         if self.positions is not None and self.positions < 1:
-            raise ValueError(
+            raise LatePromptError(
                 f"{taken} prompt tokens leave no room for a text in the model's {limit} positions; give fewer"
             )
         self.max_length = settings.max_length if self.positions is None else min(settings.max_length, self.positions)
@@ -94,12 +95,12 @@ class TunedModel:
 
     @staticmethod
     def make_encoder(tokenizer: Any, task: Any, settings: ModelSettings, max_length: int) -> Any:
-        """From rows to token ids; ValueError for what does not fit the tokenizer."""
+        """From rows to token ids; LatePromptError for what does not fit the tokenizer."""
         raise TypeError("a kind of TunedModel must override make_encoder")
 
     @staticmethod
     def resolve_readout(config: Any, settings: ModelSettings) -> str:
-        """The readout that `settings.readout` stands for; ValueError for one that cannot be."""
+        """The readout that `settings.readout` stands for; LatePromptError for one that cannot be."""
         raise TypeError("a kind of TunedModel must override resolve_readout")
 
     def make_readout(self) -> Readout:
@@ -113,7 +114,7 @@ class TunedModel:
 
     @staticmethod
     def check_task(task: AnyTask, source: object) -> None:
-        """Raise ValueError for a task of another kind."""
+        """Raise LatePromptError for a task of another kind."""
 
     def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
         """Metrics that training does not compute at each evaluation; none here."""
@@ -126,7 +127,7 @@ class TunedModel:
         """A model with a fresh adapter, initialised from `seed`.
 
         Raises:
-            ValueError: a setting, model, task or label word that cannot be; nothing is left behind.
+            LatePromptError: a setting, model, task or label word that cannot be; nothing is left behind.
         """
         settings.check()
         check_method(settings.method, settings.options)
@@ -224,17 +225,17 @@ class TunedModel:
             device: where to run, if not where it was trained or a GPU.
 
         Raises:
-            ValueError: no run folder, files that are broken or of another method, another base model, or a task of
+            LatePromptError: no run folder, files that are broken or of another method, another base model, or a task of
                 another kind.
         """
         folder = Path(folder)
         if not (folder / RUN_FILE).is_file():
-            raise ValueError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
+            raise LatePromptError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
         saved = read_json(folder / RUN_FILE, "run file").get("model_settings", {})
         try:
             settings = ModelSettings(**saved)
         except TypeError as error:
-            raise ValueError(f"run file {str(folder / RUN_FILE)!r} is of another version: {error}") from None
+            raise LatePromptError(f"run file {str(folder / RUN_FILE)!r} is of another version: {error}") from None
         settings.model = model or settings.model
         settings.device = device
         task = read_task(folder)
@@ -252,14 +253,14 @@ def read_task(folder: Path) -> AnyTask:
     try:
         return task_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+        raise LatePromptError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def read_adapter_config(folder: Path) -> LatePromptConfig:
-    """The adapter configuration of a run folder; ValueError if it is of another PEFT method."""
+    """The adapter configuration of a run folder; LatePromptError if it is of another PEFT method."""
     data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
     if data.get("peft_type") != PEFT_TYPE:
-        raise ValueError(
+        raise LatePromptError(
             f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
         )
     config = LatePromptConfig.from_pretrained(str(folder))
@@ -270,15 +271,15 @@ def read_adapter_config(folder: Path) -> LatePromptConfig:
 
 
 def load_adapter_weights(model: PeftModel, path: Path) -> None:
-    """Load exactly this adapter's weights, or raise ValueError naming the file and what does not fit."""
+    """Load exactly this adapter's weights, or raise LatePromptError naming the file and what does not fit."""
     weights, _ = read_tensors(path, "adapter file")
     expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
     for name in sorted(set(expected) ^ set(weights)):
         where = "is missing" if name in expected else "does not belong there"
-        raise ValueError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
+        raise LatePromptError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
-            raise ValueError(
+            raise LatePromptError(
                 f"adapter file {str(path)!r} does not fit the model: {name!r} has shape {tuple(weights[name].shape)}, "
                 f"expected {tuple(tensor.shape)}; give the base model it was trained on"
             )

@@ -17,6 +17,7 @@ from torch import nn
 
 from lateprompt.calls import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
+from lateprompt.errors import LatePromptError
 from lateprompt.families import core_of, num_layers_of
 from lateprompt.generation import GenerationWishes, generate_groups
 from lateprompt.layer import LatePromptLayer
@@ -53,7 +54,7 @@ class _HeadlessModel(nn.Module):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT looks for it when an adapter of a causal LM is loaded."""
-        raise ValueError("a bare backbone has no LM head and cannot generate; load it with AutoModelForCausalLM")
+        raise LatePromptError("a bare backbone has no LM head and cannot generate; load it with AutoModelForCausalLM")
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -99,7 +100,7 @@ class LatePromptModel(BaseTuner):
         """The wrapped backbone."""
         layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
         if layer is None:
-            raise ValueError("this model has no late prompt any more: it was unloaded")
+            raise LatePromptError("this model has no late prompt any more: it was unloaded")
         return layer
 
     # -- injection ---------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class LatePromptModel(BaseTuner):
             given = peft_config.prompt_layer
         layer = resolve_prompt_layer(given, num_layers_of(core))
         if found == peft_config.prompt_layer != layer:
-            raise ValueError(
+            raise LatePromptError(
                 f"this config's prompt_layer {given!r} is layer {found} of another model that still uses it, and would "
                 f"be layer {layer} here; make a config for each model"
             )
@@ -135,7 +136,7 @@ class LatePromptModel(BaseTuner):
         try:
             _check_adapter_name(adapter_name, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except ValueError:
+        except Exception:
             self.peft_config.pop(adapter_name, None)
             raise
         if callable(getattr(type(self.model), "generate", None)):
@@ -194,7 +195,7 @@ class LatePromptModel(BaseTuner):
         groups = self.layer.rows_by_layer(extras.adapter_names or ())
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
-                raise ValueError(
+                raise LatePromptError(
                     "adapter_names mixes prompt layers and modules_to_save; generate for one layer at a time"
                 )
             return generate_groups(write, groups.values(), extras, source, args, kwargs, wanted.pad)
@@ -250,10 +251,12 @@ class LatePromptModel(BaseTuner):
                 yield
             return
         if self.training:
-            raise ValueError("adapter_names are for inference; call model.eval() first, or train one adapter at a time")
+            raise LatePromptError(
+                "adapter_names are for inference; call model.eval() first, or train one adapter at a time"
+            )
         unknown = sorted(set(names) - set(self.peft_config) - {BASE})
         if unknown:
-            raise ValueError(
+            raise LatePromptError(
                 f"adapter_names has {unknown[0]!r}, which is none of {sorted(self.peft_config)} or {BASE!r}"
             )
         handles = [
@@ -288,7 +291,7 @@ class LatePromptModel(BaseTuner):
                 module.enable_adapters(enabled)
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError(
+        raise LatePromptError(
             "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
             "use unload() to get the base model back"
         )
@@ -357,7 +360,7 @@ def _check_adapter_name(name: str, model: nn.Module) -> None:
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             taken -= _adapters_of(module)
     if not name or "." in name or name in taken or hasattr(nn.ModuleDict(), name):
-        raise ValueError(
+        raise LatePromptError(
             f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import masking_utils
 
+from lateprompt.errors import LatePromptError
 from lateprompt.families import Family
 
 
@@ -38,7 +39,7 @@ def tail_masks(
         makes no detour.
 
     Raises:
-        ValueError: an attention kernel that cannot take such a mask (flash attention).
+        LatePromptError: an attention kernel that cannot take such a mask (flash attention).
     """
     config: Any = tail.config
     k = num_prompt_tokens
@@ -49,7 +50,7 @@ def tail_masks(
     if not windowed and not ready:
         return mask
     if "flash" in str(config._attn_implementation):
-        raise ValueError(
+        raise LatePromptError(
             f"attention kernel {config._attn_implementation!r} cannot keep a late prompt visible in sliding-window "
             "layers; load the model with attn_implementation='sdpa'"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lateprompt.errors import LatePromptError
 from lateprompt.padding import pad
 from lateprompt.pretrained import causal_readout
 from lateprompt.readout import Readout, TextReadout
@@ -36,7 +37,7 @@ class TextWriter(TunedModel):
     @staticmethod
     def check_task(task: AnyTask, source: object) -> None:
         if not isinstance(task, TextTask):
-            raise ValueError(f"{str(source)!r}: task {task.name} has labels for answers, not texts")
+            raise LatePromptError(f"{str(source)!r}: task {task.name} has labels for answers, not texts")
 
     def make_readout(self) -> Readout:
         return TextReadout(self.model.get_base_model(), self.layer)
@@ -60,7 +61,7 @@ class TextWriter(TunedModel):
             progress: told the number of rows done since it was last told.
 
         Raises:
-            ValueError: a row without tokens, or more tokens than the model has positions for.
+            LatePromptError: a row without tokens, or more tokens than the model has positions for.
         """
         examples = self._sources(rows)
         self.restore()
@@ -69,7 +70,7 @@ class TextWriter(TunedModel):
         new = max_new_tokens or self.settings.max_target_length
         room = self.positions
         if room is not None and len(lengths) and int(lengths.max()) + new > room:
-            raise ValueError(
+            raise LatePromptError(
                 f"max_new_tokens {new!r} do not fit behind a source of {lengths.max()} tokens: the model has "
                 f"{room} positions; lower it"
             )

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.run import DEV_ROWS, DataSettings, check_run
 from lateprompt.tasks import load_label_task
 from lateprompt.training.kept import StatesSettings
@@ -158,13 +159,15 @@ class Plan:
         return RunSpec(method.name, Path(task.task).stem, shots, model.name, settings, data, recipe, states)
 
     def check(self) -> None:
-        """Raise ValueError for a run that cannot be, before any is started."""
+        """Raise LatePromptError for a run that cannot be, before any is started."""
         for spec in self.runs():
             check_run(spec.settings, spec.data, spec.recipe, spec.states)
             load_label_task(str(spec.data.task))
             for path in (spec.data.train, *spec.data.test):
                 if not Path(path).is_file():
-                    raise ValueError(f"task {spec.task!r} has no file {path!r}; set data:, or its train: and test:")
+                    raise LatePromptError(
+                        f"task {spec.task!r} has no file {path!r}; set data:, or its train: and test:"
+                    )
         lists: dict[str, list[Any]] = {
             "method": [entry.name for entry in self.methods],
             "model": [entry.name for entry in self.models],
@@ -175,7 +178,9 @@ class Plan:
         for what, names in lists.items():
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
-                raise ValueError(f"{what} {twice!r} is in the plan twice; leave one out, or give it a name of its own")
+                raise LatePromptError(
+                    f"{what} {twice!r} is in the plan twice; leave one out, or give it a name of its own"
+                )
         if self.search is not None:
             _check_search(self.search, self)
 
@@ -270,15 +275,19 @@ def _model_digest(model: str) -> str:
 
 def _check_search(search: Search, plan: Plan) -> None:
     if search.tries < 1:
-        raise ValueError(f"search has tries {search.tries!r}; give a whole number from 1")
+        raise LatePromptError(f"search has tries {search.tries!r}; give a whole number from 1")
     names = [Path(task.task).stem for task in plan.tasks]
     for task in search.tasks or ():
         if task not in names:
-            raise ValueError(f"search names task {task!r}, which the plan does not have; it has {', '.join(names)}")
+            raise LatePromptError(
+                f"search names task {task!r}, which the plan does not have; it has {', '.join(names)}"
+            )
     methods = [entry.name for entry in plan.methods]
     for name in search.grid:
         if name != "default" and name not in methods:
-            raise ValueError(f"search has a grid for {name!r}, which is no method of the plan: {', '.join(methods)}")
+            raise LatePromptError(
+                f"search has a grid for {name!r}, which is no method of the plan: {', '.join(methods)}"
+            )
     for entry in plan.methods:  # each value alone: a run with one that cannot be would fail after others have finished
         for key, values in {**search.grid.get("default", {}), **search.grid.get(entry.name, {})}.items():
             for value in values:

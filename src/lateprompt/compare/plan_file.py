@@ -13,6 +13,7 @@ import yaml
 
 from lateprompt.calls import first
 from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
+from lateprompt.errors import LatePromptError
 from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS
 from lateprompt.training.kept import StatesSettings
@@ -27,7 +28,7 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         changes: `models`, `methods`, `tasks`, `data`, `shots`, `seeds`, `dev_rows`, `recipe`, `settings`.
 
     Raises:
-        ValueError: a file that cannot be read, an unknown key, or a value that cannot be.
+        LatePromptError: a file that cannot be read, an unknown key, or a value that cannot be.
     """
     given: Any = {}
     where = "the plan"
@@ -36,19 +37,19 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         try:
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
+            raise LatePromptError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
         if not isinstance(given, dict):
-            raise ValueError(f"{where} holds no mapping; write keys such as methods: and tasks:")
+            raise LatePromptError(f"{where} holds no mapping; write keys such as methods: and tasks:")
     given = {**given, **{key: value for key, value in changes.items() if value is not None}}
     if given.get("model") is not None and given.get("models") is not None:
-        raise ValueError(f"{where} has both model and models; write all of them under models")
+        raise LatePromptError(f"{where} has both model and models; write all of them under models")
     if "model" in given:
         given["models"] = [given.pop("model")]
     known = ["model", "data", *(f.name for f in fields(Plan))]
     _check_keys(given, known, where)
     for name in ("models", "methods", "tasks"):
         if not given.get(name):
-            raise ValueError(f"{where} has no {name}; give some")
+            raise LatePromptError(f"{where} has no {name}; give some")
     data = given.pop("data", None)
     settings = _settings(ModelSettings, given.pop("settings", None), f"settings of {where}", OWN)
     recipe = _settings(RecipeSettings, given.pop("recipe", None), f"recipe of {where}", ("seed",))
@@ -78,7 +79,7 @@ def _some(name: str, given: Mapping[str, Any], default: list[Any], where: str) -
     """A list of a plan, the default where it has none."""
     values = _listed(first(given.get(name), default))
     if not values:
-        raise ValueError(f"{where} has an empty list of {name}; give some, or leave it out")
+        raise LatePromptError(f"{where} has an empty list of {name}; give some, or leave it out")
     return values
 
 
@@ -91,9 +92,11 @@ def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
     wanted = next(f.type for f in fields(kind) if f.name == name)
     wanted = wanted if isinstance(wanted, str) else wanted.__name__
     if isinstance(value, (list, tuple, dict)) and not wanted.startswith(("dict", "list")):
-        raise ValueError(f"{what} has {name} {value!r}; give one value (several to choose from go into search: grid:)")
+        raise LatePromptError(
+            f"{what} has {name} {value!r}; give one value (several to choose from go into search: grid:)"
+        )
     if value is None and "None" not in wanted:
-        raise ValueError(f"{what} has {name} without a value; give one, or leave it out")
+        raise LatePromptError(f"{what} has {name} without a value; give one, or leave it out")
     if value is None or "|" in wanted.removesuffix("| None"):
         return value
     if wanted.startswith("str"):
@@ -104,13 +107,13 @@ def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
             continue
         try:
             if isinstance(value, bool) or (start == "int" and isinstance(value, float)):
-                raise ValueError
+                raise LatePromptError
             return read(value) if isinstance(value, str) else value
         except (TypeError, ValueError):
             article = "a whole number" if start == "int" else "a number"
-            raise ValueError(f"{what} has {name} {value!r}; give {article}") from None
+            raise LatePromptError(f"{what} has {name} {value!r}; give {article}") from None
     if wanted == "bool" and not isinstance(value, bool):
-        raise ValueError(f"{what} has {name} {value!r}; give true or false")
+        raise LatePromptError(f"{what} has {name} {value!r}; give true or false")
     return value
 
 
@@ -123,11 +126,11 @@ def _settings(kind: Any, given: Any, what: str, but: Sequence[str] = ()) -> dict
 
 def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: {given!r} is no mapping")
+        raise LatePromptError(f"{where}: {given!r} is no mapping")
     known = list(known)
     for key in given:
         if key not in known:
-            raise ValueError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
+            raise LatePromptError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
 
 
 def _expanded(text: str, where: str) -> str:
@@ -135,7 +138,7 @@ def _expanded(text: str, where: str) -> str:
     result = os.path.expandvars(os.path.expanduser(text))
     missing = re.search(r"\$\{?([A-Za-z_]\w*)\}?", result)
     if missing:
-        raise ValueError(f"{where} has {text!r}, but the environment variable {missing[1]} is not set; set it")
+        raise LatePromptError(f"{where} has {text!r}, but the environment variable {missing[1]} is not set; set it")
     return result
 
 
@@ -143,7 +146,7 @@ def _model(entry: Any, where: str) -> ModelEntry:
     given: Any = {"model": entry} if isinstance(entry, str) else entry
     _check_keys(given, _names(ModelEntry), f"a model of {where}")
     if not given.get("model"):
-        raise ValueError(f"{where}: {entry!r} names no model; write model: FOLDER or hub id")
+        raise LatePromptError(f"{where}: {entry!r} names no model; write model: FOLDER or hub id")
     model = _expanded(str(given["model"]), where)
     return ModelEntry(model, str(given.get("name") or Path(model).name))
 
@@ -152,11 +155,11 @@ def _method(entry: Any, where: str) -> MethodEntry:
     given: Any = {"method": entry} if isinstance(entry, str) else entry
     _check_keys(given, _names(MethodEntry), f"a method of {where}")
     if "method" not in given:
-        raise ValueError(f"{where}: {entry!r} names no method; write method: NAME")
+        raise LatePromptError(f"{where}: {entry!r} names no method; write method: NAME")
     what = f"method {given['method']!r} of {where}"
     options = given.get("set") or {}
     if not isinstance(options, Mapping):
-        raise ValueError(f"{what} has set {options!r}; write options by name, as in set: {{r: 4}}")
+        raise LatePromptError(f"{what} has set {options!r}; write options by name, as in set: {{r: 4}}")
     options = dict(options)
     recipe = _settings(RecipeSettings, given.get("recipe"), f"recipe of {what}", ("seed",))
     settings = _settings(ModelSettings, given.get("settings"), f"settings of {what}", OWN)
@@ -169,12 +172,12 @@ def _task(entry: Any, data: str | None, where: str) -> TaskEntry:
     _check_keys(given, _names(TaskEntry), f"a task of {where}")
     name = str(given.get("task") or "")
     if not name:
-        raise ValueError(f"{where}: {entry!r} names no task; write task: NAME")
+        raise LatePromptError(f"{where}: {entry!r} names no task; write task: NAME")
     folder = None if data is None else Path(_expanded(str(data), where)) / Path(name).stem
     train, test = given.get("train"), given.get("test")
     if train is None or test is None:
         if folder is None:
-            raise ValueError(f"task {name!r} of {where} has no files; give data: FOLDER, or its train: and test:")
+            raise LatePromptError(f"task {name!r} of {where} has no files; give data: FOLDER, or its train: and test:")
         files = [folder / "test.jsonl", folder / "dev.jsonl"]
         train = train or folder / "train.jsonl"
         test = test or next((file for file in files if file.is_file()), files[-1])
@@ -186,7 +189,7 @@ def _shots(value: Any, where: str) -> int | str:
         return FULL
     shots = _whole("shots", value, where)
     if shots < 1:
-        raise ValueError(f"{where} has shots {value!r}; give whole numbers from 1, or full")
+        raise LatePromptError(f"{where} has shots {value!r}; give whole numbers from 1, or full")
     return shots
 
 
@@ -194,14 +197,14 @@ def _whole(name: str, value: Any, where: str) -> int:
     try:
         return int(str(value))
     except ValueError:
-        raise ValueError(f"{where} has {name} {value!r}; give whole numbers") from None
+        raise LatePromptError(f"{where} has {name} {value!r}; give whole numbers") from None
 
 
 def _search(given: Any, where: str) -> Search:
     what = f"search of {where}"
     _check_keys(given, _names(Search), what)
     if not isinstance(given.get("grid"), Mapping):
-        raise ValueError(f"{what} has no grid; write grid: {{default: {{recipe.lr: [1e-3, 5e-3]}}}}")
+        raise LatePromptError(f"{what} has no grid; write grid: {{default: {{recipe.lr: [1e-3, 5e-3]}}}}")
     grid: dict[str, dict[str, list[Any]]] = {}
     known: dict[str, Any] = {"set": None, "recipe": RecipeSettings, "settings": ModelSettings}
     for method, choices in given["grid"].items():
@@ -210,7 +213,9 @@ def _search(given: Any, where: str) -> Search:
             part, _, name = key.partition(".")
             kind = known.get(part)
             if part not in known or not name or (kind is not None and name not in _names(kind, but=(*OWN, "seed"))):
-                raise ValueError(f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …")
+                raise LatePromptError(
+                    f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …"
+                )
         grid[str(method)] = {key: _choices(known, key, values, what) for key, values in choices.items()}
     tries = _whole("tries", given.get("tries", 4), what)
     seeds = None if given.get("seeds") is None else _some("seeds", given, [], what)
@@ -228,5 +233,5 @@ def _choices(known: Mapping[str, Any], key: str, values: Any, what: str) -> list
     part, _, name = key.partition(".")
     kind = known[part]
     if not _listed(values):
-        raise ValueError(f"{what} has no values for {key!r}; give some")
+        raise LatePromptError(f"{what} has no values for {key!r}; give some")
     return [value if kind is None else _typed(kind, name, value, what) for value in _listed(values)]

@@ -22,6 +22,7 @@ from lateprompt.compare.plan import Plan, RunSpec
 from lateprompt.compare.search import choose, search_runs
 from lateprompt.compare.table import result_of, write_parquet, write_table
 from lateprompt.compare.worker import RESULT_FILE, fail
+from lateprompt.errors import LatePromptError
 from lateprompt.files import write_lines, write_text
 from lateprompt.progress import Bar
 
@@ -52,12 +53,12 @@ def compare(
         quiet: no progress bar.
 
     Raises:
-        ValueError: settings that cannot be, or another comparison at work in this folder.
+        LatePromptError: settings that cannot be, or another comparison at work in this folder.
     """
     if workers < 1:
-        raise ValueError(f"workers {workers!r} is too small; give a whole number from 1")
+        raise LatePromptError(f"workers {workers!r} is too small; give a whole number from 1")
     if results.exists() and not results.is_dir():
-        raise ValueError(f"output {str(results)!r} is a file; give a folder")
+        raise LatePromptError(f"output {str(results)!r} is a file; give a folder")
     results.mkdir(parents=True, exist_ok=True)
     with _locked(results):
         write_text(results / PLAN_FILE, yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True))
@@ -86,7 +87,7 @@ def waiting(
     searched = [spec for _, _, spec in search_runs(plan)]
     chosen: dict[tuple[str, str], dict[str, Any]] = {}
     if searched:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(LatePromptError):
             chosen, _ = choose(plan, {spec.key: result_of(results, spec) or {} for spec in searched})
     specs = searched + plan.runs(chosen=chosen)
     found = [(spec, result_of(results, spec)) for spec in specs]
@@ -261,7 +262,7 @@ def _locked(results: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise LatePromptError(
                 f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
             ) from None
         yield

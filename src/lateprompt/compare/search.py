@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from lateprompt.compare.plan import MethodEntry, Plan, RunSpec
+from lateprompt.errors import LatePromptError
 
 Choice = dict[str, Any]
 
@@ -53,7 +54,7 @@ def choose(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[P
         results: the runs' results by key.
 
     Raises:
-        ValueError: a method none of whose choices has finished on all tasks.
+        LatePromptError: a method none of whose choices has finished on all tasks.
     """
     scores: dict[tuple[Pair, int], list[float | None]] = {}
     for pair, number, spec in search_runs(plan):
@@ -71,7 +72,7 @@ def choose(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[P
             if score is not None and (best is None or score > best):
                 best, chosen[pair] = score, choice
         if best is None:
-            raise ValueError(
+            raise LatePromptError(
                 f"no choice of method {entry.name!r} finished its search on {model.name!r}; see the failed runs in "
                 "worker.log, and --retry-failed"
             )

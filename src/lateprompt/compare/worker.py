@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.compare.plan import RunSpec
+from lateprompt.errors import LatePromptError
 from lateprompt.files import write_json, write_lines
 from lateprompt.run import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_model, versions
 from lateprompt.training.evaluate import predict_scores, softmax
@@ -86,7 +87,7 @@ def main() -> None:
             run_one(RunSpec.from_json(given["run"]), folder)
         except Exception as error:  # whatever goes wrong in a run is its result, and the next one goes on
             traceback.print_exc()
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, LatePromptError) else f"{type(error).__name__}: "
             fail(folder, f"{kind}{error}")
         print("done", file=answers, flush=True)
 

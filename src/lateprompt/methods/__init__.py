@@ -16,6 +16,7 @@ from torch import nn
 
 from lateprompt.checks import is_of
 from lateprompt.config import NO_PROMPT, LatePromptConfig
+from lateprompt.errors import LatePromptError
 from lateprompt.methods import (
     adapter,
     bitfit,
@@ -49,19 +50,23 @@ def parse_method(name: str) -> list[Part]:
     """The methods that a name puts together: the prompt first.
 
     Raises:
-        ValueError: an unknown name, or methods that cannot be put together.
+        LatePromptError: an unknown name, or methods that cannot be put together.
     """
     parts = [_part(piece, name) for piece in name.split("+")]
     if len(parts) == 1:
         return parts
     kinds = sorted(part.method.kind for part in parts)
     if kinds != ["prompt", "tuner"]:
-        raise ValueError(f"method {name!r} cannot be: put one late prompt and one tuner together, as in npg+late-lora")
+        raise LatePromptError(
+            f"method {name!r} cannot be: put one late prompt and one tuner together, as in npg+late-lora"
+        )
     prompt, tuner = sorted(parts, key=lambda part: part.method.kind)
     apart = tuner.method.name in ("prompt-tuning", "p-tuning-v2")
     if not prompt.late or apart:
         other = prompt.method.name if not prompt.late else tuner.method.name
-        raise ValueError(f"method {name!r} cannot be: {other!r} takes another way through the backbone; use it alone")
+        raise LatePromptError(
+            f"method {name!r} cannot be: {other!r} takes another way through the backbone; use it alone"
+        )
     return [prompt, tuner]
 
 
@@ -74,13 +79,13 @@ def _part(piece: str, name: str) -> Part:
         return Part(method_or_none, late=True)
     close = difflib.get_close_matches(piece, NAMES, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(
+    raise LatePromptError(
         f"method {name!r} is unknown{hint}; choose one of {', '.join(NAMES)}, or a pair such as npg+late-lora"
     )
 
 
 def check_method(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise ValueError unless `name` is a method and `options` are its own."""
+    """Raise LatePromptError unless `name` is a method and `options` are its own."""
     _options_by_part(parse_method(name), name, options or {})
 
 
@@ -101,14 +106,16 @@ def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any
     known = sorted({key for part in parts for key in part.method.options})
     for key in options:
         if key not in known:
-            raise ValueError(
+            raise LatePromptError(
                 f"method {name!r} has no option {key!r}; "
                 + (f"choose from {', '.join(known)}" if known else "it has none: leave out --set")
             )
         default = next(part.method.options[key] for part in parts if key in part.method.options)
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default))
         if wanted is not None and not is_of(options[key], type(default)):
-            raise ValueError(f"method {name!r} has option {key} {options[key]!r}; give {wanted}, as in {key}={default}")
+            raise LatePromptError(
+                f"method {name!r} has option {key} {options[key]!r}; give {wanted}, as in {key}={default}"
+            )
     return [{key: options.get(key, default) for key, default in part.method.options.items()} for part in parts]
 
 
@@ -120,7 +127,7 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
         extra: further fields: the head's.
 
     Raises:
-        ValueError: a method, an option or a combination that cannot be.
+        LatePromptError: a method, an option or a combination that cannot be.
     """
     parts = parse_method(settings.method)
     fields: dict[str, Any] = {
@@ -137,7 +144,7 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
         else:
             fields |= fragment
     if settings.method == "head" and extra.get("head_labels") is None:
-        raise ValueError("method 'head' trains a head and nothing else; use it with --readout head")
+        raise LatePromptError("method 'head' trains a head and nothing else; use it with --readout head")
     return LatePromptConfig(**{**fields, **extra})
 
 
@@ -162,17 +169,17 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` strings to options; values are read as YAML.
 
     Raises:
-        ValueError: a string without `=`.
+        LatePromptError: a string without `=`.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set {pair!r} is no option; give key=value, e.g. --set r=16")
+            raise LatePromptError(f"--set {pair!r} is no option; give key=value, e.g. --set r=16")
         try:
             options[key.strip().replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"--set {pair!r} has a value that cannot be read; quote it") from None
+            raise LatePromptError(f"--set {pair!r} has a value that cannot be read; quote it") from None
     return options
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.files import write_text
 from lateprompt.report.aggregate import as_json, main_tables
 from lateprompt.report.page import render
@@ -36,7 +37,7 @@ def write_report(
         The main table for machines, and the files that were written.
 
     Raises:
-        ValueError: results that cannot be read, or a file to write that is a folder or the table itself.
+        LatePromptError: results that cannot be read, or a file to write that is a folder or the table itself.
     """
     read = read_results(results)
     tables = main_tables(read)
@@ -51,10 +52,10 @@ def write_report(
     names = [read.path.resolve()]
     for file, _ in wanted:
         if file.is_dir():
-            raise ValueError(f"output {str(file)!r} is a folder; give a file")
+            raise LatePromptError(f"output {str(file)!r} is a folder; give a file")
         if file.resolve() in names:
             what = "the table of results itself" if file.resolve() == names[0] else "asked for twice"
-            raise ValueError(f"output {str(file)!r} is {what}; give another file")
+            raise LatePromptError(f"output {str(file)!r} is {what}; give another file")
         names.append(file.resolve())
     texts = [(file, make()) for file, make in wanted]  # all are made before the first is written
     for file, text in texts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from lateprompt.errors import LatePromptError
 from lateprompt.report.results import Results, Run, Shots
 
 Split = Literal["test", "dev"]
@@ -146,7 +147,9 @@ def _primary(runs: Sequence[Run]) -> tuple[list[Column], Callable[[Run], float |
         of_task = [run for run in runs if run.task == task]
         metrics = list(dict.fromkeys(run.metric for run in of_task))
         if len(metrics) > 1:
-            raise ValueError(f"task {task!r} has the primary metrics {', '.join(metrics)}; compare runs by one of them")
+            raise LatePromptError(
+                f"task {task!r} has the primary metrics {', '.join(metrics)}; compare runs by one of them"
+            )
         # A column never mixes the two: a run without a test score counts as missing where others have one.
         split: Split = "test" if any(run.test is not None for run in of_task if not run.failed) else "dev"
         columns[task] = Column(task, metrics[0], split)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.report.results import Run, name_of, number_of, score_of, text_of
 from lateprompt.tasks.tables import read_table
 
@@ -34,7 +35,7 @@ def read_history(run: Run) -> list[Evaluation] | None:
     """The evaluations of a run by step; None where it left no history.
 
     Raises:
-        ValueError: a line that does not fit.
+        LatePromptError: a line that does not fit.
     """
     metric = f"dev_{run.metric}"
     evaluations = []
@@ -42,8 +43,8 @@ def read_history(run: Run) -> list[Evaluation] | None:
         try:
             step, dev = number_of({"step": None, **line}, "step"), score_of({metric: None, **line}, metric)
             seconds = number_of({"seconds": None, **line}, "seconds")
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{where}: {error}") from None
         if step is not None and dev is not None:  # lines without an evaluation hold the training loss alone
             evaluations.append(Evaluation(step, seconds, dev))
     return sorted(evaluations, key=lambda evaluation: evaluation.step) or None
@@ -53,7 +54,7 @@ def read_predictions(run: Run) -> list[Prediction] | None:
     """The predictions of a run on its test rows; None where it left none.
 
     Raises:
-        ValueError: a line that does not fit.
+        LatePromptError: a line that does not fit.
     """
     predictions = []
     for where, line in _lines(run, "predictions.jsonl") or ():
@@ -61,8 +62,8 @@ def read_predictions(run: Run) -> list[Prediction] | None:
             row = {"text": None, "text_pair": None, "probability": None, **line}
             label, prediction = (name_of({name: None, **line}, name) for name in ("label", "prediction"))
             probability = number_of(row, "probability")
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{where}: {error}") from None
         predictions.append(
             Prediction(text_of(row, "text"), text_of(row, "text_pair") or None, label, prediction, probability)
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.tables import read_table
 from lateprompt.training.metrics import METRICS
 
@@ -102,23 +103,24 @@ def find_table(path: Path) -> Path:
     """The table of results in a folder, or the file itself.
 
     Raises:
-        ValueError: there is none.
+        LatePromptError: there is none.
     """
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"results {str(path)!r} do not exist; give the folder that `lateprompt compare` left")
+        raise LatePromptError(f"results {str(path)!r} do not exist; give the folder that `lateprompt compare` left")
     for name in NAMES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"folder {str(path)!r} has no {NAMES[0]!r}; give the folder that `lateprompt compare` left")
+    raise LatePromptError(f"folder {str(path)!r} has no {NAMES[0]!r}; give the folder that `lateprompt compare` left")
 
 
 def read_results(path: str | Path) -> Results:
     """The runs in a results folder or in its table (.csv, .tsv, .jsonl, .parquet).
 
     Raises:
-        ValueError: no such table, a missing column, no rows, or a row that does not fit; the message quotes the value.
+        LatePromptError: no such table, a missing column, no rows, or a row that does not fit; the message quotes
+            the value.
     """
     file = find_table(Path(path))
     table = read_table(file, None)
@@ -132,34 +134,36 @@ def read_results(path: str | Path) -> Results:
             run = _run(record, file.parent)
             key = (run.model, run.method, run.task, run.shots, run.seed)
             if not run.failed and key in seen:
-                raise ValueError(
+                raise LatePromptError(
                     f"method {run.method!r}, task {run.task!r}, shots {run.shots}, seed {run.seed} is already in "
                     f"{table.unit} {seen[key]}; remove one, or give other settings a method name of their own"
                 )
-        except ValueError as error:
-            raise ValueError(f"{file.name}, {table.unit} {number}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{file.name}, {table.unit} {number}: {error}") from None
         if not run.failed:
             seen[key] = number
         runs.append(run)
     if not runs:
-        raise ValueError(f"{str(file)!r} has no runs; let `lateprompt compare` finish at least one")
+        raise LatePromptError(f"{str(file)!r} has no runs; let `lateprompt compare` finish at least one")
     return Results(file, runs)
 
 
 def _check_columns(file: Path, names: set[str]) -> None:
     for name in COLUMNS:
         if name not in names:
-            raise ValueError(f"missing column {name!r} in {file.name!r}; it has {', '.join(sorted(names)) or 'none'}")
+            raise LatePromptError(
+                f"missing column {name!r} in {file.name!r}; it has {', '.join(sorted(names)) or 'none'}"
+            )
 
 
 def _run(record: Mapping[str, Any], root: Path) -> Run:
     status = name_of(record, "status")
     if status not in STATUSES:
-        raise ValueError(f"status {status!r} is unknown; write one of {', '.join(STATUSES)}")
+        raise LatePromptError(f"status {status!r} is unknown; write one of {', '.join(STATUSES)}")
     failed = status == "failed"
     dev = score_of(record, "dev")
     if dev is None and not failed:
-        raise ValueError("column 'dev' is empty in a run that is done; give its dev metric, or the status failed")
+        raise LatePromptError("column 'dev' is empty in a run that is done; give its dev metric, or the status failed")
     return Run(
         method=name_of(record, "method"),
         task=name_of(record, "task"),
@@ -194,40 +198,40 @@ def text_of(record: Mapping[str, Any], column: str) -> str:
 
 
 def name_of(record: Mapping[str, Any], column: str) -> str:
-    """A field that must not be empty; ValueError if it is."""
+    """A field that must not be empty; LatePromptError if it is."""
     value = text_of(record, column)
     if not value:
-        raise ValueError(f"column {column!r} is empty; every run needs one")
+        raise LatePromptError(f"column {column!r} is empty; every run needs one")
     return value
 
 
 def number_of(record: Mapping[str, Any], column: str, least: float = -math.inf) -> float | None:
-    """A finite number from `least`, or None for a gap; ValueError for anything else."""
+    """A finite number from `least`, or None for a gap; LatePromptError for anything else."""
     value = text_of(record, column)
     if not value:
         return None
     try:
         number = float(value)
     except ValueError:
-        raise ValueError(f"{column} {value[:60]!r} is no number; write one, or leave it empty") from None
+        raise LatePromptError(f"{column} {value[:60]!r} is no number; write one, or leave it empty") from None
     if not math.isfinite(number) or number < least:
         wanted = "a finite number" if least == -math.inf else f"a number from {least:g}"
-        raise ValueError(f"{column} {value[:60]!r} is not {wanted}; write one, or leave it empty")
+        raise LatePromptError(f"{column} {value[:60]!r} is not {wanted}; write one, or leave it empty")
     return number
 
 
 def score_of(record: Mapping[str, Any], column: str) -> float | None:
-    """A metric between -1 and 1, or None for a gap; ValueError for anything else."""
+    """A metric between -1 and 1, or None for a gap; LatePromptError for anything else."""
     score = number_of(record, column)
     if score is not None and abs(score) > 1:
-        raise ValueError(f"{column} {text_of(record, column)!r} is outside -1 to 1; write 85.3 % as 0.853")
+        raise LatePromptError(f"{column} {text_of(record, column)!r} is outside -1 to 1; write 85.3 % as 0.853")
     return score
 
 
 def _integer(record: Mapping[str, Any], column: str) -> int:
     number = number_of(record, column)
     if number is None or not number.is_integer():
-        raise ValueError(f"{column} {text_of(record, column)[:60]!r} is no whole number; write one")
+        raise LatePromptError(f"{column} {text_of(record, column)[:60]!r} is no whole number; write one")
     return int(number)
 
 
@@ -239,7 +243,7 @@ def _shots(record: Mapping[str, Any]) -> Shots:
     except ValueError:
         shots = 0
     if shots < 1:
-        raise ValueError(f"shots {text_of(record, 'shots')[:60]!r} is neither a whole number from 1 nor 'full'")
+        raise LatePromptError(f"shots {text_of(record, 'shots')[:60]!r} is neither a whole number from 1 nor 'full'")
     return shots
 
 
@@ -253,7 +257,7 @@ def _settings(record: Mapping[str, Any]) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise ValueError(f"settings {text[:60]!r} are no JSON object; write one such as {{}}")
+        raise LatePromptError(f"settings {text[:60]!r} are no JSON object; write one such as {{}}")
     return settings
 
 
@@ -262,5 +266,5 @@ def _folder(run: str, root: Path) -> Path | None:
         return None
     parts = PurePosixPath(run.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts:  # a table from elsewhere must not read this machine's files
-        raise ValueError(f"run {run!r} leads out of the results folder; write a path relative to it")
+        raise LatePromptError(f"run {run!r} leads out of the results folder; write a path relative to it")
     return root / parts

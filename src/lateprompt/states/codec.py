@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lateprompt.errors import LatePromptError
+
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -17,7 +19,7 @@ def token_bytes(dtype: str, width: int) -> int:
 
 def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
-        raise ValueError(f"states dtype {dtype!r} is unknown; choose one of auto, {', '.join(DTYPES)}")
+        raise LatePromptError(f"states dtype {dtype!r} is unknown; choose one of auto, {', '.join(DTYPES)}")
 
 
 def encode(states: torch.Tensor, dtype: str) -> bytes:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.files import write_atomically
 from lateprompt.states.segments import RECORD, Segment
 from lateprompt.states.store import LOCK_FILE, STORE_FILE, TrunkStates, describe
 
 
 def stores_in(folder: str | Path) -> list[Path]:
-    """The stores of a folder; ValueError if it is none."""
+    """The stores of a folder; LatePromptError if it is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"folder {str(folder)!r} with trunk states does not exist")
+        raise LatePromptError(f"folder {str(folder)!r} with trunk states does not exist")
     if (folder / STORE_FILE).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob(f"*/{STORE_FILE}"))
@@ -64,10 +65,10 @@ def prune(folder: str | Path, limit_bytes: int, *, keep: Collection[Path] = ()) 
         keep: data files of segments that stay in any case.
 
     Raises:
-        ValueError: a negative limit, or a store that is being filled.
+        LatePromptError: a negative limit, or a store that is being filled.
     """
     if limit_bytes < 0:
-        raise ValueError(f"limit {limit_bytes!r} is negative; give a number of bytes from 0")
+        raise LatePromptError(f"limit {limit_bytes!r} is negative; give a number of bytes from 0")
     segments: list[tuple[float, Segment, TrunkStates]] = []
     total = 0
     for path in stores_in(folder):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lateprompt.errors import LatePromptError
+
 RECORD = np.dtype(
     [("key", "V16"), ("offset", "<i8"), ("length", "<i4"), ("checksum", "<u4"), ("own", "<u4"), ("pad", "<u4")]
 )
@@ -91,7 +93,7 @@ class Segment:
         """Add rows: data first, then their records. Returns the records.
 
         Raises:
-            ValueError: the disk is full; nothing of the batch stays.
+            LatePromptError: the disk is full; nothing of the batch stays.
         """
         offset = self.data_bytes
         records = np.zeros(len(rows), RECORD)
@@ -109,7 +111,7 @@ class Segment:
                 if path.exists():
                     os.truncate(path, size)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise ValueError(
+                raise LatePromptError(
                     f"no room for trunk states on the disk of {str(self.path.parent)!r}; free some "
                     "(lateprompt states prune), use another folder, or --states off"
                 ) from None

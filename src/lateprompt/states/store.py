@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone import LateBackbone
+from lateprompt.errors import LatePromptError
 from lateprompt.families import core_of, num_layers_of
 from lateprompt.files import read_json, write_json
 from lateprompt.halves import wide_products
@@ -82,7 +83,7 @@ class TrunkStates:
             dtype: float32, bfloat16, float16, int8, or auto: the model's own type.
 
         Raises:
-            ValueError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
+            LatePromptError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
         """
         late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
         if late is not None:
@@ -107,14 +108,14 @@ class TrunkStates:
         try:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
+            raise LatePromptError(
                 f"folder {str(folder)!r} cannot hold trunk states: {error.strerror}; choose another, or --states off"
             ) from None
         if (own / STORE_FILE).exists():
             found = read_json(own / STORE_FILE, "trunk states")
             if found != facts:
                 changed = sorted(k for k in facts if found.get(k) != facts[k])
-                raise ValueError(
+                raise LatePromptError(
                     f"trunk states {str(own)!r} are of another model ({', '.join(changed)} differ); remove them"
                 )
         else:
@@ -126,12 +127,14 @@ class TrunkStates:
         """A store by its own folder, without a model: it can be read and checked, not filled."""
         facts = read_json(folder / STORE_FILE, "trunk states")
         if facts.get("format") != FORMAT:
-            raise ValueError(
+            raise LatePromptError(
                 f"trunk states {str(folder)!r} have format {facts.get('format')!r}, expected {FORMAT}; remove them"
             )
         absent = [name for name in ("hidden_size", "dtype", "prompt_layer") if name not in facts]
         if absent:
-            raise ValueError(f"trunk states {str(folder / STORE_FILE)!r} say nothing of {absent[0]!r}; remove them")
+            raise LatePromptError(
+                f"trunk states {str(folder / STORE_FILE)!r} say nothing of {absent[0]!r}; remove them"
+            )
         return cls(folder, None, facts["hidden_size"], facts["dtype"], facts["prompt_layer"])
 
     def __len__(self) -> int:
@@ -180,17 +183,19 @@ class TrunkStates:
         """States (batch, length, hidden) of row numbers, right padded with zeros to the longest (or to `length`).
 
         Raises:
-            ValueError: a row that is not kept, or whose bytes on disk have changed.
+            LatePromptError: a row that is not kept, or whose bytes on disk have changed.
         """
         numbers = [int(row) for row in rows]
         for row in numbers:
             if not 0 <= row < len(self._offset):
-                raise ValueError(f"row {row} is not kept in {str(self.folder)!r} ({len(self)} rows); fill it first")
+                raise LatePromptError(
+                    f"row {row} is not kept in {str(self.folder)!r} ({len(self)} rows); fill it first"
+                )
         lengths = [self._length[row] for row in numbers]
         out = codec.empty(len(numbers), length or max(lengths, default=0), self.width, self.dtype)
         for i, row in enumerate(numbers):
             if not self._verified[row] and not self._verify(row):
-                raise ValueError(
+                raise LatePromptError(
                     f"trunk states {str(self.folder)!r}: row {row} is gone or does not match its checksum; "
                     "run lateprompt states verify, which drops it, and fill again"
                 )
@@ -223,7 +228,7 @@ class TrunkStates:
         """Be the one writer: waits for another to finish, repairs what a killed one left, and says so.
 
         Raises:
-            ValueError: another process writes for longer than `wait_seconds`.
+            LatePromptError: another process writes for longer than `wait_seconds`.
         """
         handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -234,7 +239,7 @@ class TrunkStates:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
-                        raise ValueError(
+                        raise LatePromptError(
                             f"another process is filling trunk states {str(self.folder)!r}; wait, or use another folder"
                         ) from None
                     time.sleep(0.05)
@@ -276,7 +281,7 @@ class TrunkStates:
             wait_seconds: how long to wait for another writer.
 
         Raises:
-            ValueError: an empty sequence, a full disk, another writer, or a store opened without a model.
+            LatePromptError: an empty sequence, a full disk, another writer, or a store opened without a model.
         """
         return fill_stores([self], token_ids, token_type_ids, progress=progress, wait_seconds=wait_seconds)[0]
 
@@ -333,16 +338,16 @@ def fill_stores(
     deepest = max(stores, key=lambda store: store.prompt_layer)
     split = deepest.split
     if split is None:
-        raise ValueError(
+        raise LatePromptError(
             f"trunk states {str(deepest.folder)!r} were opened without a model; use TrunkStates.open to fill"
         )
     folders = [store.folder for store in stores]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
-        raise ValueError(f"trunk states {str(twice)!r} are given twice; give each prompt layer once")
+        raise LatePromptError(f"trunk states {str(twice)!r} are given twice; give each prompt layer once")
     for i, ids in enumerate(token_ids):
         if len(ids) == 0:
-            raise ValueError(f"token sequence {i} is empty; give at least one token")
+            raise LatePromptError(f"token sequence {i} is empty; give at least one token")
     types: Sequence[Ids | None] = token_type_ids or [None] * len(token_ids)
     with _all_writing(stores, wait_seconds):
         wanted = sorted({int(i) for store in stores for i in store.missing(token_ids, token_type_ids)})

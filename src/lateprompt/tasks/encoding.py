@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
@@ -67,7 +68,7 @@ class SourceEncoder:
         before, after: token ids around the template.
 
     Raises:
-        ValueError: a tokenizer without a mask or separator where the template has one, or a template longer than
+        LatePromptError: a tokenizer without a mask or separator where the template has one, or a template longer than
             max_length.
     """
 
@@ -96,7 +97,7 @@ class SourceEncoder:
         self._has_types = "token_type_ids" in tokenizer.model_input_names and any(p.kind == "sep" for p in pieces)
         self._budget = max_length - sum(len(ids) for _, ids in self._pieces)
         if self._budget < len(self._leads):
-            raise ValueError(
+            raise LatePromptError(
                 f"max_length {max_length!r} is too short: the template and special tokens of task {task.name} take "
                 f"{max_length - self._budget} tokens, and each text needs one; give at least "
                 f"{max_length - self._budget + len(self._leads)}"
@@ -106,13 +107,13 @@ class SourceEncoder:
         """The rows' sources; all texts go through the tokenizer together.
 
         Raises:
-            ValueError: a row without the second text of a pair, or without tokens.
+            LatePromptError: a row without the second text of a pair, or without tokens.
         """
         columns: dict[str, list[list[int]]] = {}
         for field, lead in self._leads.items():
             texts = [getattr(row, field) for row in rows]
             if None in texts:
-                raise ValueError(
+                raise LatePromptError(
                     f"row {texts.index(None) + 1} has no {field}, which task {self.task.name} reads; give one"
                 )
             stripped = [text.strip() for text in texts]
@@ -136,7 +137,7 @@ class SourceEncoder:
             if kind == "sep" and second is None:
                 second = len(ids)
         if not ids:
-            raise ValueError(f"row {number} gives no tokens; give it a text")
+            raise LatePromptError(f"row {number} gives no tokens; give it a text")
         types = None
         if self._has_types:
             types = np.zeros(len(ids), dtype=np.int32)
@@ -150,18 +151,18 @@ class SourceEncoder:
             return []
         if piece.kind == "mask":
             if tokenizer.mask_token_id is None:
-                raise ValueError(_no_mask(tokenizer))
+                raise LatePromptError(_no_mask(tokenizer))
             return [tokenizer.mask_token_id]
         if piece.kind == "sep":
             separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
             if separator is None:
-                raise ValueError(
+                raise LatePromptError(
                     f"{tokenizer_name(tokenizer)} has no separator for {{sep}}; write one into the task's head_template"
                 )
             return [separator]
         ids = self.words.literal(piece.text)
         if self._at_mask and tokenizer.mask_token_id in ids:
-            raise ValueError(f"template text {piece.text!r} has the mask token in it; write it as {{mask}}, once")
+            raise LatePromptError(f"template text {piece.text!r} has the mask token in it; write it as {{mask}}, once")
         return ids
 
 
@@ -180,8 +181,8 @@ class TaskEncoder(SourceEncoder):
         suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
 
     Raises:
-        ValueError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label word
-            that does not fit (see `check_task`), or a template longer than max_length.
+        LatePromptError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label
+            word that does not fit (see `check_task`), or a template longer than max_length.
     """
 
     task: Task
@@ -208,7 +209,8 @@ class TaskEncoder(SourceEncoder):
         """Encodes rows; all texts go through the tokenizer together.
 
         Raises:
-            ValueError: a row without the second text of a pair, with a label the task does not have, or without tokens.
+            LatePromptError: a row without the second text of a pair, with a label the task does not have, or without
+                tokens.
         """
         labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
         return [
@@ -227,14 +229,14 @@ class TaskEncoder(SourceEncoder):
         tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "mask")
         for problem in problems:
             if problem:
-                raise ValueError(problem)
+                raise LatePromptError(problem)
         return tokens
 
     def _label_id(self, row: Row, number: int) -> int:
         if row.label is None:
             return -1
         if row.label not in self.task.labels:
-            raise ValueError(
+            raise LatePromptError(
                 f"row {number} has label {row.label!r}, which task {self.task.name} does not have; its labels are "
                 f"{', '.join(self.task.labels)}"
             )
@@ -248,7 +250,7 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
         Per label a dict with `label`, `word`, `pieces` (its tokens as strings), `ok` and `message` ('' if ok).
 
     Raises:
-        ValueError: an unknown readout.
+        LatePromptError: an unknown readout.
     """
     _source(task, readout)
     tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "mask")
@@ -283,7 +285,7 @@ def _source(task: Task, readout: str) -> str:
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":
         return task.head_template.rstrip()
-    raise ValueError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
+    raise LatePromptError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -291,7 +293,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
     encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     if 0 not in special:
-        raise ValueError(f"{tokenizer_name(tokenizer)} finds no text in 'a'; use a tokenizer that knows letters")
+        raise LatePromptError(f"{tokenizer_name(tokenizer)} finds no text in 'a'; use a tokenizer that knows letters")
     first, last = special.index(0), len(special) - special[::-1].index(0)
     return ids[:first], ids[last:]
 

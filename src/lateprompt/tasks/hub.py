@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table
 
@@ -38,7 +39,7 @@ def read_hub(data: str, task: AnyTask | None, split: str) -> Table:
         split: the split's name.
 
     Raises:
-        ValueError: the hub cannot be reached, or has no such data set, configuration or split.
+        LatePromptError: the hub cannot be reached, or has no such data set, configuration or split.
     """
     datasets: Any = import_module("datasets")
     name, _, config = data.partition(":")
@@ -46,7 +47,7 @@ def read_hub(data: str, task: AnyTask | None, split: str) -> Table:
         rows = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # the library raises a dozen kinds, from its own and its HTTP client's
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
+        raise LatePromptError(
             f"{data!r}: the file does not exist, and the Hugging Face hub could not be reached or has no such data set "
             f"or split {split!r} ({reason})"
         ) from None

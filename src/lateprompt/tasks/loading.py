@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask, is_text_task
 
@@ -21,7 +22,7 @@ def task_from_dict(data: object, source: str) -> AnyTask:
         source: where it came from, for error messages.
 
     Raises:
-        ValueError: anything that does not fit; the message names the source and the key and quotes the value.
+        LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
     """
     return TextTask.from_dict(data, source) if is_text_task(data) else Task.from_dict(data, source)
 
@@ -36,7 +37,7 @@ def load_task(name_or_path: str) -> AnyTask:
     """A task that comes with the package, by its name, or one from a YAML file.
 
     Raises:
-        ValueError: neither a known name nor a file, or a file that is no task.
+        LatePromptError: neither a known name nor a file, or a file that is no task.
     """
     names = task_names()
     if name_or_path in names:
@@ -44,7 +45,7 @@ def load_task(name_or_path: str) -> AnyTask:
         return _parse(file.read_bytes(), f"task {name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
-        raise ValueError(
+        raise LatePromptError(
             f"task {str(name_or_path)!r} is unknown; choose one of {', '.join(names)}, or give a YAML file"
         )
     return _parse(path.read_bytes(), str(path))
@@ -54,11 +55,13 @@ def load_label_task(name_or_path: str) -> Task:
     """`load_task` for what works with labels only.
 
     Raises:
-        ValueError: as `load_task`, or a task whose answers are texts.
+        LatePromptError: as `load_task`, or a task whose answers are texts.
     """
     task = load_task(name_or_path)
     if not isinstance(task, Task):
-        raise ValueError(f"task {name_or_path!r} has texts for answers; this works with labels: use lateprompt train")
+        raise LatePromptError(
+            f"task {name_or_path!r} has texts for answers; this works with labels: use lateprompt train"
+        )
     return task
 
 
@@ -68,12 +71,12 @@ def _parse(content: bytes, source: str) -> AnyTask:
         _refuse_doubled_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
         data = yaml.safe_load(text)
     except UnicodeDecodeError:
-        raise ValueError(f"{source}: not UTF-8; save the file as UTF-8") from None
+        raise LatePromptError(f"{source}: not UTF-8; save the file as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{source}{line}: no valid YAML ({problem}); quote texts with braces or colons") from None
+        raise LatePromptError(f"{source}{line}: no valid YAML ({problem}); quote texts with braces or colons") from None
     return task_from_dict(data, source)
 
 
@@ -85,6 +88,6 @@ def _refuse_doubled_keys(node: yaml.Node | None, source: str) -> None:
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
-                raise ValueError(f"{source}, line {key.start_mark.line + 1}: {key.value!r} occurs twice; keep one")
+                raise LatePromptError(f"{source}, line {key.start_mark.line + 1}: {key.value!r} occurs twice; keep one")
             seen.add(key.value)
         _refuse_doubled_keys(value, source)

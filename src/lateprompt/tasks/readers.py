@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.hub import is_hub_id, read_hub
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import TABLES, Columns, Table, find_columns, read_table
@@ -50,17 +51,19 @@ def read_rows(
         split: the split of a data set on the hub.
 
     Raises:
-        ValueError: nothing there, or a row that does not fit; the message names the file and the line.
+        LatePromptError: nothing there, or a row that does not fit; the message names the file and the line.
     """
     path = Path(data)
     if path.is_file():
         table = read_table(path, task)
     elif path.exists():
-        raise ValueError(f"{path} is a folder; give a file ({', '.join(TABLES)})")
+        raise LatePromptError(f"{path} is a folder; give a file ({', '.join(TABLES)})")
     elif is_hub_id(str(data)):
         table = read_hub(str(data), task, split)
     else:
-        raise ValueError(f"{str(data)!r} does not exist; give a file ({', '.join(TABLES)}) or a data set of the hub")
+        raise LatePromptError(
+            f"{str(data)!r} does not exist; give a file ({', '.join(TABLES)}) or a data set of the hub"
+        )
     if table.names is not None:
         _check_columns(str(data), table, task, labelled)
     rows = []
@@ -70,12 +73,12 @@ def read_rows(
         try:
             written = _same_answers(record, task, labelled, written)
             row = _row(record, columns, table, task, labelled)
-        except ValueError as error:
-            raise ValueError(f"{data}, {table.unit} {number}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{data}, {table.unit} {number}: {error}") from None
         if row is not None:
             rows.append(row)
     if not rows:
-        raise ValueError(f"{data} is empty: line 1 or later should have a row; give at least one")
+        raise LatePromptError(f"{data} is empty: line 1 or later should have a row; give at least one")
     return rows
 
 
@@ -88,7 +91,9 @@ def _check_columns(data: str, table: Table, task: AnyTask | None, labelled: bool
     for field_name in needed:
         if columns[field_name] not in names:
             found = ", ".join(names) or "none"
-            raise ValueError(f"{data}, line 1: there is no column {columns[field_name]!r}; the columns are {found}")
+            raise LatePromptError(
+                f"{data}, line 1: there is no column {columns[field_name]!r}; the columns are {found}"
+            )
 
 
 def _has_target(names: Container[str], task: AnyTask | None) -> bool:
@@ -97,11 +102,11 @@ def _has_target(names: Container[str], task: AnyTask | None) -> bool:
 
 
 def _same_answers(record: Mapping[str, Any], task: AnyTask | None, labelled: bool, before: bool | None) -> bool:
-    """Whether a row is answered by a text; ValueError where the rows before are answered in another way."""
+    """Whether a row is answered by a text; LatePromptError where the rows before are answered in another way."""
     written = _has_target(record, task)
     if labelled and before is not None and written != before:
         kinds = ("a label", "a target")
-        raise ValueError(
+        raise LatePromptError(
             f"this row has {kinds[written]}, the rows before it {kinds[before]}; give all rows one of them"
         )
     return written
@@ -111,14 +116,14 @@ def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTas
     """One row, or None where it is to be left out."""
     text = _text(record, columns["text"])
     if text is None:
-        raise ValueError(_missing(record, columns["text"], "every row needs a text"))
+        raise LatePromptError(_missing(record, columns["text"], "every row needs a text"))
     text_pair = _text(record, columns["text_pair"])
     if text_pair is None and task is not None and task.is_pair:
-        raise ValueError(_missing(record, columns["text_pair"], f"task {task.name} reads pairs of texts"))
+        raise LatePromptError(_missing(record, columns["text_pair"], f"task {task.name} reads pairs of texts"))
     if _has_target(record, task):
         target = _text(record, columns["target"])
         if target is None and labelled:
-            raise ValueError(_missing(record, columns["target"], "every row needs a target here"))
+            raise LatePromptError(_missing(record, columns["target"], "every row needs a target here"))
         return Row(text, text_pair, None, record, target)
     label = _label(record.get(columns["label"]), table)
     # MNLI's mark for a row whose annotators did not agree.
@@ -128,11 +133,13 @@ def _row(record: Mapping[str, Any], columns: Columns, table: Table, task: AnyTas
         label = None
     if label is None:
         if labelled:
-            raise ValueError(_missing(record, columns["label"], "every row needs a label here"))
+            raise LatePromptError(_missing(record, columns["label"], "every row needs a label here"))
     elif isinstance(task, Task) and label not in task.labels:
         label = task.label_map.get(label, label)
         if label not in task.labels:
-            raise ValueError(f"label {label!r} is none of task {task.name}; its labels are {', '.join(task.labels)}")
+            raise LatePromptError(
+                f"label {label!r} is none of task {task.name}; its labels are {', '.join(task.labels)}"
+            )
     return Row(text, text_pair, label, record)
 
 
@@ -147,18 +154,20 @@ def _text(record: Mapping[str, Any], column: str) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
+        raise LatePromptError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
     check_characters(value, repr(column))
     return value
 
 
 def check_characters(text: str, where: str) -> None:
-    """Raise ValueError for a text that no file can hold."""
+    """Raise LatePromptError for a text that no file can hold."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{where} has half a surrogate pair, which is no character; repair the text") from None
+            raise LatePromptError(
+                f"{where} has half a surrogate pair, which is no character; repair the text"
+            ) from None
 
 
 def _label(value: Any, table: Table) -> str | None:
@@ -173,5 +182,5 @@ def _label(value: Any, table: Table) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float):
-        raise ValueError(f"label {str(value)[:60]!r} is {type(value).__name__}, not a name; give a string")
+        raise LatePromptError(f"label {str(value)[:60]!r} is {type(value).__name__}, not a name; give a string")
     return str(value).strip() or None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.readers import Row
 
 
@@ -22,16 +23,16 @@ def few_shot(rows: Sequence[Row], shots: int, seed: int, *, dev_size: int = 1000
         Training rows and dev rows, each in the order they have in `rows`.
 
     Raises:
-        ValueError: shots outside 1..len(rows), a negative dev_size, or a row without label.
+        LatePromptError: shots outside 1..len(rows), a negative dev_size, or a row without label.
     """
     if not 0 < shots <= len(rows):
-        raise ValueError(f"shots {shots!r} cannot be drawn from {len(rows)} rows; give 1 to {len(rows)}")
+        raise LatePromptError(f"shots {shots!r} cannot be drawn from {len(rows)} rows; give 1 to {len(rows)}")
     if dev_size < 0:
-        raise ValueError(f"dev_size {dev_size!r} is no size; give 0 or more")
+        raise LatePromptError(f"dev_size {dev_size!r} is no size; give 0 or more")
     pools: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row.label is None and row.target is None:
-            raise ValueError(f"row {index + 1} has no label; few-shot samples need labelled rows")
+            raise LatePromptError(f"row {index + 1} has no label; few-shot samples need labelled rows")
         pools.setdefault(row.label or "", []).append(index)  # rows with targets are one class
     generator = np.random.default_rng(seed)
     # Sorted, so that the draw does not depend on which class comes first in the file.

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.text_task import TextTask
 
@@ -57,11 +58,11 @@ def read_table(path: Path, task: AnyTask | None) -> Table:
     """The table in a file, by its suffix.
 
     Raises:
-        ValueError: an unknown suffix, or content that cannot be read; records may raise it too.
+        LatePromptError: an unknown suffix, or content that cannot be read; records may raise it too.
     """
     reader = TABLES.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path} has the unknown suffix {path.suffix!r}; give one of {', '.join(TABLES)}")
+        raise LatePromptError(f"{path} has the unknown suffix {path.suffix!r}; give one of {', '.join(TABLES)}")
     return reader(path, task)
 
 
@@ -71,7 +72,7 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+        raise LatePromptError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
 
 
 def _jsonl(path: Path, task: AnyTask | None) -> Table:
@@ -87,9 +88,9 @@ def _jsonl_records(path: Path, text: str) -> Records:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             problem = getattr(error, "msg", "cannot be read")
-            raise ValueError(f"{path}, line {number}: broken JSON ({problem}): {line.strip()[:60]!r}") from None
+            raise LatePromptError(f"{path}, line {number}: broken JSON ({problem}): {line.strip()[:60]!r}") from None
         if not isinstance(record, dict):
-            raise ValueError(
+            raise LatePromptError(
                 f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; write one object per line"
             )
         yield number, record
@@ -114,7 +115,9 @@ def _separated(separator: str) -> Callable[[Path, AnyTask | None], Table]:
 def _check_header(path: Path, names: Sequence[str]) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ValueError(f"{path}, line 1: column {twice[0]!r} occurs twice (columns: {', '.join(names)}); rename one")
+        raise LatePromptError(
+            f"{path}, line 1: column {twice[0]!r} occurs twice (columns: {', '.join(names)}); rename one"
+        )
 
 
 def _unquoted_records(path: Path, text: str, names: Sequence[str]) -> Records:
@@ -135,7 +138,9 @@ def _quoted_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, l
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{path}, line {number}: broken quoting ({error}); double a quote inside quotes") from None
+            raise LatePromptError(
+                f"{path}, line {number}: broken quoting ({error}); double a quote inside quotes"
+            ) from None
         if values:
             yield number, values
 
@@ -148,7 +153,7 @@ def _quoted_records(path: Path, rows: Iterator[tuple[int, list[str]]], names: Se
 
 def _check_width(path: Path, number: int, values: Sequence[str], names: Sequence[str]) -> None:
     if len(values) > len(names):
-        raise ValueError(
+        raise LatePromptError(
             f"{path}, line {number}: {len(values)} fields for {len(names)} columns ({', '.join(names)}); "
             "quote a text that has the separator in it"
         )
@@ -160,7 +165,7 @@ def _parquet(path: Path, task: AnyTask | None) -> Table:
     try:
         table = parquet.read_table(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
+        raise LatePromptError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
     return Table(iter(enumerate(table.to_pylist(), 1)), "row", table.column_names)
 
 

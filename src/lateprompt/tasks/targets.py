@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.encoding import Example, SourceEncoder, special_ids
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.text_task import TextTask
@@ -48,8 +49,8 @@ class TargetEncoder(SourceEncoder):
         chat: whether the chat template is used.
 
     Raises:
-        ValueError: no token to end a text with, a chat template that is asked for and not there or does not take these
-            messages, a template longer than max_length, or no room for a source.
+        LatePromptError: no token to end a text with, a chat template that is asked for and not there or does not take
+            these messages, a template longer than max_length, or no room for a source.
     """
 
     task: TextTask
@@ -61,7 +62,7 @@ class TargetEncoder(SourceEncoder):
         self.max_target_length = max_target_length
         self.chat = task.chat == "on" or (task.chat == "auto" and bool(getattr(tokenizer, "chat_template", None)))
         if max_target_length >= max_length:
-            raise ValueError(
+            raise LatePromptError(
                 f"max_target_length {max_target_length!r} leaves no room for a source in max_length {max_length!r}; "
                 "lower the one or raise the other"
             )
@@ -88,7 +89,7 @@ class TargetEncoder(SourceEncoder):
         """Encodes rows; one without a target has its source alone.
 
         Raises:
-            ValueError: a row without the second text of a pair, or without tokens.
+            LatePromptError: a row without the second text of a pair, or without tokens.
         """
         known = [None if row.target is None else row.target.strip() for row in rows]
         targets = self.words.texts([self._lead + (target or "") for target in known])
@@ -116,23 +117,27 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
     """What a tokenizer's chat template puts around a user's text and its answer.
 
     Raises:
-        ValueError: there is no chat template, or it does not take these messages as they are.
+        LatePromptError: there is no chat template, or it does not take these messages as they are.
     """
     name = tokenizer_name(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{name} has no chat template, which the task asks for (chat: on); use chat: auto or off")
+        raise LatePromptError(f"{name} has no chat template, which the task asks for (chat: on); use chat: auto or off")
     asked = [{"role": "system", "content": system}] if system is not None else []
     asked.append({"role": "user", "content": _USER})
     try:
         question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _ANSWER}], tokenize=False)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the chat template of {name} does not take these messages ({error}); use chat: off") from None
+        raise LatePromptError(
+            f"the chat template of {name} does not take these messages ({error}); use chat: off"
+        ) from None
     before, found, after = str(question).partition(_USER)
     if not found or _USER in after or str(whole).count(_ANSWER) != 1:
-        raise ValueError(f"the chat template of {name} does not repeat each message once; use chat: off")
+        raise LatePromptError(f"the chat template of {name} does not repeat each message once; use chat: off")
     if system is not None and system.strip() not in question:
-        raise ValueError(f"the chat template of {name} leaves out system {system!r}; put it into the task's template")
+        raise LatePromptError(
+            f"the chat template of {name} leaves out system {system!r}; put it into the task's template"
+        )
     words = WordTokenizer(tokenizer)
     opening, _, rest = str(whole).partition(_ANSWER)
     lead = opening.removeprefix(str(question))  # Llama 2's template has a space there, which is the answer's
@@ -140,15 +145,17 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
     special = {*tokenizer.all_special_ids, *(getattr(tokenizer, "added_tokens_decoder", None) or {})}
     end = closing[0] if closing and closing[0] in special else tokenizer.eos_token_id
     if end is None:
-        raise ValueError(f"{name} has no token that ends an answer; use chat: off, or another model")
+        raise LatePromptError(f"{name} has no token that ends an answer; use chat: off, or another model")
     return Frame(words.literal(before), words.literal(after), int(end), lead if lead.isspace() else "")
 
 
 def _plain_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
     if system is not None:
-        raise ValueError(
+        raise LatePromptError(
             f"system {system!r} is part of a chat, and {tokenizer_name(tokenizer)} has no chat template; leave it out"
         )
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{tokenizer_name(tokenizer)} has no end-of-text token to end a target with; set eos_token")
+        raise LatePromptError(
+            f"{tokenizer_name(tokenizer)} has no end-of-text token to end a target with; set eos_token"
+        )
     return Frame(special_ids(tokenizer)[0], [], int(tokenizer.eos_token_id))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.template import check_template
 
 HEAD_SINGLE = "{text}"
@@ -35,7 +36,7 @@ class Task:
         label_map: raw label in files to label name, such as `"0"` to `negative`.
 
     Raises:
-        ValueError: a field that does not fit; the message names the field and quotes its value.
+        LatePromptError: a field that does not fit; the message names the field and quotes its value.
     """
 
     name: str
@@ -50,17 +51,17 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name {self.name!r} is no name; give a word")
+            raise LatePromptError(f"name {self.name!r} is no name; give a word")
         for key in ("labels", "label_words", "metrics"):
             check_words(key, getattr(self, key))
         if len(self.labels) < 2:
-            raise ValueError(f"labels {list(self.labels)!r}: a task needs at least two labels")
+            raise LatePromptError(f"labels {list(self.labels)!r}: a task needs at least two labels")
         for key in ("labels", "metrics"):
             twice = sorted({word for word in getattr(self, key) if getattr(self, key).count(word) > 1})
             if twice:
-                raise ValueError(f"{key} has {twice[0]!r} twice; each may occur once")
+                raise LatePromptError(f"{key} has {twice[0]!r} twice; each may occur once")
         if len(self.label_words) != len(self.labels):
-            raise ValueError(
+            raise LatePromptError(
                 f"label_words {list(self.label_words)!r} are {len(self.label_words)} words for {len(self.labels)} "
                 "labels; give one word per label"
             )
@@ -70,7 +71,9 @@ class Task:
         check_columns(self.columns, DATA_FIELDS)
         for raw, label in self.label_map.items():
             if label not in self.labels:
-                raise ValueError(f"label_map {raw!r}: {label!r} is no label; the labels are {', '.join(self.labels)}")
+                raise LatePromptError(
+                    f"label_map {raw!r}: {label!r} is no label; the labels are {', '.join(self.labels)}"
+                )
 
     @property
     def is_pair(self) -> bool:
@@ -88,12 +91,12 @@ class Task:
             source: where it came from, for error messages.
 
         Raises:
-            ValueError: anything that does not fit; the message names the source and the key and quotes the value.
+            LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
         """
         try:
             return cls(**_arguments(data))
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{source}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, in plain types; labels are lists, so that sorting keys cannot change their order."""
@@ -111,32 +114,32 @@ class Task:
 
 
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
-    """Raise ValueError unless it maps some of our fields to names of columns."""
+    """Raise LatePromptError unless it maps some of our fields to names of columns."""
     for key, value in columns.items():
         if key not in fields or not isinstance(value, str):
-            raise ValueError(f"columns {key!r}: {value!r} is no column; map {', '.join(fields)} to column names")
+            raise LatePromptError(f"columns {key!r}: {value!r} is no column; map {', '.join(fields)} to column names")
 
 
 def check_words(key: str, words: Sequence[object]) -> None:
-    """Raise ValueError for a word that is no string, or empty, or has space around it."""
+    """Raise LatePromptError for a word that is no string, or empty, or has space around it."""
     for word in words:
         if not isinstance(word, str):
-            raise ValueError(f"{key} has {word!r}, which is no string; quote it in YAML, as in 'Yes'")
+            raise LatePromptError(f"{key} has {word!r}, which is no string; quote it in YAML, as in 'Yes'")
         if not word or word != word.strip():
-            raise ValueError(f"{key} has {word!r}; write it without space around it, and not empty")
+            raise LatePromptError(f"{key} has {word!r}; write it without space around it, and not empty")
 
 
 def _arguments(data: object) -> dict[str, Any]:
     """The arguments of `Task` in a YAML file's content."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"a task is a mapping with {', '.join(REQUIRED_KEYS)}, not {type(data).__name__}")
+        raise LatePromptError(f"a task is a mapping with {', '.join(REQUIRED_KEYS)}, not {type(data).__name__}")
     known = (*REQUIRED_KEYS, *OPTIONAL_KEYS)
     for key in data:
         if key not in known:
-            raise ValueError(f"unknown key {key!r}: {data[key]!r}; the keys are {', '.join(known)}")
+            raise LatePromptError(f"unknown key {key!r}: {data[key]!r}; the keys are {', '.join(known)}")
     for key in REQUIRED_KEYS:
         if key not in data:
-            raise ValueError(
+            raise LatePromptError(
                 f"key {key!r} is missing; a task needs {', '.join(REQUIRED_KEYS)} (one whose answers are texts has "
                 "{target} in its template)"
             )
@@ -148,7 +151,7 @@ def _arguments(data: object) -> dict[str, Any]:
     labels = data["labels"]
     if isinstance(labels, Mapping):
         if "label_words" in data:
-            raise ValueError("label_words: labels already maps each label to its word; leave label_words out")
+            raise LatePromptError("label_words: labels already maps each label to its word; leave label_words out")
         words = list(labels.values())
     else:
         labels = as_list("labels", labels)
@@ -160,7 +163,7 @@ def _arguments(data: object) -> dict[str, Any]:
     label_map = as_mapping("label_map", data.get("label_map") or {})
     for raw in label_map:
         if isinstance(raw, bool) or not isinstance(raw, str | int):
-            raise ValueError(f"label_map has {raw!r}, which is no label in a file; quote it in YAML, as in '0'")
+            raise LatePromptError(f"label_map has {raw!r}, which is no label in a file; quote it in YAML, as in '0'")
     arguments["label_map"] = {str(raw): label for raw, label in label_map.items()}
     return arguments
 
@@ -168,14 +171,14 @@ def _arguments(data: object) -> dict[str, Any]:
 def as_list(key: str, value: object) -> list[Any]:
     """A YAML value that must be a list."""
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{key} {value!r} is no list")
+        raise LatePromptError(f"{key} {value!r} is no list")
     return list(value)
 
 
 def as_mapping(key: str, value: object) -> dict[Any, Any]:
     """A YAML value that must be a mapping."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{key} {value!r} is no mapping")
+        raise LatePromptError(f"{key} {value!r} is no mapping")
     return dict(value)
 
 
@@ -198,7 +201,7 @@ def default_task(
         label_words: one per label; left out, the labels' own names.
 
     Raises:
-        ValueError: as `Task` does.
+        LatePromptError: as `Task` does.
     """
     plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
     return Task(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from lateprompt.errors import LatePromptError
+
 LITERAL = "literal"
 FIELDS = ("text", "text_pair", "mask", "label", "target", "sep")
 ANSWERS = {"mask", "label", "target"}
@@ -46,27 +48,31 @@ def check_template(key: str, template: object, *, needs: str | None) -> None:
         needs: the field that must occur exactly once besides `{text}`: `mask`, `label`, `target` or None.
 
     Raises:
-        ValueError: no string, an unknown or stray placeholder, a field that is missing or occurs twice, a text that
-            comes after `{label}`, or anything after `{target}`.
+        LatePromptError: no string, an unknown or stray placeholder, a field that is missing or occurs twice, a text
+            that comes after `{label}`, or anything after `{target}`.
     """
     if not isinstance(template, str):
-        raise ValueError(f"{key} {template!r} is no string; write something like '{{text}} . It was {{{needs}}} .'")
+        raise LatePromptError(
+            f"{key} {template!r} is no string; write something like '{{text}} . It was {{{needs}}} .'"
+        )
     allowed = [name for name in FIELDS if name not in ANSWERS or name == needs]
     names = [piece.kind for piece in split_template(template) if piece.kind != LITERAL]
     for name in names:
         if name not in allowed:
             choices = ", ".join(f"{{{name}}}" for name in allowed)
-            raise ValueError(f"{key} {template!r} has the unknown placeholder {{{name}}}; use {choices}")
+            raise LatePromptError(f"{key} {template!r} has the unknown placeholder {{{name}}}; use {choices}")
     if re.search(r"[{}]", re.sub(r"\{\w+\}", "", template)):
-        raise ValueError(f"{key} {template!r} has a stray brace; braces only stand around placeholders like {{text}}")
+        raise LatePromptError(
+            f"{key} {template!r} has a stray brace; braces only stand around placeholders like {{text}}"
+        )
     for name in ("text", *([needs] if needs else [])):
         if names.count(name) != 1:
-            raise ValueError(f"{key} {template!r} has {names.count(name)} times {{{name}}}; it needs exactly one")
+            raise LatePromptError(f"{key} {template!r} has {names.count(name)} times {{{name}}}; it needs exactly one")
     if names.count("text_pair") > 1:
-        raise ValueError(f"{key} {template!r} has {{text_pair}} more than once; it may occur once")
+        raise LatePromptError(f"{key} {template!r} has {{text_pair}} more than once; it may occur once")
     if needs == "label" and {"text", "text_pair"} & set(names[names.index("label") :]):
-        raise ValueError(
+        raise LatePromptError(
             f"{key} {template!r} has a text after {{label}}, which a causal model cannot see; put it before"
         )
     if needs == "target" and not template.rstrip().endswith("{target}"):
-        raise ValueError(f"{key} {template!r} goes on after {{target}}; the target ends the text, so put it last")
+        raise LatePromptError(f"{key} {template!r} goes on after {{target}}; the target ends the text, so put it last")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.task import as_list, as_mapping, check_columns, check_words
 from lateprompt.tasks.template import check_template
 
@@ -33,7 +34,7 @@ class TextTask:
         system: what the system says first, in a chat.
 
     Raises:
-        ValueError: a field that does not fit; the message names the field and quotes its value.
+        LatePromptError: a field that does not fit; the message names the field and quotes its value.
     """
 
     name: str
@@ -45,19 +46,21 @@ class TextTask:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name {self.name!r} is no name; give a word")
+            raise LatePromptError(f"name {self.name!r} is no name; give a word")
         check_template("template", self.template, needs="target")
         check_words("metrics", self.metrics)
         for metric in self.metrics:
             if metric not in TEXT_METRICS:
-                raise ValueError(f"metric {metric!r} is none of written text; choose from {', '.join(TEXT_METRICS)}")
+                raise LatePromptError(
+                    f"metric {metric!r} is none of written text; choose from {', '.join(TEXT_METRICS)}"
+                )
         check_columns(self.columns, DATA_FIELDS)
         if self.chat not in CHATS:
-            raise ValueError(f"chat {self.chat!r} is unknown; choose one of {', '.join(CHATS)}")
+            raise LatePromptError(f"chat {self.chat!r} is unknown; choose one of {', '.join(CHATS)}")
         if self.system is not None and not isinstance(self.system, str):
-            raise ValueError(f"system {self.system!r} is no string; write what the system says")
+            raise LatePromptError(f"system {self.system!r} is no string; write what the system says")
         if self.system is not None and self.chat == "off":
-            raise ValueError(f"system {self.system!r} is part of a chat, but chat is 'off'; leave one of them out")
+            raise LatePromptError(f"system {self.system!r} is part of a chat, but chat is 'off'; leave one of them out")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -84,12 +87,12 @@ class TextTask:
             source: where it came from, for error messages.
 
         Raises:
-            ValueError: anything that does not fit; the message names the source and the key and quotes the value.
+            LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
         """
         try:
             return cls(**_arguments(data))
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+        except LatePromptError as error:
+            raise LatePromptError(f"{source}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, in plain types."""
@@ -122,13 +125,15 @@ def _arguments(data: object) -> dict[str, Any]:
     assert isinstance(data, Mapping)
     for key in data:
         if key not in KEYS:
-            raise ValueError(
+            raise LatePromptError(
                 f"unknown key {key!r}: {data[key]!r}; the keys of a text-to-text task are {', '.join(KEYS)}"
             )
     if "name" not in data:
-        raise ValueError("key 'name' is missing; a task needs a name")
+        raise LatePromptError("key 'name' is missing; a task needs a name")
     if "template" in data and "decoder_template" in data:
-        raise ValueError(f"template {data['template']!r} and decoder_template: such a task has one; drop the other")
+        raise LatePromptError(
+            f"template {data['template']!r} and decoder_template: such a task has one; drop the other"
+        )
     arguments: dict[str, Any] = {"name": data["name"]}
     arguments["template"] = data.get("template", data.get("decoder_template", PLAIN))
     arguments["metrics"] = tuple(as_list("metrics", data.get("metrics") or ["perplexity"]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors
 
 FOLDER = "checkpoint"
@@ -68,7 +69,7 @@ def load_checkpoint(
     """The saved progress, weights and best weights, the optimiser and the random state restored; None if there is none.
 
     Raises:
-        ValueError: the checkpoint is broken, or of a run with other settings.
+        LatePromptError: the checkpoint is broken, or of a run with other settings.
     """
     if not (folder / "state.json").is_file():
         return None
@@ -76,7 +77,7 @@ def load_checkpoint(
     if state.get("settings") != settings:
         theirs, ours = json.loads(state["settings"]), json.loads(settings)
         changed = sorted(key for key in ours if ours[key] != theirs.get(key))
-        raise ValueError(
+        raise LatePromptError(
             f"checkpoint {str(folder)!r} is of a run with other settings ({', '.join(changed) or 'unknown'}); "
             "resume with the same ones, or use --overwrite"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from lateprompt.errors import LatePromptError
 from lateprompt.padding import pad
 from lateprompt.readout import IGNORED, Batch
 from lateprompt.tasks import Example
@@ -84,7 +85,7 @@ def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """The positions that predict each target's tokens, and the tokens, both (batch, width)."""
     known = [example.target for example in examples if example.target is not None]
     if len(known) < len(examples):
-        raise ValueError("some rows have a target and others have none; give each row one")
+        raise LatePromptError("some rows have a target and others have none; give each row one")
     targets, _ = pad(known, IGNORED)
     sizes = torch.tensor([[len(target)] for target in known])
     steps = torch.minimum(torch.arange(targets.shape[1]), sizes - 1)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
+from lateprompt.errors import LatePromptError
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, Readout
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
@@ -197,7 +198,7 @@ def fit_turns(
                 summed_loss, summed_tokens = own.add(float(loss_sum), tokens)
                 mean_loss = summed_loss / progress.loss_steps
                 if not math.isfinite(mean_loss):
-                    raise ValueError(
+                    raise LatePromptError(
                         f"training diverged: the loss is {mean_loss} by step {progress.step} at lr {recipe.lr!r}; "
                         "lower lr, or clip gradients"
                     )

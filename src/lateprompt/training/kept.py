@@ -18,6 +18,7 @@ from torch import nn
 
 from lateprompt.branches import can_branch
 from lateprompt.checks import check_types
+from lateprompt.errors import LatePromptError
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.split import resolve_prompt_layer
@@ -51,16 +52,18 @@ class StatesSettings:
     states_limit_gb: float = 20.0
 
     def check(self, trunk_dropout: bool) -> None:
-        """Raise ValueError for a setting that cannot be."""
+        """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
         if self.states_dtype != "auto":
             check_dtype(self.states_dtype)
         if not self.states_limit_gb > 0:
-            raise ValueError(
+            raise LatePromptError(
                 f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
             )
         if trunk_dropout and self.states != "off":
-            raise ValueError("trunk_dropout makes the trunk's states change at each step; use it with --states off")
+            raise LatePromptError(
+                "trunk_dropout makes the trunk's states change at each step; use it with --states off"
+            )
 
     @property
     def folder(self) -> Path | None:
@@ -119,8 +122,8 @@ def fill_layers(
     """Keep what training on these rows at some prompt layers will ask for; the stores, one a layer.
 
     Raises:
-        ValueError: a layer or dtype that cannot be, or label words of several tokens on an architecture that computes
-            the trunk for each of them.
+        LatePromptError: a layer or dtype that cannot be, or label words of several tokens on an architecture that
+            computes the trunk for each of them.
     """
     feed = tuned.feed(rows)
     numbers = dict.fromkeys(resolve_prompt_layer(layer, tuned.layer.num_layers) for layer in layers)
@@ -131,7 +134,7 @@ def fill_layers(
             fill_stores(stores, ids, types, progress=bar.advance)
             return stores
         if not can_branch(tuned.layer):
-            raise ValueError(
+            raise LatePromptError(
                 "label words of several tokens are scored by whole passes here: the architecture has no states to keep"
             )
         from lateprompt.training.phrases import PhraseStates
@@ -199,7 +202,7 @@ def keep_states(
     seconds = time.perf_counter() - started if len(missing) else 0.0
     if len(missing):
         held = store.hold(numbers[numbers >= 0])
-        with contextlib.suppress(ValueError):  # another run is filling, and prunes when it is done
+        with contextlib.suppress(LatePromptError):  # another run is filling, and prunes when it is done
             prune(folder, limit, keep=held)
     kept: list[Feed] = []
     start = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tasks.text_task import TEXT_METRICS
 
 Labels = np.ndarray[Any, np.dtype[Any]]
@@ -75,24 +76,26 @@ def compute_metrics(
         num_labels: number of classes.
 
     Raises:
-        ValueError: an unknown metric, no examples, shapes that differ, or a class id outside 0..num_labels-1.
+        LatePromptError: an unknown metric, no examples, shapes that differ, or a class id outside 0..num_labels-1.
     """
     _check_names(names)
     labels_true, labels_pred = np.asarray(labels_true), np.asarray(labels_pred)
     if labels_true.ndim != 1 or labels_true.shape != labels_pred.shape:
-        raise ValueError(f"labels have shapes {labels_true.shape} and {labels_pred.shape}; give two equal (examples,)")
+        raise LatePromptError(
+            f"labels have shapes {labels_true.shape} and {labels_pred.shape}; give two equal (examples,)"
+        )
     if not labels_true.size:
-        raise ValueError("there are no examples to score; give at least one")
+        raise LatePromptError("there are no examples to score; give at least one")
     for labels in (labels_true, labels_pred):
         if labels.min() < 0 or labels.max() >= num_labels:
-            raise ValueError(
+            raise LatePromptError(
                 f"class ids go from {labels.min()} to {labels.max()}; {num_labels} labels have 0 to {num_labels - 1}"
             )
     return {name: METRICS[name](labels_true, labels_pred) for name in dict.fromkeys((*ALWAYS, *names))}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Raise ValueError for a metric that is unknown, or needs a package that is not installed."""
+    """Raise LatePromptError for a metric that is unknown, or needs a package that is not installed."""
     if any(name in TEXT_METRICS for name in names):  # a text-to-text task, which has checked their names
         if "rouge_l" in names:
             _rouge_scorer()
@@ -104,7 +107,7 @@ def primary_metric(names: Sequence[str]) -> str:
     """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first; of texts perplexity.
 
     Raises:
-        ValueError: an unknown metric.
+        LatePromptError: an unknown metric.
     """
     if any(name in TEXT_METRICS for name in names):
         return "perplexity"
@@ -131,10 +134,12 @@ def text_metrics(names: Sequence[str], targets: Sequence[str], written: Sequence
         written: what was.
 
     Raises:
-        ValueError: an unknown metric, nothing to score, or rouge_l without the package.
+        LatePromptError: an unknown metric, nothing to score, or rouge_l without the package.
     """
     if not targets or len(targets) != len(written):
-        raise ValueError(f"{len(written)} texts cannot be scored against {len(targets)} targets; give one for each")
+        raise LatePromptError(
+            f"{len(written)} texts cannot be scored against {len(targets)} targets; give one for each"
+        )
     return {name: WRITTEN[name](targets, written) for name in names if name != "perplexity"}
 
 
@@ -146,7 +151,9 @@ def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise ValueError("metric 'rouge_l' needs the package rouge-score: pip install 'lateprompt[text]'") from None
+        raise LatePromptError(
+            "metric 'rouge_l' needs the package rouge-score: pip install 'lateprompt[text]'"
+        ) from None
     return RougeScorer(["rougeL"])
 
 
@@ -167,4 +174,4 @@ LOWER_IS_BETTER = ("perplexity", "loss")
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"metric {name!r} is unknown; choose from {', '.join(METRICS)}")
+            raise LatePromptError(f"metric {name!r} is unknown; choose from {', '.join(METRICS)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from lateprompt.checks import check_types
 from lateprompt.config import POOLINGS
+from lateprompt.errors import LatePromptError
 from lateprompt.pretrained import DTYPES
 from lateprompt.readout import LOSSES
 from lateprompt.tasks import READOUTS
@@ -55,7 +56,7 @@ class ModelSettings:
     compile: bool = False
 
     def check(self) -> None:
-        """Raise ValueError for a setting that cannot be, before anything is loaded."""
+        """Raise LatePromptError for a setting that cannot be, before anything is loaded."""
         check_types(self)
         _one_of("readout", self.readout, ("auto", *READOUTS, "text"))
         _one_of("loss", self.loss, LOSSES)
@@ -68,7 +69,7 @@ class ModelSettings:
         if self.num_prompt_tokens is not None:
             _at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
         if self.prompt_dropout is not None and not 0 <= self.prompt_dropout < 1:
-            raise ValueError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
+            raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
 
 
 @dataclass
@@ -106,7 +107,7 @@ class RecipeSettings:
     seed: int = 42
 
     def check(self) -> None:
-        """Raise ValueError for a setting that cannot be."""
+        """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
         for name in ("epochs", "batch_size", "grad_accumulation", "eval_batch_size"):
             _at_least(name, getattr(self, name), 1)
@@ -114,23 +115,23 @@ class RecipeSettings:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if not self.lr > 0:
-            raise ValueError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
+            raise LatePromptError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
         for name in ("weight_decay", "clip"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
+                raise LatePromptError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
+            raise LatePromptError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
         _one_of("precision", self.precision, ("fp32", "bf16"))
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
+            raise LatePromptError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
 
 
 def _one_of(name: str, value: str, known: object) -> None:
     choices = list(known)  # type: ignore[call-overload]
     if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise LatePromptError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
 
 
 def _at_least(name: str, value: int, low: int) -> None:
     if value < low:
-        raise ValueError(f"{name} {value!r} is too small; give a whole number from {low}")
+        raise LatePromptError(f"{name} {value!r} is too small; give a whole number from {low}")

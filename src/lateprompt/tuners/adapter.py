@@ -21,6 +21,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, Stack, register
 
 PEFT_TYPE = "HOULSBY_ADAPTER"
@@ -46,7 +47,7 @@ class AdapterConfig(LayerTunerConfig):
         drop_layers: n, the number of layers from the first one that get none; not together with layers_to_transform.
 
     Raises:
-        ValueError: a size below 1, an unknown activation, a rate outside 0..1, or both choices of layers.
+        LatePromptError: a size below 1, an unknown activation, a rate outside 0..1, or both choices of layers.
     """
 
     bottleneck_dim: int = field(default=64, metadata={"help": "inner width of an adapter"})
@@ -61,15 +62,17 @@ class AdapterConfig(LayerTunerConfig):
         for name, least in (("bottleneck_dim", 1), ("drop_layers", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} {value!r} is no size; give a whole number from {least}")
+                raise LatePromptError(f"{name} {value!r} is no size; give a whole number from {least}")
         if self.activation not in ACT2FN:
-            raise ValueError(f"activation {self.activation!r} is unknown; choose one of {', '.join(sorted(ACT2FN))}")
+            raise LatePromptError(
+                f"activation {self.activation!r} is unknown; choose one of {', '.join(sorted(ACT2FN))}"
+            )
         if not self.init_std > 0.0:
-            raise ValueError(f"init_std {self.init_std!r} is no standard deviation; give a number above 0")
+            raise LatePromptError(f"init_std {self.init_std!r} is no standard deviation; give a number above 0")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout {self.dropout!r} is no rate; give 0.0 to below 1.0")
+            raise LatePromptError(f"dropout {self.dropout!r} is no rate; give 0.0 to below 1.0")
         if self.drop_layers and self.layers_to_transform is not None:
-            raise ValueError("drop_layers and layers_to_transform both choose layers; give one of them")
+            raise LatePromptError("drop_layers and layers_to_transform both choose layers; give one of them")
 
 
 def _width(module: Any) -> int:
@@ -114,10 +117,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise ValueError(_NO_MERGE)
+        raise LatePromptError(_NO_MERGE)
 
     def unmerge(self) -> None:
-        raise ValueError(_NO_MERGE)
+        raise LatePromptError(_NO_MERGE)
 
 
 class AdapterModel(LayerTuner):
@@ -136,7 +139,7 @@ class AdapterModel(LayerTuner):
             return super().layers_of(config, stack)
         total = len(stack.layers)
         if config.drop_layers >= total:
-            raise ValueError(
+            raise LatePromptError(
                 f"drop_layers {config.drop_layers} leaves none of the backbone's {total} layers an adapter"
             )
         return stack.choose(range(config.drop_layers, total))
@@ -148,7 +151,7 @@ class AdapterModel(LayerTuner):
 
     def default_targets(self, candidates: set[str], stack: Stack, layers: list[str] | None) -> set[str]:
         if not stack.family.adapters:
-            raise ValueError(
+            raise LatePromptError(
                 "the architecture's family says no places for adapters (Family.adapters); give target_modules"
             )
         targets = {
@@ -158,7 +161,7 @@ class AdapterModel(LayerTuner):
         }
         missing = sorted(targets - candidates)
         if missing:
-            raise ValueError(f"the model has no {self.wraps} at {missing}, where its family's adapters go")
+            raise LatePromptError(f"the model has no {self.wraps} at {missing}, where its family's adapters go")
         return targets
 
 

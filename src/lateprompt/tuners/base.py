@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, core_of, family_of, num_layers_of
 
 
@@ -41,9 +42,9 @@ class LayerTunerConfig(PeftConfig):
         if isinstance(layers, int) and not isinstance(layers, bool):
             self.layers_to_transform = layers = [layers]
         if layers is not None and not layers:
-            raise ValueError(f"layers_to_transform {layers!r} has no layer; give some, or None for all")
+            raise LatePromptError(f"layers_to_transform {layers!r} has no layer; give some, or None for all")
         if self.target_modules is not None and not self.target_modules:
-            raise ValueError(
+            raise LatePromptError(
                 f"target_modules {self.target_modules!r} has no module; give some, or None for the default"
             )
 
@@ -76,18 +77,20 @@ class Stack:
         """Paths of the layers with these numbers, each once.
 
         Raises:
-            ValueError: a number out of range, or a layer whose weights another, not chosen one runs too.
+            LatePromptError: a number out of range, or a layer whose weights another, not chosen one runs too.
         """
         if layers is None:
             return list(dict.fromkeys(self.layers))
         chosen, total = set(layers), len(self.layers)
         wrong = [i for i in layers if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < total]
         if wrong:
-            raise ValueError(f"layer {wrong[0]!r} is out of range: the backbone has {total} layers, 0..{total - 1}")
+            raise LatePromptError(
+                f"layer {wrong[0]!r} is out of range: the backbone has {total} layers, 0..{total - 1}"
+            )
         paths = {self.layers[i] for i in chosen}
         shared = [i for i, path in enumerate(self.layers) if path in paths and i not in chosen]
         if shared:
-            raise ValueError(
+            raise LatePromptError(
                 f"layers {sorted(chosen)} share their weights with layers {shared}, which would change too; "
                 "choose whole groups of shared layers"
             )
@@ -141,7 +144,7 @@ class LayerTuner(BaseTuner):
             if layers is not None:
                 targets = {key for key in targets if under(key, layers)}
         if not targets:
-            raise ValueError(
+            raise LatePromptError(
                 f"nothing to wrap: looked for {self.wraps}, target_modules {names!r}, layers_to_transform "
                 f"{config.layers_to_transform!r} in {type(model).__name__}"
             )
@@ -157,7 +160,9 @@ class LayerTuner(BaseTuner):
         matches = {name: {key for key in candidates if key == name or key.endswith(f".{name}")} for name in names}
         missing = sorted(name for name, found in matches.items() if not found)
         if missing:
-            raise ValueError(f"target_modules {missing} not found in the model: looked for {self.wraps} by these names")
+            raise LatePromptError(
+                f"target_modules {missing} not found in the model: looked for {self.wraps} by these names"
+            )
         return set().union(*matches.values())
 
     # -- PEFT's hooks ------------------------------------------------------------------------------------------------
@@ -169,7 +174,7 @@ class LayerTuner(BaseTuner):
         others = {type(m).__name__ for m in model.modules() if isinstance(m, BaseTunerLayer)}
         others.discard(self.tuner_layer_cls.__name__)
         if others:
-            raise ValueError(
+            raise LatePromptError(
                 f"the model already has {', '.join(sorted(others))}, and what these wrap cannot be wrapped by "
                 f"{type(self).__name__}; put it on the model first, and unload() what is above it"
             )
@@ -199,7 +204,9 @@ class LayerTuner(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:  # PEFT would pass over it in silence
-            raise ValueError(f"{type(self).__name__} takes no adapter_names: all rows of a call have the same adapters")
+            raise LatePromptError(
+                f"{type(self).__name__} takes no adapter_names: all rows of a call have the same adapters"
+            )
         yield
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.errors import LatePromptError
 from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, Stack, register, under
 
 PEFT_TYPE = "BITFIT"
@@ -128,7 +129,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         """Put the active (or the named) adapters' differences into the module's own bias.
 
         Raises:
-            ValueError: with `safe_merge`, a bias that is not finite.
+            LatePromptError: with `safe_merge`, a bias that is not finite.
         """
         names = self._own(check_adapters_to_merge(self, adapter_names))
         if not names:
@@ -137,7 +138,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         with torch.no_grad():
             merged = self._sum(frozen, [*self.merged_adapters, *names])
             if safe_merge and not bool(torch.isfinite(merged).all()):
-                raise ValueError(f"adapters {names} have values that are not finite, so they were not merged")
+                raise LatePromptError(f"adapters {names} have values that are not finite, so they were not merged")
             self._base_bias.copy_(merged)
         self._frozen_bias = frozen
         self.merged_adapters.extend(names)

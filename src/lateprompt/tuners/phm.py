@@ -14,6 +14,8 @@ import math
 import torch
 from torch import nn
 
+from lateprompt.errors import LatePromptError
+
 
 class PHMLinear(nn.Module):
     """A linear layer whose weight is a sum of n Kronecker products: about 1/n of the parameters.
@@ -26,17 +28,17 @@ class PHMLinear(nn.Module):
         n: the number of products; it divides both widths.
 
     Raises:
-        ValueError: a size below 1, or an n that does not divide a width.
+        LatePromptError: a size below 1, or an n that does not divide a width.
     """
 
     def __init__(self, in_features: int, out_features: int, n: int = 4) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features), ("n", n)):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} {size!r} is no size; give a whole number from 1")
+                raise LatePromptError(f"{name} {size!r} is no size; give a whole number from 1")
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if size % n:
-                raise ValueError(f"n {n} does not divide {name} {size}; choose an n that divides both widths")
+                raise LatePromptError(f"n {n} does not divide {name} {size}; choose an n that divides both widths")
         self.in_features, self.out_features, self.n = in_features, out_features, n
         self.phm_rule = nn.Parameter(torch.empty(n, n, n))
         self.phm_weight = nn.Parameter(torch.empty(n, in_features // n, out_features // n))
