@@ -76,6 +76,7 @@ def test_the_run_folder(run, data):
         "metrics.json",
         "history.jsonl",
         "README.md",
+        "manifest.json",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"accuracy", "macro_f1", "mcc", "train_seconds", "tokens_per_second", "peak_memory_bytes"} <= set(metrics)
@@ -440,8 +441,9 @@ def test_a_folder_that_is_not_empty(masked_lm, data, tmp_path, capsys):
     assert train(masked_lm, data, tmp_path / "run") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "run" / "notes.txt").exists()
-    assert train(masked_lm, data, tmp_path / "run", "--overwrite") == 0
-    assert not (tmp_path / "run" / "notes.txt").exists()
+    assert train(masked_lm, data, tmp_path / "run", "--overwrite") == 2
+    assert "'notes.txt', which no run wrote" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def _add_train(parser: _Parser) -> None:
     parser.add_class_arguments(RecipeSettings)
     parser.add_class_arguments(StatesSettings)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="empty the folder first")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, once the new one has succeeded"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

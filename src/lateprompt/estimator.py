@@ -19,8 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
-from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
+from lateprompt.files import as_json, read_json, write_json, write_lines
+from lateprompt.run import HISTORY_FILE, versions
+from lateprompt.run_folder import METRICS_FILE, RunFolder
 from lateprompt.tasks import Row, Task, default_task, load_label_task
 from lateprompt.tasks.readers import check_characters
 from lateprompt.training.fit import fit
@@ -226,11 +227,11 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """Write a run folder, which `load` and the command line read.
 
         Raises:
-            LatePromptError: a folder that is not empty, unless `overwrite`.
+            LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
         check_is_fitted(self, "classifier_")
-        folder = Path(folder)
-        prepare_folder(folder, overwrite=overwrite, resume=False)
+        run = RunFolder(folder)
+        run.check(overwrite=overwrite)
         parameters = self.get_params(deep=False)
         if self.label_words is not None:
             parameters["label_words"] = {str(label): word for label, word in self.label_words.items()}
@@ -244,11 +245,16 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             json.dumps(facts, default=as_json)
         except (TypeError, ValueError) as error:
             raise LatePromptError(f"this estimator cannot be saved: {error}; give plain values") from None
-        if overwrite:  # nothing can be wrong any more
-            clear_folder(folder)
-        self.classifier_.save(folder, facts)
-        write_lines(folder / HISTORY_FILE, self.history_)
-        write_json(folder / METRICS_FILE, self.metrics_)
+
+        def write(place: Path) -> None:
+            self.classifier_.write_files(place, facts)
+            write_lines(place / HISTORY_FILE, self.history_)
+            write_json(place / METRICS_FILE, self.metrics_)
+
+        with run.locked():
+            run.settle(locked=True)
+            run.check(overwrite=overwrite)
+            run.replace(write)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
@@ -256,7 +262,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classifier = state.pop("classifier_", None)
         if classifier is not None:
             with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                classifier.save(Path(name))
+                classifier.write_files(Path(name))
                 state[_FILES] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
         return state
 

@@ -30,6 +30,12 @@ from lateprompt.errors import LatePromptError
 STAGING = ".lateprompt-new"
 """In a run folder: where the files of a new run wait until all of them are there."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FullDiskError(LatePromptError):
+    """There is no room for a file; what was there before is as it was."""
+
+
 _READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
 """What is read of a folder with a model or a run."""
 
@@ -82,12 +88,12 @@ def check_output(
         )
     if facts is None or stat.S_ISREG(facts.st_mode):
         if _own_descriptor(target) is None:
-            _check_place(Path(os.path.realpath(target)).parent, target, what)
+            check_place(Path(os.path.realpath(target)).parent, target, what)
         _check_no_input(target, inputs, what)
     return target
 
 
-def _check_place(folder: Path, target: Path, what: str) -> None:
+def check_place(folder: Path, target: Path, what: str) -> None:
     """Raise LatePromptError unless files can be made in a folder, or the folder in the nearest one that exists."""
     try:
         while not folder.exists():
@@ -215,7 +221,7 @@ def naming(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = error_number(error)
         if number in _FULL:
-            raise LatePromptError(
+            raise FullDiskError(
                 f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
             ) from error
         if number is None:
@@ -294,26 +300,3 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
-
-
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that is not empty, unless it may be overwritten or resumed; creates nothing.
-
-    Raises:
-        LatePromptError: the folder has files, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise LatePromptError(f"output {str(folder)!r} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
-        raise LatePromptError(
-            f"output folder {str(folder)!r} is not empty; use --overwrite, --resume, or another folder"
-        )
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove everything in `folder`."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

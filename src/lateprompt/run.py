@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,9 @@ import torch
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
+from lateprompt.files import read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
+from lateprompt.run_folder import METRICS_FILE, RunFolder
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
@@ -34,8 +36,6 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
-from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
-from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
@@ -47,7 +47,6 @@ from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
-METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 
 
@@ -221,6 +220,14 @@ class Trained:
     fill_seconds: float
     facts: dict[str, Any]
 
+    def measure(self, batch_size: int) -> dict[str, Any]:
+        """Score the further dev sets and the test sets; what goes to `metrics.json`."""
+        values = {path: self.tuned.evaluate(feed, batch_size=batch_size) for path, feed in self.others.items()}
+        measured = self.measured(values)
+        if self.dev is not None:
+            measured |= self.tuned.measure_more(self.dev, batch_size=batch_size)
+        return measured
+
     def measured(self, values: dict[str, dict[str, float]]) -> dict[str, Any]:
         """What goes to `metrics.json`; `values` are the metrics of the further sets, by path."""
         rows, result = self.rows, self.result
@@ -325,7 +332,7 @@ def train_run(
     model: ModelSettings,
     data: DataSettings,
     recipe: RecipeSettings,
-    output: Path | None,
+    output: str | Path | None,
     *,
     states: StatesSettings | None = None,
     overwrite: bool = False,
@@ -334,51 +341,103 @@ def train_run(
 ) -> tuple[TunedModel, dict[str, Any]]:
     """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
 
-    Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
-    last, so a folder that has it is whole.
+    Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run
+    take their places together, when all of them are there: until then an old one stays as it was.
 
     Returns:
         The model with its best weights, and what went to `metrics.json`.
+
+    Raises:
+        LatePromptError: settings or data that cannot be, or a folder that may not be written to.
     """
     states = states or StatesSettings()
     check_run(model, data, recipe, states)
-    together = processes()
-    if output is not None:
-        if together.is_main:
-            prepare_folder(output, overwrite=overwrite, resume=resume)
-        if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
-            _check_finished(output, model, data, recipe)
-            return load_run(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
+    if output is None:
+        trained = train_model(model, data, recipe, states, quiet=quiet)
+        return trained.tuned, trained.measure(recipe.eval_batch_size)
+    folder = RunFolder(output)
+    if resume:
+        folder.settle()
+        if folder.is_finished:  # nothing to go on with
+            _check_finished(folder.path, model, data, recipe)
+            tuned = load_run(folder.path, device=model.device)
+            return tuned, read_json(folder.path / METRICS_FILE, "metrics")
+    with ExitStack() as held:
+        checkpoint = _Checkpoint(folder, held, data, overwrite=overwrite and not resume, resume=resume)
+        try:
+            trained = train_model(model, data, recipe, states, prepare=checkpoint.begin, quiet=quiet)
+            measured = trained.measure(recipe.eval_batch_size)
+            if processes().is_main:
+                folder.replace(lambda place: _write_run(place, trained, measured, recipe, states))
+        except Exception as error:
+            checkpoint.abandon(error)
+            raise
+    return trained.tuned, measured
 
-    def prepare() -> Path | None:
-        if output is None:
-            return None
-        if together.is_main:
-            if overwrite and not resume:
-                clear_folder(output)
-            output.mkdir(parents=True, exist_ok=True)
-        together.wait()
-        return output / CHECKPOINT
 
-    trained = train_model(model, data, recipe, states, prepare=prepare, quiet=quiet)
-    tuned, size = trained.tuned, recipe.eval_batch_size
-    values = {path: tuned.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
-    measured = trained.measured(values)
-    if trained.dev is not None:
-        measured |= tuned.measure_more(trained.dev, batch_size=size)
-    if output is not None and together.is_main:
-        facts = {
-            **trained.facts,
-            "states": asdict(states),
-            "versions": versions(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        tuned.save(output, facts)
-        write_lines(output / HISTORY_FILE, trained.result.history)
-        write_text(output / "README.md", model_card(tuned, measured, recipe))
-        write_json(output / METRICS_FILE, measured)
-        remove_checkpoint(output / CHECKPOINT)
-    return tuned, measured
+class _Checkpoint:
+    """A run folder in the hands of a training: the main process locks it and writes, all know where the state is kept.
+
+    Args:
+        folder: the folder.
+        held: what ends with the training.
+        data: whose files must not be replaced.
+        overwrite, resume: as in `train_run`.
+    """
+
+    def __init__(
+        self, folder: RunFolder, held: ExitStack, data: DataSettings, *, overwrite: bool, resume: bool
+    ) -> None:
+        self.folder, self.held, self.overwrite, self.resume = folder, held, overwrite, resume
+        self.inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]
+        self.place: Path | None = None
+        if processes().is_main:
+            self._check()
+            if folder.path.exists():  # else there is nothing yet that another one could be at work in
+                self._lock()
+
+    def _check(self) -> None:
+        self.folder.check(overwrite=self.overwrite, resume=self.resume, inputs=self.inputs)
+
+    def _lock(self) -> None:
+        self.held.enter_context(self.folder.locked())
+        self.folder.settle(locked=True)
+        self._check()  # another one may have ended in between
+        self.is_locked = True
+
+    is_locked = False
+
+    def begin(self) -> Path:
+        """Where the state is kept; called when nothing can be wrong with settings and data any more."""
+        together = processes()
+        if together.is_main:
+            if not self.is_locked:
+                self._lock()
+            self.place = self.folder.begin(overwrite=self.overwrite, resume=self.resume)
+        place = together.gather(self.place)[0]
+        assert isinstance(place, Path)
+        return place
+
+    def abandon(self, error: Exception) -> None:
+        """Leave the folder as it was, unless there is a state to go on from."""
+        if self.place is not None:
+            self.folder.abandon(self.place, error, fresh=self.overwrite)
+
+
+def _write_run(
+    place: Path, trained: Trained, measured: dict[str, Any], recipe: RecipeSettings, states: StatesSettings
+) -> None:
+    """All files of a run."""
+    facts = {
+        **trained.facts,
+        "states": asdict(states),
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    trained.tuned.write_files(place, facts)
+    write_lines(place / HISTORY_FILE, trained.result.history)
+    write_text(place / "README.md", model_card(trained.tuned, measured, recipe))
+    write_json(place / METRICS_FILE, measured)
 
 
 def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:

@@ -21,6 +21,7 @@ from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
+from lateprompt.run_folder import RunFolder, reading
 from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
@@ -200,8 +201,21 @@ class TunedModel:
 
     # -- the run folder's own files ----------------------------------------------------------------------------------
 
-    def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
-        """Write the adapter, the task and `run.json` (settings and `facts`) into `folder`, each file atomically."""
+    def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
+        """Leave a run folder with the adapter, the task and `run.json` (settings and `facts`).
+
+        It takes the place of a run that is there; all other files stay.
+
+        Raises:
+            LatePromptError: a file of one of its names is there that no run wrote.
+        """
+        run = RunFolder(folder)
+        with run.locked():
+            run.settle(locked=True)
+            run.replace(lambda place: self.write_files(place, facts))
+
+    def write_files(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
+        """Write the files of `save` straight into `folder`."""
         weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
         write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
         config = self.model.peft_config[ADAPTER].to_dict()
@@ -228,7 +242,11 @@ class TunedModel:
             LatePromptError: no run folder, files that are broken or of another method, another base model, or a task of
                 another kind.
         """
-        folder = Path(folder)
+        with reading(folder):
+            return cls._load(Path(folder), model, device)
+
+    @classmethod
+    def _load(cls, folder: Path, model: str | None, device: str | None) -> Self:
         if not (folder / RUN_FILE).is_file():
             raise LatePromptError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
         saved = read_json(folder / RUN_FILE, "run file").get("model_settings", {})
