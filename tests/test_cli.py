@@ -414,12 +414,6 @@ def test_bad_settings_leave_nothing_behind(arguments, expected, masked_lm, data,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dev_label_that_training_rows_lack(masked_lm, data, tmp_path, capsys):
-    only = write_rows(tmp_path / "train.jsonl", [row for row in make_rows(20) if row["label"] == "positive"])
-    assert train(masked_lm, {**data, "train": only}, tmp_path / "run") == 2
-    assert "label 'negative', which no training row" in capsys.readouterr().err
-
-
 def test_a_model_without_lm_head_asked_for_label_words(headless, data, tmp_path, capsys):
     assert train(headless, data, tmp_path / "run", "--readout", "mask") == 2
     assert "--readout head" in capsys.readouterr().err

@@ -111,10 +111,13 @@ def _load(args: Namespace) -> Any:
 
 
 def _evaluate(args: Namespace) -> None:
+    from lateprompt.row_checks import unknown_labels, warn_unknown
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation") for path in args.data}
+    rows = {path: read_rows(path, task=classifier.task, split="validation", any_label=True) for path in args.data}
+    for path, part in rows.items():
+        warn_unknown(unknown_labels(part, classifier.task), len(part), path)
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     _print_metrics(results, as_json=args.json, single=len(results) == 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -21,11 +21,13 @@ from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
+from lateprompt.row_checks import unknown_labels
 from lateprompt.run_folder import RunFolder, reading
-from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
+from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TaskEncoder, task_from_dict
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
+from lateprompt.training.metrics import UNKNOWN
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings
 
@@ -175,9 +177,21 @@ class TunedModel:
             self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
             self._released = None
 
-    def feed(self, rows: Sequence[Row]) -> Feed:
-        """The rows, encoded."""
-        return Feed(self.encoder.encode(rows), self.tokenizer.pad_token_id or 0)
+    def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Feed:
+        """The rows, encoded.
+
+        Args:
+            rows: the rows.
+            any_label: whether they may have labels that the task does not have, to be counted as wrong; else such a
+                label is a LatePromptError.
+        """
+        unknown = unknown_labels(rows, self.task) if any_label else {}
+        given = [replace(row, label=None) if row.label in unknown else row for row in rows]
+        examples: list[Example] = self.encoder.encode(given)
+        if unknown:
+            pairs = zip(rows, examples, strict=True)
+            examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
+        return Feed(examples, self.tokenizer.pad_token_id or 0)
 
     def kept(
         self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
@@ -192,8 +206,11 @@ class TunedModel:
         return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
-        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps)."""
-        feed = rows if isinstance(rows, Feed) else self.feed(rows)
+        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
+
+        A label that the task does not have counts as wrong.
+        """
+        feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
         if not isinstance(feed, StatesFeed):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
@@ -263,6 +280,16 @@ class TunedModel:
         peft_model = wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
+
+
+def section_of(run: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """A part of a run file; LatePromptError if it is no mapping."""
+    value = run.get(name, {})
+    if not isinstance(value, dict):
+        raise LatePromptError(
+            f"run file {str(folder / RUN_FILE)!r} is broken: {name} is {str(value)[:40]!r}, no mapping"
+        )
+    return value
 
 
 def read_task(folder: Path) -> AnyTask:

@@ -74,8 +74,9 @@ def load_checkpoint(
         return None
     theirs, name, progress = _read_state(folder)
     ours = json.loads(settings)
-    # What a version before this one did not write down yet cannot differ.
-    changed = sorted(key for key in theirs if theirs[key] != ours.get(key))
+    changed = [
+        _name_of(key, theirs[key], ours.get(key)) for key in sorted(theirs) if _differ(theirs[key], ours.get(key))
+    ]
     if changed:
         raise LatePromptError(
             f"checkpoint {str(folder)!r} is of a run with other settings ({', '.join(changed)}); "
@@ -96,6 +97,22 @@ def load_checkpoint(
     if "cuda" in groups["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(groups["rng"]["cuda"])
     return progress, groups["weights"], groups["best"]
+
+
+def _differ(theirs: Any, ours: Any) -> bool:
+    """Whether settings differ; what an earlier version did not write down yet cannot."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return any(name not in ours or value != ours[name] for name, value in theirs.items())
+    return bool(theirs != ours)
+
+
+def _name_of(part: str, theirs: Any, ours: Any) -> str:
+    """What to call a part of the settings that differs: of the data, which rows."""
+    if not (isinstance(theirs, dict) and isinstance(ours, dict) and isinstance(theirs.get("fingerprints"), dict)):
+        return part
+    rows = ours.get("fingerprints", {})
+    changed = [name for name, value in theirs["fingerprints"].items() if rows.get(name) != value]
+    return f"{part}: {', '.join(changed)}" if changed else part
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], str, Progress]:
