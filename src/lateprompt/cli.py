@@ -79,7 +79,7 @@ def _train(args: Namespace) -> None:
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
         settings_of(RecipeSettings, args),
-        Path(args.output),
+        args.output,
         states=settings_of(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,
@@ -98,6 +98,9 @@ def _add_evaluate(parser: _Parser) -> None:
 def _add_run(parser: _Parser) -> None:
     parser.add_argument("run", type=str, help="run folder of lateprompt train")
     parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
+    parser.add_argument(
+        "--ignore_fingerprint", action="store_true", help="take a base model with other weights than it was trained on"
+    )
     parser.add_argument("--device", type=str | None, help="where to run; default a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
 
@@ -107,7 +110,7 @@ def _load(args: Namespace) -> Any:
 
     if args.batch_size < 1:
         raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return load_run(args.run, model=args.model, device=args.device)
+    return load_run(args.run, model=args.model, device=args.device, check_model=not args.ignore_fingerprint)
 
 
 def _evaluate(args: Namespace) -> None:

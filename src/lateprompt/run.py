@@ -25,7 +25,8 @@ from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
 from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
-from lateprompt.run_folder import METRICS_FILE, RunFolder
+from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
+from lateprompt.saved_run import ADAPTER_WEIGHTS, TASK_FILE, read_run, read_task, section_of
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
@@ -43,7 +44,7 @@ from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.tuned import ADAPTER_WEIGHTS, RUN_FILE, TASK_FILE, TunedModel, read_task, section_of
+from lateprompt.tuned import TunedModel
 from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
@@ -290,10 +291,13 @@ def kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
     return TextWriter if isinstance(task, TextTask) else TextClassifier
 
 
-def load_run(folder: str | Path, *, model: str | None = None, device: str | None = None) -> TextClassifier | TextWriter:
+def load_run(
+    folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
+) -> TextClassifier | TextWriter:
     """The classifier or writer of a run folder, as `TunedModel.load` does."""
-    kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
-    return kind.load(folder, model=model, device=device)
+    with reading(folder):
+        kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
+        return kind.load(folder, model=model, device=device, check_model=check_model)
 
 
 def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
@@ -481,7 +485,7 @@ def _write_run(
 
 def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:
     """Raise LatePromptError unless a finished run was made by these settings."""
-    saved = read_json(folder / RUN_FILE, "run file")
+    saved = read_run(folder)
     theirs = {
         key: value
         for part in ("model_settings", "data", "recipe")
@@ -509,7 +513,7 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
 
 def _check_same_rows(folder: Path, rows: Rows) -> None:
     """Raise LatePromptError unless a finished run was trained and measured on these rows."""
-    theirs = section_of(read_json(folder / RUN_FILE, "run file"), "data", folder).get("fingerprints")
+    theirs = section_of(read_run(folder), "data", folder).get("fingerprints")
     if not isinstance(theirs, dict):
         return  # an early version's
     changed = [
