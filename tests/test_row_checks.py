@@ -189,7 +189,7 @@ def test_metrics_of_unknown_labels():
 
 
 @pytest.mark.parametrize("kind", ["train", "dev", "test"])
-def test_a_finished_run_on_other_rows_is_not_resumed(kind, masked_lm, data, tmp_path):
+def test_a_finished_run_on_other_rows_is_not_resumed(kind, masked_lm, tmp_path, monkeypatch):
     own = {
         name: write_rows(tmp_path / f"{name}.jsonl", make_rows(16, start))
         for name, start in (("train", 0), ("dev", 100), ("test", 200))
@@ -203,6 +203,10 @@ def test_a_finished_run_on_other_rows_is_not_resumed(kind, masked_lm, data, tmp_
     name = {"train": "'train'", "dev": "'dev'", "test": repr(own["test"])}[kind]
     with pytest.raises(LatePromptError, match=f"finished run on other rows: {name} "):
         train_run(settings(masked_lm), rows, RECIPE, tmp_path / "run", resume=True)
+    monkeypatch.chdir(tmp_path)  # paths said in another way are the same files
+    near = DataSettings("train.jsonl", dev=["dev.jsonl"], test=["./test.jsonl"], task="sst2")
+    with pytest.raises(LatePromptError, match="finished run on other rows"):
+        train_run(settings(masked_lm), near, RECIPE, tmp_path / "run", resume=True)
 
 
 def test_an_interrupted_run_on_other_rows_is_not_resumed(masked_lm, tmp_path, monkeypatch):

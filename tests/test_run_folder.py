@@ -229,6 +229,26 @@ def test_an_interrupted_run_stays_until_the_next_has_succeeded(tmp_path, masked_
     assert seed_of(tmp_path / "run") == 1
 
 
+def test_a_file_that_is_edited_meanwhile_stays_and_the_training_is_not_lost(run, masked_lm, data, monkeypatch):
+    real = fit_module.save_checkpoint
+
+    def edited(*arguments):
+        real(*arguments)
+        (run / "README.md").write_text("my notes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "save_checkpoint", edited)
+        with pytest.raises(LatePromptError, match=r"'README\.md', which was changed after the run wrote it"):
+            train(masked_lm, data, run, seed=2, overwrite=True)
+    assert (run / "README.md").read_text() == "my notes"
+    assert seed_of(run) == 1
+    assert not (run / STAGING).exists()
+    (run / "README.md").rename(run / "notes.md")
+    train(masked_lm, data, run, seed=2, resume=True)
+    assert (run / "notes.md").read_text() == "my notes"
+    assert seed_of(run) == 2
+
+
 def test_a_run_that_never_had_a_state_is_in_nobodys_way(tmp_path, masked_lm, data, monkeypatch):
     def stopped(*arguments, **more):
         raise KeyboardInterrupt

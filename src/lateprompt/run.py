@@ -23,11 +23,11 @@ import torch
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, write_json, write_lines, write_text
+from lateprompt.finished import check_same_rows, check_same_settings
 from lateprompt.methods import check_method
 from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
-from lateprompt.saved_run import ADAPTER_WEIGHTS, TASK_FILE, read_run, read_task, section_of
-from lateprompt.split import resolve_prompt_layer
+from lateprompt.saved_run import ADAPTER_WEIGHTS, TASK_FILE, read_task
 from lateprompt.tasks import (
     AnyTask,
     Row,
@@ -44,6 +44,7 @@ from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.training_folder import TrainingFolder
 from lateprompt.tuned import TunedModel
 from lateprompt.writer import TextWriter
 
@@ -401,70 +402,20 @@ def train_run(
     if resume:
         folder.settle()
         if folder.is_finished:  # nothing to go on with
-            _check_finished(folder.path, model, data, recipe)
-            _check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout))
+            check_same_settings(folder.path, asdict(model), asdict(data), asdict(recipe))
+            check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout).fingerprints())
             tuned = load_run(folder.path, device=model.device)
             return tuned, read_json(folder.path / METRICS_FILE, "metrics")
+    inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]
     with ExitStack() as held:
-        checkpoint = _Checkpoint(folder, held, data, overwrite=overwrite and not resume, resume=resume)
-        try:
+        checkpoint = TrainingFolder(folder, held, inputs, overwrite=overwrite and not resume, resume=resume)
+        with checkpoint.training():
             trained = train_model(model, data, recipe, states, prepare=checkpoint.begin, quiet=quiet)
+        with checkpoint.writing():
             measured = trained.measure(recipe.eval_batch_size)
             if processes().is_main:
                 folder.replace(lambda place: _write_run(place, trained, measured, recipe, states))
-        except Exception as error:
-            checkpoint.abandon(error)
-            raise
     return trained.tuned, measured
-
-
-class _Checkpoint:
-    """A run folder in the hands of a training: the main process locks it and writes, all know where the state is kept.
-
-    Args:
-        folder: the folder.
-        held: what ends with the training.
-        data: whose files must not be replaced.
-        overwrite, resume: as in `train_run`.
-    """
-
-    def __init__(
-        self, folder: RunFolder, held: ExitStack, data: DataSettings, *, overwrite: bool, resume: bool
-    ) -> None:
-        self.folder, self.held, self.overwrite, self.resume = folder, held, overwrite, resume
-        self.inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]
-        self.place: Path | None = None
-        if processes().is_main:
-            self._check()
-            if folder.path.exists():  # else there is nothing yet that another one could be at work in
-                self._lock()
-
-    def _check(self) -> None:
-        self.folder.check(overwrite=self.overwrite, resume=self.resume, inputs=self.inputs)
-
-    def _lock(self) -> None:
-        self.held.enter_context(self.folder.locked())
-        self.folder.settle(locked=True)
-        self._check()  # another one may have ended in between
-        self.is_locked = True
-
-    is_locked = False
-
-    def begin(self) -> Path:
-        """Where the state is kept; called when nothing can be wrong with settings and data any more."""
-        together = processes()
-        if together.is_main:
-            if not self.is_locked:
-                self._lock()
-            self.place = self.folder.begin(overwrite=self.overwrite, resume=self.resume)
-        place = together.gather(self.place)[0]
-        assert isinstance(place, Path)
-        return place
-
-    def abandon(self, error: Exception) -> None:
-        """Leave the folder as it was, unless there is a state to go on from."""
-        if self.place is not None:
-            self.folder.abandon(self.place, error, fresh=self.overwrite)
 
 
 def _write_run(
@@ -481,58 +432,6 @@ def _write_run(
     write_lines(place / HISTORY_FILE, trained.result.history)
     write_text(place / "README.md", model_card(trained.tuned, measured, recipe))
     write_json(place / METRICS_FILE, measured)
-
-
-def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:
-    """Raise LatePromptError unless a finished run was made by these settings."""
-    saved = read_run(folder)
-    theirs = {
-        key: value
-        for part in ("model_settings", "data", "recipe")
-        for key, value in section_of(saved, part, folder).items()
-    }
-    ours = {**asdict(model), **asdict(data), **asdict(recipe)}
-    layers = saved.get("num_layers")
-    if isinstance(layers, int) and layers > 1:
-        ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
-    # What no result depends on, and what either side leaves to the model.
-    left_open = {"device", "eval_batch_size"}
-    left_open |= {name for name in ("readout", "head_pooling") if ours[name] in (None, "auto")}
-    left_open |= {name for name in ("num_prompt_tokens",) if None in (ours[name], theirs.get(name))}
-    changed = [
-        name
-        for name, value in ours.items()
-        if name not in left_open and _resolved(value) != _resolved(theirs.get(name, value))
-    ]
-    if changed:
-        raise LatePromptError(
-            f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
-            "ones, or use --overwrite without --resume"
-        )
-
-
-def _check_same_rows(folder: Path, rows: Rows) -> None:
-    """Raise LatePromptError unless a finished run was trained and measured on these rows."""
-    theirs = section_of(read_run(folder), "data", folder).get("fingerprints")
-    if not isinstance(theirs, dict):
-        return  # an early version's
-    changed = [
-        f"{name!r} ({theirs[name].get('rows')} rows then, {ours['rows']} now)"
-        for name, ours in rows.fingerprints().items()
-        if isinstance(theirs.get(name), dict) and theirs[name] != ours
-    ]
-    if changed:
-        raise LatePromptError(
-            f"{str(folder)!r} holds a finished run on other rows: {', '.join(changed)} changed since; use --overwrite "
-            "without --resume to train again"
-        )
-
-
-def _resolved(value: Any) -> Any:
-    """A setting with paths, alone or in a list, as they are on the disk."""
-    if isinstance(value, list):
-        return [_resolved(part) for part in value]
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:

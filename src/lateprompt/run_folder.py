@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import STAGING, FullDiskError, check_place, given_path, naming, sync_folder, write_json
+from lateprompt.files import STAGING, check_place, given_path, naming, sync_folder, write_json
 from lateprompt.run_files import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -157,16 +157,14 @@ class RunFolder:
             write_json(chosen / STARTED, {"format": "lateprompt checkpoint"})
         return chosen
 
-    def abandon(self, checkpoint: Path, error: Exception, *, fresh: bool) -> None:
-        """After an error, leave the folder as it was, unless there is a state to go on from.
+    def abandon(self, checkpoint: Path, *, keep_state: bool) -> None:
+        """After an error, leave the folder as it was; `keep_state`: unless there is a state to go on from.
 
         Args:
             checkpoint: what `begin` gave.
-            error: what went wrong; a run that went wrong by itself (it diverged) cannot go on.
-            fresh: whether the run began anew in a folder with another one.
+            keep_state: whether a state that was saved may stay.
         """
-        hopeless = isinstance(error, LatePromptError) and not isinstance(error, FullDiskError)
-        if not (checkpoint / STATE).is_file() or (fresh and hopeless):
+        if not (keep_state and (checkpoint / STATE).is_file()):
             remove_checkpoint(checkpoint)
 
     # -- a new run ---------------------------------------------------------------------------------------------------

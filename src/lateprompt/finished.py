@@ -1,0 +1,72 @@
+"""Whether a run that has finished is the one that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lateprompt.errors import LatePromptError
+from lateprompt.saved_run import read_run, section_of
+from lateprompt.split import resolve_prompt_layer
+
+
+def check_same_settings(
+    folder: Path, model: Mapping[str, Any], data: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> None:
+    """Raise LatePromptError unless a finished run was made by these settings."""
+    saved = read_run(folder)
+    theirs = {
+        key: value
+        for part in ("model_settings", "data", "recipe")
+        for key, value in section_of(saved, part, folder).items()
+    }
+    ours = {**model, **data, **recipe}
+    layers = saved.get("num_layers")
+    if isinstance(layers, int) and layers > 1:
+        ours["prompt_layer"] = resolve_prompt_layer(model["prompt_layer"], layers)
+    # What no result depends on, and what either side leaves to the model.
+    left_open = {"device", "eval_batch_size"}
+    left_open |= {name for name in ("readout", "head_pooling") if ours[name] in (None, "auto")}
+    left_open |= {name for name in ("num_prompt_tokens",) if None in (ours[name], theirs.get(name))}
+    changed = [
+        name
+        for name, value in ours.items()
+        if name not in left_open and _resolved(value) != _resolved(theirs.get(name, value))
+    ]
+    if changed:
+        raise LatePromptError(
+            f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
+            "ones, or use --overwrite without --resume"
+        )
+
+
+def check_same_rows(folder: Path, fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise LatePromptError unless a finished run was trained and measured on these rows."""
+    theirs = section_of(read_run(folder), "data", folder).get("fingerprints")
+    if not isinstance(theirs, dict):
+        return  # an early version's
+    known = {_place(name): value for name, value in theirs.items() if isinstance(value, dict)}
+    changed = [
+        f"{name!r} ({known[_place(name)].get('rows')} rows then, {ours['rows']} now)"
+        for name, ours in fingerprints.items()
+        if known.get(_place(name), ours) != ours
+    ]
+    if changed:
+        raise LatePromptError(
+            f"{str(folder)!r} holds a finished run on other rows: {', '.join(changed)} changed since; use --overwrite "
+            "without --resume to train again"
+        )
+
+
+def _place(name: str) -> str:
+    """A set's name with its path as it is on the disk."""
+    path, bracket, split = name.partition(" (")
+    return f"{_resolved(path)}{bracket}{split}"
+
+
+def _resolved(value: Any) -> Any:
+    """A setting with paths, alone or in a list, as they are on the disk."""
+    if isinstance(value, list):
+        return [_resolved(part) for part in value]
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
