@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lateprompt.calls import first
 from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
 from lateprompt.errors import LatePromptError
@@ -18,6 +16,7 @@ from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.yaml_files import read_yaml
 
 
 def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
@@ -34,10 +33,7 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
     where = "the plan"
     if path is not None:
         where = f"plan {str(path)!r}"
-        try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise LatePromptError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
+        given = read_yaml(path, "plan")
         if not isinstance(given, dict):
             raise LatePromptError(f"{where} holds no mapping; write keys such as methods: and tasks:")
     given = {**given, **{key: value for key, value in changes.items() if value is not None}}
