@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lateprompt.arguments import settings_of
+from lateprompt.arguments import add_columns, columns_of, settings_of
 from lateprompt.bench_cli import add_bench, bench
 from lateprompt.compare_cli import add_compare, add_methods, add_report, compare, methods, report
+from lateprompt.config_files import LABEL_WORDS, check_arguments, config_text, label_words
 from lateprompt.errors import LatePromptError
 from lateprompt.progress import print_table
 
@@ -27,6 +28,11 @@ class _Parser(ArgumentParser):
         line = " ".join(str(message).split())
         print(f"lateprompt: {line}", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """The settings of a config file, which must be a regular one."""
+        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+        return found
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         text = super().format_help(*args, **kwargs)
@@ -53,7 +59,8 @@ def _add_train(parser: _Parser) -> None:
         action="store_true",
         help="keep dropout in the frozen trunk while training, as the authors do",
     )
-    parser.add_class_arguments(DataSettings, skip={"dev", "test"})
+    parser.add_class_arguments(DataSettings, skip={"dev", "test", "label_words"})
+    parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
     parser.add_class_arguments(RecipeSettings)
@@ -90,6 +97,7 @@ def _train(args: Namespace) -> None:
 def _add_evaluate(parser: _Parser) -> None:
     _add_run(parser)
     parser.add_argument("--data", nargs="+", required=True, help="files of labelled rows")
+    add_columns(parser, "default the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -112,7 +120,8 @@ def _evaluate(args: Namespace) -> None:
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation") for path in args.data}
+    columns = columns_of(args)
+    rows = {path: read_rows(path, task=classifier.task, split="validation", columns=columns) for path in args.data}
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     _print_metrics(results, as_json=args.json, single=len(results) == 1)
 
@@ -235,6 +244,7 @@ def _add_states(parser: _Parser) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
+    add_columns(parser, "fill")
     parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
     parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
     parser.add_argument("--max_target_length", type=int, default=64, help="fill: of these, the most for a target")
@@ -281,7 +291,8 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
         raise LatePromptError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
     task = None if args.task is None else load_task(args.task)
     labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
-    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
+    columns = columns_of(args)
+    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled, columns=columns)]
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
     settings = ModelSettings(
         args.model,
@@ -356,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
     arguments = [_dashes_to_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
+        check_arguments(arguments)
         args = build_parser().parse_args(arguments)
         COMMANDS[args.command][2](args[args.command])
     except LatePromptError as error:

@@ -34,6 +34,8 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
+from lateprompt.tasks.columns import FIELDS, with_columns
+from lateprompt.tasks.labels import spelled_words
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.feed import Feed
@@ -63,6 +65,10 @@ class DataSettings:
         template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
         label_words: the plain task's label words as a mapping, label to word.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
+        text_column: the column with the texts, if it is not called text.
+        text_pair_column: the column with the second texts of pairs.
+        label_column: the column with the labels.
+        target_column: the column with the texts that are to be written.
         dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
     """
 
@@ -74,6 +80,15 @@ class DataSettings:
     label_words: dict[str, str] | None = None
     shots: int | None = None
     dev_rows: int | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    target_column: str | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Our field to the column chosen for it, as `read_rows` takes it."""
+        return {field: getattr(self, f"{field}_column") for field in FIELDS}
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
@@ -92,7 +107,11 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             raise LatePromptError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
-        return load_task(data.task)
+        return with_columns(load_task(data.task), data.columns)
+    return with_columns(_plain_task(data, rows, readout), data.columns)
+
+
+def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTask:
     pair = any(row.text_pair is not None for row in rows)
     if any(row.target is not None for row in rows):
         if data.label_words is not None:
@@ -101,7 +120,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             )
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
-    words = data.label_words
+    words = None if data.label_words is None else spelled_words(data.label_words)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
@@ -142,13 +161,15 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     Raises:
         LatePromptError: bad data; a label in dev or test that no training row has.
     """
-    named = load_task(data.task) if data.task is not None else None
-    train = read_rows(data.train, task=named, split="train")
+    named = with_columns(load_task(data.task), data.columns) if data.task is not None else None
+    train = read_rows(data.train, task=named, split="train", columns=data.columns)
     task = resolve_task(data, train, readout)
     known = {row.label for row in train}
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
-        others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
+        others[path] = read_rows(
+            path, task=named or (task if isinstance(task, TextTask) else None), split=split, columns=data.columns
+        )
         for number, row in enumerate(others[path], 1):
             if row.label not in known:
                 raise LatePromptError(

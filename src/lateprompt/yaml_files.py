@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,25 @@ def parse_yaml(text: str, source: str, *, as_text: Collection[str] = (), all_tex
     Raises:
         LatePromptError: no YAML, a key that occurs twice, or nesting and repetition beyond all measure.
     """
+    return _read(text, source, None if all_text else as_text, lambda loader, node: loader.construct_document(node))
+
+
+def checked_yaml(text: str, source: str, *, as_text: Collection[str] = ()) -> str:
+    """The same YAML for another reader, checked as by `parse_yaml`, its texts quoted where they must be."""
+    return _read(text, source, as_text, lambda loader, node: yaml.serialize(node, allow_unicode=True)) or ""
+
+
+def _read(
+    text: str, source: str, as_text: Collection[str] | None, make: Callable[[yaml.SafeLoader, yaml.Node], Any]
+) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()  # no value is made yet: what aliases repeat is there once
         if node is None:
             return None
         _check(node, source)
-        _take_as_text(node, None if all_text else as_text)
-        return loader.construct_document(node)
+        _take_as_text(node, as_text)
+        return make(loader, node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
