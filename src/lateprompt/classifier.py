@@ -12,10 +12,11 @@ from lateprompt.errors import LatePromptError
 from lateprompt.families import hidden_dropout_of
 from lateprompt.pretrained import resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
+from lateprompt.saved_run import ADAPTER
 from lateprompt.tasks import AnyTask, Row, Task, TaskEncoder
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuned import ADAPTER, TunedModel
+from lateprompt.tuned import TunedModel
 
 
 class TextClassifier(TunedModel):

@@ -66,7 +66,9 @@ def _add_train(parser: _Parser) -> None:
     parser.add_class_arguments(RecipeSettings)
     parser.add_class_arguments(StatesSettings)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="empty the folder first")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, once the new one has succeeded"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -84,7 +86,7 @@ def _train(args: Namespace) -> None:
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
         settings_of(RecipeSettings, args),
-        Path(args.output),
+        args.output,
         states=settings_of(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,
@@ -104,6 +106,9 @@ def _add_evaluate(parser: _Parser) -> None:
 def _add_run(parser: _Parser) -> None:
     parser.add_argument("run", type=str, help="run folder of lateprompt train")
     parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
+    parser.add_argument(
+        "--ignore_fingerprint", action="store_true", help="take a base model with other weights than it was trained on"
+    )
     parser.add_argument("--device", type=str | None, help="where to run; default a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
 
@@ -113,15 +118,20 @@ def _load(args: Namespace) -> Any:
 
     if args.batch_size < 1:
         raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return load_run(args.run, model=args.model, device=args.device)
+    return load_run(args.run, model=args.model, device=args.device, check_model=not args.ignore_fingerprint)
 
 
 def _evaluate(args: Namespace) -> None:
+    from lateprompt.row_checks import unknown_labels, warn_unknown
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    columns = columns_of(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation", columns=columns) for path in args.data}
+    rows = {
+        path: read_rows(path, task=classifier.task, split="validation", columns=columns_of(args), any_label=True)
+        for path in args.data
+    }
+    for path, part in rows.items():
+        warn_unknown(unknown_labels(part, classifier.task), len(part), path)
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     _print_metrics(results, as_json=args.json, single=len(results) == 1)
 

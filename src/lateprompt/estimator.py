@@ -19,8 +19,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
-from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
+from lateprompt.files import as_json, read_json, write_json, write_lines
+from lateprompt.run import HISTORY_FILE, versions
+from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
+from lateprompt.saved_run import broken_run, read_run, section_of, settings_in
 from lateprompt.tasks import Row, Task, default_task, label_name, load_label_task
 from lateprompt.tasks.readers import check_characters
 from lateprompt.training.fit import fit
@@ -226,11 +228,11 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """Write a run folder, which `load` and the command line read.
 
         Raises:
-            LatePromptError: a folder that is not empty, unless `overwrite`.
+            LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
         check_is_fitted(self, "classifier_")
-        folder = Path(folder)
-        prepare_folder(folder, overwrite=overwrite, resume=False)
+        run = RunFolder(folder)
+        run.check(overwrite=overwrite)
         parameters = self.get_params(deep=False)
         if self.label_words is not None:
             parameters["label_words"] = {label_name(label): word for label, word in self.label_words.items()}
@@ -244,11 +246,16 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             json.dumps(facts, default=as_json)
         except (TypeError, ValueError) as error:
             raise LatePromptError(f"this estimator cannot be saved: {error}; give plain values") from None
-        if overwrite:  # nothing can be wrong any more
-            clear_folder(folder)
-        self.classifier_.save(folder, facts)
-        write_lines(folder / HISTORY_FILE, self.history_)
-        write_json(folder / METRICS_FILE, self.metrics_)
+
+        def write(place: Path) -> None:
+            self.classifier_.write_files(place, facts)
+            write_lines(place / HISTORY_FILE, self.history_)
+            write_json(place / METRICS_FILE, self.metrics_)
+
+        with run.locked():
+            run.settle(locked=True)
+            run.check(overwrite=overwrite)
+            run.replace(write)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
@@ -256,7 +263,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classifier = state.pop("classifier_", None)
         if classifier is not None:
             with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                classifier.save(Path(name))
+                classifier.write_files(Path(name))
                 state[_FILES] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
         return state
 
@@ -270,26 +277,41 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
                 self.classifier_ = TextClassifier.load(name, device=self.device)
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> LatePromptClassifier:
+    def load(
+        cls, folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
+    ) -> LatePromptClassifier:
         """The estimator of a run folder, whether `save` or `lateprompt train` left it.
 
+        Args:
+            folder: the run folder.
+            model: where the base model is, if not where it was.
+            device: where to run; None: a GPU if there is one.
+            check_model: refuse a base model with other weights than the one that the run was trained on.
+
         Raises:
-            LatePromptError: no run folder, or one that is broken.
+            LatePromptError: no run folder, or one that is broken; another base model.
         """
-        folder = Path(folder)
-        classifier = TextClassifier.load(folder, model=model, device=device)
-        run = read_json(folder / "run.json", "run file")
+        with reading(folder):
+            return cls._load(Path(folder), model, device, check_model)
+
+    @classmethod
+    def _load(cls, folder: Path, model: str | None, device: str | None, check_model: bool) -> LatePromptClassifier:
+        classifier = TextClassifier.load(folder, model=model, device=device, check_model=check_model)
+        run = read_run(folder)
+        recipe = asdict(settings_in(run, "recipe", RecipeSettings, folder))
         known = set(cls().get_params(deep=False))
-        recipe = run.get("recipe", {})
-        saved = run.get("estimator")
-        if saved is None:  # a run of the command line
+        saved = section_of(run, "estimator", folder)
+        if not saved:  # a run of the command line
             saved = {**asdict(classifier.settings), **recipe, "generator": classifier.settings.method}
-            saved["random_state"] = recipe.get("seed", 42)
+            saved["random_state"] = recipe["seed"]
         estimator = cls(**{name: value for name, value in saved.items() if name in known})
         estimator.set_params(model=classifier.settings.model, device=device)
-        classes = run.get(_CLASSES, {})
-        dtype = classes.get("dtype") if classes.get("kind") == "M" else None
-        estimator.classes_ = np.array(classes.get("values") or sorted(classifier.task.labels), dtype=dtype)
+        try:
+            for part in estimator._settings():
+                part.check()
+        except (LatePromptError, TypeError, ValueError) as error:
+            raise broken_run(folder, "estimator", error) from None
+        estimator.classes_ = _saved_classes(run, classifier.task, folder)
         estimator.recipe_ = recipe
         estimator.classifier_ = classifier
         estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
@@ -297,6 +319,20 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
         estimator.history_ = []
         return estimator
+
+
+def _saved_classes(run: dict[str, Any], task: Task, folder: Path) -> np.ndarray:
+    """The classes in a run file, each a label of the task; LatePromptError for anything else."""
+    saved = section_of(run, _CLASSES, folder)
+    values = saved.get("values") or sorted(task.labels)
+    try:
+        classes = np.array(values, dtype=saved.get("dtype") if saved.get("kind") == "M" else None)
+        unknown = [value for value in classes if label_name(value) not in task.labels]
+        if classes.ndim != 1 or unknown:
+            raise LatePromptError(f"{str(values)[:80]} are not among the labels {', '.join(task.labels)}")
+    except (LatePromptError, TypeError, ValueError) as error:
+        raise broken_run(folder, _CLASSES, error) from None
+    return classes
 
 
 def _classes_as_json(classes: np.ndarray) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from lateprompt.pretrained import load_config, max_positions
 from lateprompt.progress import Bar
 from lateprompt.readout import PhraseReadout, Readout
 from lateprompt.rivals import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
-from lateprompt.run import DataSettings, Rows, fingerprint, load_rows, versions
+from lateprompt.run import DataSettings, Rows, check_sets, fingerprint, load_rows, versions
 from lateprompt.tasks import TextTask
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit_turns, plan_steps, trainable_parameters
@@ -295,7 +295,7 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
                 "have no readout for them here; use --readout head"
             )
         if feeds is None:
-            feeds = classifier.feed(rows.train), classifier.feed(rows.dev) if rows.dev else None
+            feeds = classifier.feed(rows.train), classifier.feed(rows.dev, any_label=True) if rows.dev else None
         jobs.append(
             Job(
                 name,
@@ -347,6 +347,7 @@ def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
     rows = load_rows(data, settings.seed, settings.readout)
     if isinstance(rows.task, TextTask):
         raise LatePromptError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
+    check_sets(rows)
     load = _load()
     with tempfile.TemporaryDirectory(prefix="lateprompt-job-") as fresh:
         jobs = make_jobs(settings, rows, Path(settings.states or fresh))

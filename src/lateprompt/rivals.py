@@ -17,7 +17,7 @@ from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, hidden_dropout_of
 from lateprompt.pretrained import load_base, wrap
 from lateprompt.readout import HeadReadout, Loss, Readout, WordReadout
-from lateprompt.tuned import ADAPTER
+from lateprompt.saved_run import ADAPTER
 
 PROMPT_TOKENS = 20
 LORA_RANK = 8

@@ -9,7 +9,7 @@ import torch
 
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.training.feed import Feed, sorted_batches
-from lateprompt.training.metrics import compute_metrics
+from lateprompt.training.metrics import UNKNOWN, compute_metrics
 from lateprompt.training.parallel import processes
 
 
@@ -64,6 +64,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of the predictions, and the mean loss (cross-entropy over the labels' scores).
 
+    A label that the task does not have counts as wrong, and has no loss.
+
     Of texts it is the perplexity of the targets, exp of the mean loss over all their tokens; the loss is the mean over
     rows. Metrics of what a model writes are not among them: writing takes longer.
     """
@@ -72,6 +74,7 @@ def evaluate(
         scores = scores.astype(np.float64)
         per_token = -scores[:, 0].sum() / scores[:, 1].sum()
         return {"perplexity": float(np.exp(per_token)), "loss": float(-(scores[:, 0] / scores[:, 1]).mean())}
-    chosen = softmax(scores)[np.arange(len(scores)), feed.labels]
+    known = np.flatnonzero(feed.labels != UNKNOWN)
+    chosen = softmax(scores)[known, feed.labels[known]] if len(known) else np.zeros(1)
     values = compute_metrics(metrics, feed.labels, scores.argmax(1), scores.shape[1])
     return {**values, "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean())}
