@@ -23,6 +23,7 @@ from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
+from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
@@ -42,7 +43,7 @@ from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.tuned import ADAPTER_WEIGHTS, RUN_FILE, TASK_FILE, TunedModel, read_task
+from lateprompt.tuned import RUN_FILE, TASK_FILE, TunedModel, read_task
 from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
@@ -375,7 +376,7 @@ def train_run(
         }
         tuned.save(output, facts)
         write_lines(output / HISTORY_FILE, trained.result.history)
-        write_text(output / "README.md", model_card(tuned, measured, recipe))
+        write_text(output / CARD_FILE, model_card(tuned, measured, recipe))
         write_json(output / METRICS_FILE, measured)
         remove_checkpoint(output / CHECKPOINT)
     return tuned, measured
@@ -410,34 +411,3 @@ def _resolved(value: Any) -> Any:
     if isinstance(value, list):
         return [_resolved(part) for part in value]
     return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
-
-
-def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:
-    """The run folder's README."""
-    settings, task = tuned.settings, tuned.task
-    writes = isinstance(task, TextTask)
-    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean", "perplexity", "exact_match", "rouge_l")
-    figures = "".join(f"| {name} | {measured[name]:.4f} |\n" for name in names if name in measured)
-    table = f"| dev metric | value |\n|---|---|\n{figures}" if figures else "It was trained without dev rows.\n"
-    tag = "text-generation" if writes else "text-classification"
-    what = "A writer of answers" if writes else f"A text classifier for the labels {', '.join(task.labels)}"
-    return f"""---
-library_name: peft
-base_model: {json.dumps(settings.model)}
-tags: [late-prompt-tuning, {tag}]
----
-# {task.name}: {settings.method} on {Path(settings.model).name}
-
-{what}, made by Late Prompt Tuning (Liu et al., Findings of
-EMNLP 2022).
-`{ADAPTER_WEIGHTS}` holds {tuned.trainable_parameters:,} trained parameters; the base model is frozen and not
-included.
-
-{table}
-- method {settings.method}, prompt after layer {settings.prompt_layer}, readout {settings.readout}, seed {recipe.seed}
-- trained on {measured["train_rows"]} rows in {measured["steps"]} steps, {measured["train_seconds"]:.1f} s
-
-Use it:
-
-    lateprompt predict THIS_FOLDER --data rows.jsonl --output predictions.jsonl
-"""
