@@ -189,7 +189,7 @@ def _add_states(parser: _Parser) -> None:
 def _states(args: Namespace) -> None:
     from lateprompt.progress import print_table
     from lateprompt.states import list_stores, prune, stores_in, verify_store
-    from lateprompt.training.kept import StatesSettings
+    from lateprompt.training.states_settings import StatesSettings
 
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None

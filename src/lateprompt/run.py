@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from lateprompt.tasks import (
 )
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
+from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
@@ -50,40 +51,6 @@ DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
-
-
-@dataclass
-class DataSettings:
-    """What it is trained and measured on.
-
-    Args:
-        train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
-        dev: files of rows that choose the best weights (the first) and are measured (all).
-        test: files of rows that are scored once, at the end.
-        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels (or targets).
-        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
-        label_words: the plain task's label words as a mapping, label to word.
-        shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
-        dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
-    """
-
-    train: str
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    task: str | None = None
-    template: str | None = None
-    label_words: dict[str, str] | None = None
-    shots: int | None = None
-    dev_rows: int | None = None
-
-    def check(self) -> None:
-        """Raise LatePromptError for a setting that cannot be."""
-        if self.dev_rows is not None and self.dev_rows < 1:
-            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
-        if self.dev_rows is not None and self.dev:
-            raise LatePromptError(
-                f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"
-            )
 
 
 def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> AnyTask:

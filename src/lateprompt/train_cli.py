@@ -20,9 +20,9 @@ _KEPT = "kept states"
 def add_train(parser: Parser) -> None:
     """Its arguments."""
     from lateprompt.parser import REQUIRED
-    from lateprompt.run import DataSettings
-    from lateprompt.training.kept import StatesSettings
+    from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
+    from lateprompt.training.states_settings import StatesSettings
 
     parser.add_class_arguments(ModelSettings, as_group=False, skip={"trunk_dropout", "options"})
     parser.add_argument("--set", nargs="+", default=[], help="the method's own options: key=value …, e.g. r=16")
@@ -64,9 +64,9 @@ def train(args: Namespace) -> None:
     from lateprompt.cli import print_metrics
     from lateprompt.methods import parse_options
     from lateprompt.run import DataSettings, train_run
-    from lateprompt.training.kept import StatesSettings
     from lateprompt.training.parallel import processes
     from lateprompt.training.settings import ModelSettings, RecipeSettings
+    from lateprompt.training.states_settings import StatesSettings
 
     args.options = parse_options(args.set)
     _, measured = train_run(
