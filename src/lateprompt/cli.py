@@ -294,7 +294,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
     "states": (
-        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl dev.jsonl",
+        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
         "lateprompt states list",
         "lateprompt states prune --limit-gb 5",
     ),

@@ -132,7 +132,7 @@ def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise LatePromptError(
-                f"{where} has an unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}"
+                f"{where} has an unknown key {key!r}; known are {', '.join(known)}{did_you_mean(key, known)}"
             )
 
 
