@@ -19,7 +19,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, read_json, write_json, write_lines
+from lateprompt.files import as_json, read_json, write_json, write_lines, write_text
+from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.run import HISTORY_FILE, versions
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
 from lateprompt.saved_run import broken_run, read_run, section_of, settings_in
@@ -198,6 +199,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.recipe_ = asdict(recipe)
         self.history_ = result.history
         self.metrics_ = {
+            "train_rows": len(rows),
             "steps": result.steps,
             "trainable_parameters": self.classifier_.trainable_parameters,
             "train_seconds": result.train_seconds,
@@ -250,6 +252,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         def write(place: Path) -> None:
             self.classifier_.write_files(place, facts)
             write_lines(place / HISTORY_FILE, self.history_)
+            write_text(place / CARD_FILE, model_card(self.classifier_, self.metrics_, self.recipe_))
             write_json(place / METRICS_FILE, self.metrics_)
 
         with run.locked():
