@@ -19,6 +19,7 @@ from lateprompt.files import read_json, read_tensors, write_json, write_tensors,
 from lateprompt.layer import LatePromptLayer
 from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
+from lateprompt.randomness import seeded
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
 from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
@@ -144,8 +145,8 @@ class TunedModel:
         # What does not fit the tokenizer is found before weights are loaded.
         cls.make_encoder(tokenizer, task, settings, settings.max_length)
         base = load_base(settings.model, readout, dtype=settings.dtype)
-        torch.manual_seed(seed)
-        model = wrap(base, adapter)
+        with seeded(seed):
+            model = wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
         return cls(settings, task, model, tokenizer, device)
 
@@ -242,7 +243,8 @@ class TunedModel:
         cls.check_task(task, folder)
         adapter = read_adapter_config(folder)
         base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        peft_model = wrap(base, adapter)
+        with seeded(0):  # for weights that the file's take the place of
+            peft_model = wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
 
