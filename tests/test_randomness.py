@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import make_rows
 from sklearn.model_selection import GridSearchCV
 from torch import nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from lateprompt import LatePromptClassifier
 from lateprompt.bench import BenchSettings, run_bench
 from lateprompt.classifier import TextClassifier
-from lateprompt.compare.plan import Plan
+from lateprompt.compare import load_plan
 from lateprompt.compare.worker import run_one
 from lateprompt.dropout import FastDropout
 from lateprompt.jobs import JobSettings, run_job
@@ -160,7 +161,17 @@ STEPS = {
         *[torch.ones(1, 2, 3, 8)] * 2, torch.arange(48.0).view(1, 2, 3, 8), None, 0.5, True
     ),
     "attention": lambda: F.multi_head_attention_forward(
-        *[torch.ones(3, 1, 4)] * 3, 4, 2, torch.eye(12, 4), None, None, None, False, 0.5, torch.eye(4), None
+        *[torch.arange(12.0).view(3, 1, 4)] * 3,
+        4,
+        2,
+        torch.ones(12, 4),
+        None,
+        None,
+        None,
+        False,
+        0.5,
+        torch.eye(4),
+        None,
     )[0],
 }
 
@@ -180,9 +191,9 @@ def test_grouped_attention_is_torchs():
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
     with FastDropout():
         found = torch.stack(
-            [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(4000)]
+            [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(1500)]
         )
-    torch.testing.assert_close(found.mean(0), expected, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(found.mean(0), expected, atol=0.1, rtol=0.1)
 
 
 def test_steps_with_shared_generators_go_on_where_the_last_ended(unchanged):
@@ -194,9 +205,16 @@ def test_steps_with_shared_generators_go_on_where_the_last_ended(unchanged):
         torch.rand(0)
     with RunNumbers(3, torch.device("cpu")).step(quick=False):
         assert torch.equal(torch.rand(8), torch.cat(parts))
-    with pytest.raises(KeyError), numbers.step(quick=False):
-        torch.rand(3)
-        raise KeyError
+
+
+def test_a_step_that_fails_gives_the_shared_generators_back(unchanged):
+    def fail():
+        with RunNumbers(3, torch.device("cpu")).step(quick=False):
+            torch.rand(3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -242,18 +260,14 @@ def test_load_save_and_copies_change_no_generator(headless, tmp_path, unchanged)
 
 
 def test_comparisons_and_benchmarks_change_no_generator(masked_lm, headless, data, tmp_path, unchanged):
-    plan = Plan.from_dict(
-        {
-            "models": [headless],
-            "methods": ["npg"],
-            "tasks": [{"task": "sst2", "train": data["train"], "dev": data["dev"], "test": data["test"]}],
-            "seeds": [1],
-            "settings": {"steps": 2, "prompt_layer": 2},
-        }
-    )
-    run_one(plan.runs()[0], tmp_path)
+    files = {"task": "sst2", "train": data["train"], "test": data["test"]}
+    plan = {"model": {"model": headless}, "tasks": [files], "methods": ["npg"], "seeds": [1], "shots": [16]}
+    plan |= {"recipe": {"steps": 2, "batch_size": 8}, "settings": {"prompt_layer": 2}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    run_one(load_plan(tmp_path / "plan.yaml", {}).runs()[0], tmp_path)
     run_job(
-        JobSettings(model=masked_lm, train=data["train"], task="sst2", steps=2, prompt_layer=2, eval_every=1), quiet=True
+        JobSettings(model=masked_lm, train=data["train"], task="sst2", steps=2, prompt_layer=2, eval_every=1),
+        quiet=True,
     )
     methods = ["prompt-tuning-20", "npg-states", "lora"]
     run_bench(BenchSettings(model=masked_lm, batch=2, length=8, repeats=1, memory=False, methods=methods))
@@ -323,7 +337,7 @@ def test_loading_in_another_dtype_meanwhile_changes_nothing(headless):
 
 
 def test_gradient_checkpointing_and_rivals_draw_from_the_seed_too(headless, unchanged):
-    task = default_task(["negative", "positive"])
+    task = default_task(["negative", "positive"], pair=False)
     rows = [Row(text, None, label, {}) for text, label in zip(TEXTS, LABELS, strict=True)]
     recipe = RecipeSettings(steps=3, batch_size=8)
     found = []
