@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,34 +16,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
-from lateprompt.given import (
-    Labels,
-    Texts,
-    as_eval_set,
-    as_labels,
-    as_texts,
-    as_weights,
-    class_weights,
-    column_names,
-    label_names,
-)
-from lateprompt.plain import classes_from_plain, classes_to_plain, from_plain, to_plain
-from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
+from lateprompt.estimator_files import load_estimator, pickled_state, save_estimator, unpickled_state
+from lateprompt.given import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
 from lateprompt.tasks import Row, Task, default_task, label_name, load_label_task
 from lateprompt.training.evaluate import softmax
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesSettings, rows_needed
-from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 __all__ = ["LatePromptClassifier", "as_texts"]
 
-_CLASSES = "classes"
-_COLUMNS = "feature_names"
-_FILES = "_files"
-_DEVICE = "_device"
 _FITTED = ("classifier_", "classes_", "n_features_in_", "feature_names_in_", "recipe_", "history_", "metrics_")
 
 
@@ -255,25 +236,21 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             raise LatePromptError(
                 f"early_stop {recipe.early_stop!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
             )
-        texts, columns = as_texts(X), column_names(X)
-        labels = as_labels(y, len(texts))
-        texts, labels, weights = self._counted(texts, labels, sample_weight)
-        classes = labels.classes()
+        columns, rows = column_names(X), TrainRows.of(X, y, sample_weight)
+        classes = rows.labels.classes()
         if len(classes) < 2:
             raise LatePromptError(f"y has one class ({classes[0]!r}); a classifier needs at least two")
-        pair = texts[0][1] is not None
-        task = self._task([label_name(label) or "" for label in classes], pair)
-        dev = None if held_out is None else _dev_rows(*held_out, task, pair)
-        texts, labels, weights = self._weighted(texts, labels, weights, task)
+        task = self._task([label_name(label) or "" for label in classes], rows.pair)
+        dev = None if held_out is None else dev_rows(*held_out, task, rows.pair)
+        rows = rows.with_class_weights(self.class_weight, task)
         classifier = TextClassifier.build(model, task, seed=recipe.seed)
-        rows = [Row(a, b, name, {}) for (a, b), name in zip(texts, labels.names, strict=True)]
-        feeds = [classifier.feed(rows), *([] if dev is None else [classifier.feed(dev)])]
-        feeds[0].weights = None if weights is None else weights.astype(np.float32)
+        feeds = [classifier.feed(rows.rows()), *([] if dev is None else [classifier.feed(dev)])]
+        feeds[0].weights = rows.relative_weights()
         result, fill_seconds = self._train(classifier, feeds, recipe, states)
         fitted = {
             "classifier_": classifier,
             "classes_": classes,
-            "n_features_in_": 2 if pair else 1,
+            "n_features_in_": 2 if rows.pair else 1,
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
             "recipe_": asdict(recipe),
             "history_": result.history,
@@ -289,25 +266,6 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}
         return self
-
-    def _counted(self, texts: Texts, labels: Labels, sample_weight: Any) -> tuple[Texts, Labels, np.ndarray | None]:
-        """The rows that have a weight, and their weights."""
-        weights = as_weights(sample_weight, len(texts))
-        if weights is None or weights.all():
-            return texts, labels, weights
-        kept = weights > 0
-        return [text for text, keep in zip(texts, kept, strict=True) if keep], labels.of(kept), weights[kept]
-
-    def _weighted(
-        self, texts: Texts, labels: Labels, weights: np.ndarray | None, task: Task
-    ) -> tuple[Texts, Labels, np.ndarray | None]:
-        """The same with the classes' weights; 1 on the average, None if they are all alike."""
-        by_class = class_weights(self.class_weight, labels, task.labels, weights)
-        texts, labels, weights = self._counted(texts, labels, by_class if weights is None else weights * by_class)
-        assert weights is not None
-        if (weights == weights[0]).all():
-            return texts, labels, None
-        return texts, labels, weights / weights.mean()
 
     def _train(
         self, classifier: TextClassifier, feeds: list[Feed], recipe: RecipeSettings, states: StatesSettings
@@ -345,7 +303,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
                 "the model's scores are no numbers: its weights are broken, or its float type overflows; "
                 "fit it again (dtype='float32')"
             )
-        return chosen
+        return chosen  # type: ignore[no-any-return]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Label probabilities (texts, classes), columns as in `classes_`.
@@ -379,49 +337,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: a folder that is not empty, unless `overwrite`.
         """
         check_is_fitted(self)
-        folder = Path(folder)
-        prepare_folder(folder, overwrite=overwrite, resume=False)
-        facts = {
-            "estimator": {name: to_plain(value) for name, value in self.get_params(deep=False).items()},
-            _CLASSES: classes_to_plain(self.classes_),
-            _COLUMNS: list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
-            "recipe": self.recipe_,
-            "versions": versions(),
-        }
-        try:
-            json.dumps(facts, default=as_json)
-        except (TypeError, ValueError) as error:
-            raise LatePromptError(f"this estimator cannot be saved: {error}; give plain values") from None
-        if overwrite:  # nothing can be wrong any more
-            clear_folder(folder)
-        self.classifier_.save(folder, facts)
-        write_lines(folder / HISTORY_FILE, self.history_)
-        write_json(folder / METRICS_FILE, self.metrics_)
+        save_estimator(self, Path(folder), overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
-        state = dict(super().__getstate__())
-        classifier = state.pop("classifier_", None)
-        if classifier is not None:
-            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                classifier.save(Path(name))
-                state[_FILES] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
-            state[_DEVICE] = classifier.settings.device  # the parameter may have another value by now
-        return state
+        return pickled_state(self, dict(super().__getstate__()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        files, device = state.get(_FILES), state.get(_DEVICE, state.get("device"))
-        known = {name: None for name in self._get_param_names() if name not in state}  # pickled by an older version
-        if "method" in known:
-            known["method"] = state.get("generator", "npg")
-        super().__setstate__(
-            {**known, **{name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}}
-        )
-        if files is not None:
-            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                for file, content in files.items():
-                    (Path(name) / file).write_bytes(content)
-                self.classifier_ = TextClassifier.load(name, device=device)
+        super().__setstate__(unpickled_state(self, state))
 
     @classmethod
     def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> LatePromptClassifier:
@@ -430,54 +353,4 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             LatePromptError: no run folder, or one that is broken.
         """
-        folder = Path(folder)
-        classifier = TextClassifier.load(folder, model=model, device=device)
-        run = read_json(folder / "run.json", "run file")
-        recipe, saved, source = run.get("recipe") or {}, run.get("estimator"), f"run file {str(folder / 'run.json')!r}"
-        for name, value in (("recipe", recipe), ("estimator", saved)):
-            if value is not None and not isinstance(value, dict):
-                raise LatePromptError(f"{source}: {name} {str(value)[:40]!r} is no mapping; save it again")
-        if saved is None:  # a run of the command line
-            saved = {**asdict(classifier.settings), **recipe, "random_state": recipe.get("seed", 42)}
-            saved["generator"] = classifier.settings.method
-        saved = {name: from_plain(value) for name, value in saved.items()}
-        if "method" not in saved or run.get("estimator") is None:
-            saved["method"] = saved.get("generator", "npg")  # its only name once
-        estimator = cls(**{name: value for name, value in saved.items() if name in cls._get_param_names()})
-        estimator.model, estimator.device = classifier.settings.model, device
-        classes = classes_from_plain(run.get(_CLASSES), source)
-        estimator.classes_ = np.array(sorted(classifier.task.labels)) if classes is None else classes
-        unknown = [label for label in estimator.classes_ if label_name(label) not in classifier.task.labels]
-        if unknown:
-            raise LatePromptError(f"{source}: class {unknown[0]!r} is no label of its task; save it again")
-        estimator.recipe_ = recipe
-        estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
-        if run.get(_COLUMNS):
-            estimator.feature_names_in_ = np.array(run[_COLUMNS], dtype=object)
-        metrics = folder / METRICS_FILE
-        estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
-        estimator.history_ = _read_history(folder / HISTORY_FILE)
-        estimator.classifier_ = classifier
-        return estimator
-
-
-def _dev_rows(X: Any, y: Any, task: Task, pair: bool) -> list[Row]:
-    """The rows of an `eval_set`."""
-    check_metrics(task.metrics)
-    texts = as_texts(X, "eval_set's X")
-    if (texts[0][1] is not None) != pair:
-        raise LatePromptError(f"eval_set's X has {1 if pair else 2} text columns, X has {2 if pair else 1}")
-    names = as_labels(y, len(texts), "eval_set's y").names
-    unknown = next((name for name in names if name not in task.labels), None)
-    if unknown is not None:
-        raise LatePromptError(f"eval_set's y has label {unknown!r}, y has {', '.join(task.labels)}")
-    return [Row(a, b, name, {}) for (a, b), name in zip(texts, names, strict=True)]
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LatePromptError(f"history {str(path)!r} is broken: {error}") from None
+        return load_estimator(cls, Path(folder), model=model, device=device)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number, Real
 from typing import Any
 
 import numpy as np
 
 from lateprompt.errors import LatePromptError
-from lateprompt.tasks import label_name
+from lateprompt.tasks import Row, Task, label_name
 from lateprompt.tasks.readers import check_characters
+from lateprompt.training.metrics import check_metrics
 
 Texts = list[tuple[str, str | None]]
 
@@ -179,7 +180,7 @@ def class_weights(class_weight: Any, labels: Labels, known: Sequence[str], weigh
     """The weight (rows,) of each row's class.
 
     Args:
-        class_weight: None, "balanced" (in inverse proportion to how often a class occurs), or label to weight; a class
+        class_weight: "balanced" (in inverse proportion to how often a class occurs), or label to weight; a class
             that it leaves out has 1.
         labels: the rows' labels.
         known: names of all labels that `class_weight` may have.
@@ -188,8 +189,6 @@ def class_weights(class_weight: Any, labels: Labels, known: Sequence[str], weigh
     Raises:
         LatePromptError: something else, an unknown label, or a weight that cannot be.
     """
-    if class_weight is None:
-        return np.ones(len(labels.names))
     names, rows = np.unique(labels.names, return_inverse=True)
     if isinstance(class_weight, str) and class_weight == "balanced":
         often = np.bincount(rows, weights=weights)
@@ -210,6 +209,72 @@ def class_weights(class_weight: Any, labels: Labels, known: Sequence[str], weigh
             raise LatePromptError(f"class_weight of {label!r} is {weight!r}; give a finite number of 0 or more")
         by_name[name] = float(weight)
     return np.array([by_name.get(name, 1.0) for name in names.tolist()])[rows]
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """The rows to train on that count.
+
+    Args:
+        texts: the texts, or pairs.
+        labels: their labels.
+        weights: (rows,) above 0; None: 1 each.
+    """
+
+    texts: Texts
+    labels: Labels
+    weights: np.ndarray | None
+
+    @classmethod
+    def of(cls, X: Any, y: Any, sample_weight: Any) -> TrainRows:
+        """From what `fit` is given; LatePromptError for what cannot be."""
+        texts = as_texts(X)
+        return cls(texts, as_labels(y, len(texts)), None)._weighted(as_weights(sample_weight, len(texts)))
+
+    @property
+    def pair(self) -> bool:
+        """Whether each row has two texts."""
+        return self.texts[0][1] is not None
+
+    def _weighted(self, weights: np.ndarray | None) -> TrainRows:
+        if weights is None or weights.all():
+            return replace(self, weights=weights)
+        kept = weights > 0
+        texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
+        return TrainRows(texts, self.labels.of(kept), weights[kept])
+
+    def with_class_weights(self, class_weight: Any, task: Task) -> TrainRows:
+        """The same with each row's weight times its class's; LatePromptError for what cannot be."""
+        if class_weight is None:
+            return self
+        weights = class_weights(class_weight, self.labels, task.labels, self.weights)
+        weights = weights if self.weights is None else weights * self.weights
+        if not weights.any():
+            raise LatePromptError(f"class_weight {class_weight!r} is zero for all labels of y; give one more than that")
+        return self._weighted(weights)
+
+    def relative_weights(self) -> np.ndarray | None:
+        """Weights (rows,) that are 1 on the average; None where all are alike."""
+        if self.weights is None or (self.weights == self.weights[0]).all():
+            return None
+        return (self.weights / self.weights.mean()).astype(np.float32)  # type: ignore[no-any-return]
+
+    def rows(self) -> list[Row]:
+        """For an encoder."""
+        return [Row(a, b, name, {}) for (a, b), name in zip(self.texts, self.labels.names, strict=True)]
+
+
+def dev_rows(X: Any, y: Any, task: Task, pair: bool) -> list[Row]:
+    """The rows of an `eval_set`; LatePromptError for what cannot be."""
+    check_metrics(task.metrics)
+    texts = as_texts(X, "eval_set's X")
+    if (texts[0][1] is not None) != pair:
+        raise LatePromptError(f"eval_set's X has {1 if pair else 2} text columns, X has {2 if pair else 1}")
+    names = as_labels(y, len(texts), "eval_set's y").names
+    unknown = next((name for name in names if name not in task.labels), None)
+    if unknown is not None:
+        raise LatePromptError(f"eval_set's y has label {unknown!r}, y has {', '.join(task.labels)}")
+    return [Row(a, b, name, {}) for (a, b), name in zip(texts, names, strict=True)]
 
 
 def as_eval_set(eval_set: Any) -> tuple[Any, Any] | None:
