@@ -65,7 +65,7 @@ def test_scikit_learns_checks_of_texts(headless):
         check_estimator(LatePromptClassifier(headless))
 
 
-def test_scikit_learns_checks_of_numbers(headless):
+def test_scikit_learns_checks_of_numbers(headless, loaded_once):
     estimator = OnNumbers(headless, steps=1, prompt_layer=3, bottleneck_dim=2, batch_size=8, max_length=8, states="off")
     results = check_estimator(estimator, expected_failed_checks=EXPECTED, on_fail=None, on_skip=None)
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}

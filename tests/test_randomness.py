@@ -32,7 +32,7 @@ from lateprompt.training.settings import ModelSettings, RecipeSettings
 ROWS = make_rows(32)
 TEXTS = [row["text"] for row in ROWS]
 LABELS = [row["label"] for row in ROWS]
-METHODS = ["npg", "fixed", "late-lora", "lora", "p-tuning-v2", "adapter", "bitfit", "s-idpg", "full", "head"]
+METHODS = ["npg", "fixed", "late-lora", "p-tuning-v2", "adapter", "s-idpg", "full"]
 
 
 def small(model, **settings):
@@ -191,9 +191,9 @@ def test_grouped_attention_is_torchs():
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
     with FastDropout():
         found = torch.stack(
-            [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(1500)]
+            [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(600)]
         )
-    torch.testing.assert_close(found.mean(0), expected, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(found.mean(0), expected, atol=0.15, rtol=0.1)
 
 
 def test_steps_with_shared_generators_go_on_where_the_last_ended(unchanged):
