@@ -395,10 +395,15 @@ class LateBackbone(nn.Module):
         last = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
         return self.training and any(getattr(m, "gradient_checkpointing", False) for m in (self.base_layer, last))
 
-    def quick_dropout(self) -> Any:
-        """Cheap dropout on a CPU; not where the backward pass runs a layer again, outside of this call."""
+    @property
+    def drops_out_quickly(self) -> bool:
+        """Whether dropout is the cheap one of a CPU: not where the backward pass runs a layer again by itself."""
         quick = self.training and self.placement[0].type == "cpu" and not self._checkpoints_gradients
-        return FastDropout() if quick and not self.compile_tail else nullcontext()
+        return quick and not self.compile_tail
+
+    def quick_dropout(self) -> Any:
+        """Cheap dropout on a CPU, unless it is open already."""
+        return FastDropout() if self.drops_out_quickly and not FastDropout.is_open() else nullcontext()
 
     def can_be_lean(self, call: dict[str, Any]) -> bool:
         """Whether a call wants no more than its read positions, with a kernel that takes any mask."""

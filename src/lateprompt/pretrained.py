@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES
+from lateprompt.randomness import in_turn, seeded
 from lateprompt.suggestions import unknown
 from lateprompt.tasks import READOUTS
 
@@ -25,6 +26,7 @@ AUTO: dict[str, Any] = {
 }
 
 
+@in_turn
 def load_config(model: str) -> Any:
     """The configuration of `model`, whose architecture is in the table of families.
 
@@ -88,6 +90,7 @@ def causal_readout(config: Any, readout: str, model: str) -> str:
     return "text"
 
 
+@in_turn
 def load_base(model: str, readout: str, *, dtype: str = "float32", attention: str | None = None) -> Any:
     """The pretrained model for a readout (`mask`, `label`, `head`, `text`), in eval mode.
 
@@ -101,15 +104,16 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     hf_logging.set_verbosity_error()  # what is missing becomes one error of ours below
     hf_logging.disable_progress_bar()
     try:
-        loaded, info = AUTO[readout].from_pretrained(
-            model,
-            config=config,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with seeded(0):  # transformers fills in what a checkpoint lacks
+            loaded, info = AUTO[readout].from_pretrained(
+                model,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise LatePromptError(f"model {model!r} cannot be loaded: {_first_line(error)}") from None
     finally:
@@ -132,6 +136,7 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
     return loaded.eval()
 
 
+@in_turn
 def wrap(base: Any, config: PeftConfig, name: str = "default") -> PeftModel:
     """`peft.get_peft_model`, without its warning of a name in transformers that is about to change."""
     with warnings.catch_warnings():
@@ -141,6 +146,7 @@ def wrap(base: Any, config: PeftConfig, name: str = "default") -> PeftModel:
     return model
 
 
+@in_turn
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of `model`, with a padding token.
 

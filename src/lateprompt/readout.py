@@ -45,6 +45,7 @@ class Batch:
             last word), or None.
         padded: whether the mask hides anything; known here, so that nobody has to ask the device.
         targets: (batch, width) token ids of the texts that answer, -100 behind their ends, or None.
+        weights: (batch,) what a row's loss is multiplied with, 1 on the average of all training rows; None: 1 each.
     """
 
     input_ids: torch.Tensor
@@ -56,6 +57,7 @@ class Batch:
     branch_states: torch.Tensor | None = None
     padded: bool = True
     targets: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, without waiting for the copies."""
@@ -188,9 +190,21 @@ class Readout:
         raise TypeError(f"{type(self).__name__} must override scores")
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss over the rows; `batch.labels` must be there."""
+        """Mean over the rows of their losses, times `batch.weights`; `batch.labels` must be there."""
         assert batch.labels is not None
-        return F.cross_entropy(self.scores(batch).float(), batch.labels)
+        return mean_cross_entropy(self.scores(batch).float(), batch.labels, batch.weights)
+
+
+def mean_cross_entropy(scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the rows of the cross-entropy of scores (batch, n) with labels (batch,), times weights (batch,)."""
+    if weights is None:
+        return F.cross_entropy(scores, labels)
+    return weighted_mean(F.cross_entropy(scores, labels, reduction="none"), weights)
+
+
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean of losses (batch,) times weights (batch,)."""
+    return losses.mean() if weights is None else (losses * weights).mean()
 
 
 class WordReadout(Readout):
@@ -229,7 +243,7 @@ class WordReadout(Readout):
         if self.words.device != batch.labels.device:
             self.words = self.words.to(batch.labels.device)
         targets = self.words[batch.labels]
-        return F.cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets)
+        return mean_cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets, batch.weights)
 
 
 class PhraseReadout(Readout):
@@ -284,7 +298,7 @@ class PhraseReadout(Readout):
             scores = self._branched(batch, tokens, own, counted)
         else:
             scores = self._one_by_one(batch, tokens, filled, counted)
-        return -scores.mean()
+        return -weighted_mean(scores[:, 0], batch.weights)
 
     def _branched(
         self, batch: Batch, tokens: torch.Tensor, states: torch.Tensor | None, counted: torch.Tensor
@@ -365,7 +379,7 @@ class TextReadout(Readout):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         scores = self.scores(batch)
-        return -(scores[:, 0] / scores[:, 1]).mean()
+        return -weighted_mean(scores[:, 0] / scores[:, 1], batch.weights)
 
 
 class HeadReadout(Readout):

@@ -23,6 +23,7 @@ from lateprompt.families import core_of, num_layers_of
 from lateprompt.files import read_json, write_json
 from lateprompt.halves import wide_products
 from lateprompt.padding import pad
+from lateprompt.randomness import in_turn
 from lateprompt.split import Split, resolve_prompt_layer
 from lateprompt.states import codec
 from lateprompt.states.keys import row_key, trunk_fingerprint
@@ -395,6 +396,7 @@ def batches_of(lengths: Sequence[int]) -> Iterator[range]:
         start = stop
 
 
+@in_turn
 def _states(
     split: Split, ids: Sequence[Ids], types: Sequence[Ids | None], stores: Sequence[TrunkStates]
 ) -> list[torch.Tensor]:

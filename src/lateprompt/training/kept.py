@@ -45,7 +45,7 @@ class StatesFeed(Feed):
     """
 
     def __init__(self, feed: Feed, store: TrunkStates, numbers: np.ndarray) -> None:
-        super().__init__(feed.examples, feed.pad_token_id)
+        super().__init__(feed.examples, feed.pad_token_id, feed.weights)
         self.store = store
         self.numbers = numbers
 
