@@ -7,7 +7,8 @@ trains is an entry of the late prompt's own adapter: it is switched, saved and l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -16,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lateprompt.errors import LatePromptError
-from lateprompt.families import Bypass, num_layers_of
+from lateprompt.families import Bypass, family_of, num_layers_of
 from lateprompt.tuners.base import LayerTuner, Stack, join, under
 
 FULL = "FULL"
@@ -99,6 +100,8 @@ class Beneath:
             )
         if late:
             _keep_to_tail(config, kind, self.core, prompt_layer)
+        else:
+            _fill_in_targets(config, kind, self.core)
         frozen = {parameter: parameter.requires_grad for parameter in self.core.parameters()}
         had = self.core.__dict__.get("peft_config")
         kind(self.core, config, adapter_name=self.name)
@@ -161,23 +164,59 @@ def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: i
     if issubclass(kind, LayerTuner):
         config.layers_to_transform = list(above)
         return
-    names = getattr(config, "target_modules", None) or kind.target_module_mapping.get(core.config.model_type)
+    names = getattr(config, "target_modules", None) or default_targets(kind, core)
     if not names:
         raise LatePromptError(
             f"tuner {name!r} has no default for the architecture {core.config.model_type!r}; give its target_modules"
         )
-    paths = Stack.of(core).choose(above)
+    chosen = targets_in(core, names, above)
+    if not chosen:
+        raise LatePromptError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
+    config.target_modules = chosen
+
+
+def _fill_in_targets(config: Any, kind: type[BaseTuner], core: Any) -> None:
+    """Where PEFT has no default for the architecture, take the one of the family's table."""
+    known = getattr(kind, "target_module_mapping", None) or {}
+    if issubclass(kind, LayerTuner) or getattr(config, "target_modules", None) or core.config.model_type in known:
+        return
+    names = default_targets(kind, core)
+    if names:
+        config.target_modules = targets_in(core, names, None)
+
+
+def default_targets(kind: type[BaseTuner], core: Any) -> list[str]:
+    """What a method of PEFT's wraps where no target modules are named: PEFT's choice for the architecture.
+
+    Where PEFT has none, the table of families knows the same modules: query and value, or what makes both at once.
+    """
+    known = getattr(kind, "target_module_mapping", None) or {}
+    names = known.get(core.config.model_type)
+    if names or set(known.get("bert", ())) != {"query", "value"}:
+        return list(names or ())
+    projections = family_of(core).projections
+    return list(projections if len(projections) == 1 else (*projections[:1], *projections[2:3]))
+
+
+def targets_in(core: nn.Module, names: Sequence[str] | str, layers: Iterable[int] | None) -> list[str]:
+    """Paths of the modules that PEFT's `target_modules` name, in some layers or in the whole backbone.
+
+    Args:
+        core: the backbone.
+        names: ends of paths, `all-linear`, or (for the whole backbone) a regular expression for whole paths.
+        layers: numbers of layers, from 0; None: all, and what lies outside of them.
+    """
+    paths = [""] if layers is None else Stack.of(core).choose(layers)
     ends = tuple(f".{name}" for name in ([names] if isinstance(names, str) else names))
 
     def is_chosen(key: str, module: nn.Module) -> bool:
         if names == "all-linear":
             return isinstance(module, (nn.Linear, Conv1D, BaseTunerLayer))
-        return key.endswith(ends)
+        if isinstance(names, str) and layers is None:
+            return re.fullmatch(names, key) is not None
+        return f".{key}".endswith(ends)
 
-    chosen = [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
-    if not chosen:
-        raise LatePromptError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
-    config.target_modules = chosen
+    return [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
 
 
 def _own_weights(

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
+from lateprompt.vocabulary import check_ids
 
 READOUTS = ("mask", "label", "head")
 TEXTS = ("text", "text_pair")
@@ -119,6 +120,7 @@ class SourceEncoder:
             stripped = [text.strip() for text in texts]
             # An empty text is no tokens: without the guard it would be a lone space.
             columns[field] = self.words.texts([lead + text if text else "" for text in stripped])
+            check_ids(self.tokenizer, columns[field])
         return [
             self._fill({field: texts[index] for field, texts in columns.items()}, index + 1)
             for index in range(len(rows))
@@ -272,7 +274,8 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
     )
 
 

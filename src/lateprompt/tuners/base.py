@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,8 +117,11 @@ class LayerTuner(BaseTuner):
         """Paths of the layers that a configuration keeps to; None: it does not ask for any in particular."""
         return None if config.layers_to_transform is None else stack.choose(config.layers_to_transform)
 
-    def _candidates(self, config: Any, model: nn.Module) -> set[str]:
+    def _candidates(
+        self, config: Any, model: nn.Module, accepts: Callable[[nn.Module], bool] | None = None
+    ) -> set[str]:
         """Paths of what can be wrapped: nothing inside a wrapped module or one that `modules_to_save` copies."""
+        accepts = accepts or self.accepts
         found: set[str] = set()
         closed: list[str] = []
         for key, module in model.named_modules():
@@ -128,7 +131,7 @@ class LayerTuner(BaseTuner):
                 closed.append(key)
             saved = any(re.match(rf"(^|.*\.){name}($|\..*)", key) for name in config.modules_to_save or ())
             inner = module.get_base_layer() if isinstance(module, self.tuner_layer_cls) else module
-            if not saved and self.accepts(inner):
+            if not saved and accepts(inner):
                 found.add(key)
         return found
 
