@@ -1,4 +1,4 @@
-"""What a checkpoint's files say before any weight is loaded: whether they are whole, and whether an LM head is there."""
+"""What a checkpoint's files say before a weight is loaded: whether they are whole, and whether an LM head is there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import check_regular, read_json, tensor_names
+from lateprompt.files import read_json, tensor_names
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _RENAMED = {"gamma": "weight", "beta": "bias"}
@@ -51,7 +52,8 @@ def check_sizes(config: Any, model: str) -> None:
         value = getattr(config, name, None)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        least = 0 if name == "type_vocab_size" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
             raise LatePromptError(
                 f"model {model!r} has {name} {str(value)[:40]!r} in its config.json, which is no size; restore the "
                 "file from where the model came from"
@@ -59,7 +61,7 @@ def check_sizes(config: Any, model: str) -> None:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raise LatePromptError for weights of a local model that are missing, pickled, pointers, truncated or elsewhere."""
+    """Raise LatePromptError for a local model's weights that are missing, pickled, pointers, truncated or elsewhere."""
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if single.exists():
         tensor_names(single, "weight file")
@@ -143,7 +145,7 @@ def has_lm_head(model: str, config: Any, auto: Any, endings: tuple[str, ...]) ->
         auto: transformers' auto class of the model with the head.
         endings: ends of names of architectures that have the head.
     """
-    named = (getattr(config, "architectures", None) or [""])[0].endswith(endings)
+    named = str((getattr(config, "architectures", None) or [""])[0]).endswith(endings)
     names = weight_names(model)
     own = None if names is None else _own_names(config, auto)
     if not own or names is None:

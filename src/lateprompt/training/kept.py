@@ -18,7 +18,7 @@ from torch import nn
 
 from lateprompt.branches import can_branch
 from lateprompt.checks import check_types
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.split import resolve_prompt_layer
@@ -58,11 +58,11 @@ class StatesSettings:
             check_dtype(self.states_dtype)
         if not self.states_limit_gb > 0:
             raise LatePromptError(
-                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or {option('states', 'off')}"
             )
         if trunk_dropout and self.states != "off":
             raise LatePromptError(
-                "trunk_dropout makes the trunk's states change at each step; use it with --states off"
+                f"trunk_dropout makes the trunk's states change at each step; use it with {option('states', 'off')}"
             )
 
     @property

@@ -200,7 +200,7 @@ class BitFitModel(LayerTuner):
     def _check_merge_allowed(self) -> None:
         if any(isinstance(m, BitFitLayer) and not self.accepts(m.get_base_layer()) for m in self.model.modules()):
             raise LatePromptError(_NO_BIAS)
-        super()._check_merge_allowed()
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
 
 
 register(PEFT_TYPE, BitFitConfig, BitFitModel)
