@@ -11,8 +11,9 @@ from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
 from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.generators import check_generator
+from lateprompt.tuners.base import PeftName
 
-PEFT_TYPE = "LATE_PROMPT"
+PEFT_TYPE = PeftName("LATE_PROMPT")
 NO_PROMPT = "none"
 """`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
 SENTENCE = "sentence"

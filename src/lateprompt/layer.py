@@ -37,7 +37,14 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         return names[0] if names and names[0] in self.slots else None
 
     def update_layer(self, name: str, config: LatePromptConfig) -> None:
-        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now)."""
+        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now).
+
+        Raises:
+            LatePromptError: an adapter of that name is there, sizes that this model has no room for, or a tuner that
+                cannot be put beneath.
+        """
+        if name in self.slots:
+            raise LatePromptError(f"adapter {name!r} is there already; choose another name, or delete it first")
         base: Any = self.base_layer
         width = int(base.config.hidden_size)
         rate = config.prompt_dropout

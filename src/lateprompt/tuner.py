@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ from lateprompt.tuners.base import register
 PREFIX = "late_prompt_"
 _OURS = ("source_mask", "trunk_states", "adapter_names")
 _CHECKPOINT_ROOT = "base_model.model."
+_NO_MERGE = (
+    "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
+    "use unload() to get the base model back"
+)
 
 
 class _HeadlessModel(nn.Module):
@@ -83,7 +88,17 @@ class LatePromptModel(BaseTuner):
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         base = _base_model(model)
         core_of(base)  # an unknown architecture is an error here
+        if isinstance(model, peft.PeftModel) and any(isinstance(m, LatePromptLayer) for m in model.modules()):
+            raise LatePromptError(
+                "this model has a late prompt already; give it another one with model.add_adapter(name, config), or take "
+                "the first one away with unload()"
+            )
         if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
+            if _called_by_transformers():  # it would go on with the bare model, without a late prompt
+                raise LatePromptError(
+                    f"{type(model).__name__} is a bare backbone, in which a late prompt cannot be put in place; use "
+                    "peft.get_peft_model(model, config) or PeftModel.from_pretrained(model, folder)"
+                )
             model = _HeadlessModel(model)
         below = model.peft_config if isinstance(model, peft.PeftModel) else None
         super().__init__(model, *args, **kwargs)
@@ -291,9 +306,18 @@ class LatePromptModel(BaseTuner):
                 module.enable_adapters(enabled)
 
     def _check_merge_allowed(self) -> None:
+        raise LatePromptError(_NO_MERGE)
+
+    def unmerge_adapter(self) -> None:
+        """PEFT's way back from a merge, which a late prompt never makes."""
+        raise LatePromptError(_NO_MERGE)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's mean of several LoRA adapters: prompts have none."""
         raise LatePromptError(
-            "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
-            "use unload() to get the base model back"
+            "late prompts cannot be averaged into one: each is made by a generator of its own, and the mean of two "
+            "generators' weights is no generator of their mean; choose one adapter a row with adapter_names, or train "
+            "one adapter on all of the data"
         )
 
     def unload(self) -> torch.nn.Module:
@@ -363,6 +387,16 @@ def _check_adapter_name(name: str, model: nn.Module) -> None:
         raise LatePromptError(
             f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
         )
+
+
+def _called_by_transformers() -> bool:
+    """Whether transformers' own `add_adapter` or `load_adapter` makes this adapter: they change a model in place."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.integrations.peft":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _adapters_of(module: Any) -> set[str]:

@@ -58,7 +58,8 @@ class StatesSettings:
             check_dtype(self.states_dtype)
         if not self.states_limit_gb > 0:
             raise LatePromptError(
-                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or {option('states', 'off')}"
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or "
+                f"{option('states', 'off')}"
             )
         if trunk_dropout and self.states != "off":
             raise LatePromptError(

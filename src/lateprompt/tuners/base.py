@@ -20,6 +20,14 @@ from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, core_of, family_of, num_layers_of
 
 
+class PeftName(str):
+    """A method's name where PEFT has an entry of its enum: a text with a `value`, which PEFT and transformers read."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
 @dataclass
 class LayerTunerConfig(PeftConfig):
     """What is wrapped.
@@ -99,6 +107,13 @@ class Stack:
 
 class LayerTuner(BaseTuner):
     """A PEFT method that wraps single modules. Subclasses say which ones they can wrap, and which by default."""
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's mean of several adapters: there is none here."""
+        raise LatePromptError(
+            f"add_weighted_adapter is for LoRA: {type(self).__name__} has no mean of several adapters; activate them "
+            "together to add them up, base_model.set_adapter([name, other])"
+        )
 
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own class attribute)
     wraps: str

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lateprompt.errors import LatePromptError
-from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, Stack, register, under
+from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register, under
 
-PEFT_TYPE = "BITFIT"
+PEFT_TYPE = PeftName("BITFIT")
 _NO_BIAS = (
     "BitFit cannot be merged here: the architecture has no biases, so a saved model would lose the merged ones; keep "
     "the adapter, or use unload() to get the base model back"
