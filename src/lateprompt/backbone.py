@@ -276,7 +276,7 @@ class LateBackbone(nn.Module):
 
     def check_call(self) -> None:
         """Raise LatePromptError where this module cannot compute what it is asked for: see the messages."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             raise LatePromptError(
                 "a late prompt cannot be traced by torch.jit.trace (nor by torch.onnx.export(dynamo=False)): the trace "
                 "would keep one text's lengths for all; use torch.export.export or torch.compile"

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.families import Bypass, family_of, num_layers_of
 from lateprompt.tuners.base import LayerTuner, Stack, join, under
 
@@ -34,14 +34,18 @@ def make_config(tuner: Mapping[str, Any]) -> Any:
         LatePromptError: no such method, or an option that it does not have.
     """
     kind = tuner.get("peft_type")
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted([FULL, *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
         raise LatePromptError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
     options = {key: value for key, value in tuner.items() if key != "peft_type"}
+    if kind == "LATE_PROMPT":
+        raise LatePromptError(f"tuner has peft_type {kind!r}: a late prompt cannot lie beneath another; choose a tuner")
     try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)
-    except TypeError as error:
-        raise LatePromptError(f"tuner {dict(tuner)!r} cannot be made: {error}") from None
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)  # type: ignore[index]
+    except LatePromptError:
+        raise
+    except Exception as error:  # PEFT's own code on the user's options
+        raise LatePromptError(f"tuner {dict(tuner)!r} cannot be made: {first_line(error)}") from None
 
 
 class _Paths(nn.Module):
@@ -91,7 +95,12 @@ class Beneath:
 
     def _wrap(self, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool) -> dict[str, nn.Module | nn.Parameter]:
         config = make_config(tuner)
-        kind: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        kind: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type, nn.Module)
+        if not issubclass(kind, BaseTuner) or not hasattr(kind, "tuner_layer_cls"):
+            raise LatePromptError(
+                f"tuner {tuner['peft_type']!r} does not wrap single modules, so it cannot lie beneath a late prompt; "
+                "choose another, such as LORA, HOULSBY_ADAPTER or BITFIT"
+            )
         there = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
         other = next((type(module).__name__ for module in there if not isinstance(module, kind.tuner_layer_cls)), None)
         if other is not None:
@@ -104,13 +113,24 @@ class Beneath:
             _fill_in_targets(config, kind, self.core)
         frozen = {parameter: parameter.requires_grad for parameter in self.core.parameters()}
         had = self.core.__dict__.get("peft_config")
-        kind(self.core, config, adapter_name=self.name)
-        if had is None:
-            self.core.__dict__.pop("peft_config", None)  # PEFT leaves it: the next wrapper would warn
-        else:
-            self.core.__dict__["peft_config"] = had
-        for parameter, trained in frozen.items():
-            parameter.requires_grad_(trained)
+        try:
+            kind(self.core, config, adapter_name=self.name)
+        except LatePromptError:
+            raise
+        except Exception as error:
+            if issubclass(kind, LayerTuner):
+                raise
+            self._take_back(kind, there)  # PEFT has wrapped what came before
+            raise LatePromptError(
+                f"PEFT cannot put tuner {dict(tuner)!r} on {type(self.core).__name__}: {first_line(error)}"
+            ) from None
+        finally:
+            if had is None:
+                self.core.__dict__.pop("peft_config", None)  # PEFT leaves it: the next wrapper would warn
+            else:
+                self.core.__dict__["peft_config"] = had
+            for parameter, trained in frozen.items():
+                parameter.requires_grad_(trained)
         parts: dict[str, nn.Module | nn.Parameter] = {}
         for path, module in self.core.named_modules():
             if isinstance(module, kind.tuner_layer_cls):
@@ -123,6 +143,14 @@ class Beneath:
                     self.layers.append(module)
                     parts |= own
         return parts
+
+    def _take_back(self, kind: type[BaseTuner], there: Sequence[BaseTunerLayer]) -> None:
+        """Undo a wrapping that failed half-way: layers that were there lose this adapter, new ones go."""
+        new = [m for m in self.core.modules() if isinstance(m, kind.tuner_layer_cls) and m not in there]
+        self.layers = new
+        self.unwrap()
+        for layer in there:
+            layer.delete_adapter(self.name)
 
     def activate(self, names: Iterable[str]) -> None:
         """Let the wrapped modules use the adapters of these names (those that they have)."""

@@ -25,3 +25,8 @@ def option(name: str, *values: str) -> str:
     """
     quoted = " or ".join(f'"{value}"' for value in values)
     return f"--{name.replace('_', '-')} {' or '.join(values)} (in Python: {name}={quoted})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message that says something, or the error's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

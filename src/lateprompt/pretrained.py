@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from lateprompt.errors import LatePromptError, option
+from lateprompt.errors import LatePromptError, first_line, option
 from lateprompt.families import FAMILIES
 from lateprompt.tasks import READOUTS
 from lateprompt.vocabulary import check_vocabulary, has_tokenizer_files
@@ -46,7 +46,7 @@ def load_config(model: str) -> Any:
             if folder.is_dir()
             else "no such folder, and the hub has none (or is out of reach)"
         )
-        raise LatePromptError(f"model {model!r} cannot be loaded: {reason}; {_first_line(error)}") from None
+        raise LatePromptError(f"model {model!r} cannot be loaded: {reason}; {first_line(error)}") from None
     if config.model_type not in FAMILIES:
         raise LatePromptError(
             f"model {model!r} has architecture {config.model_type!r}, which is not in lateprompt.families.FAMILIES "
@@ -124,7 +124,7 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
             output_loading_info=True,
         )
     except Exception as error:  # transformers' own code on the user's files
-        raise LatePromptError(f"model {model!r} cannot be loaded: {_first_line(error)}") from None
+        raise LatePromptError(f"model {model!r} cannot be loaded: {first_line(error)}") from None
     finally:
         hf_logging.set_verbosity(previous)
     core = loaded.base_model
@@ -184,7 +184,7 @@ def load_tokenizer(model: str) -> Any:
                 f"model {model!r} has no tokenizer files (tokenizer.json, or its vocabulary); copy them from where the "
                 "model came from, or save the tokenizer there"
             ) from None
-        raise LatePromptError(f"the tokenizer of {model!r} cannot be loaded: {_first_line(error)}") from None
+        raise LatePromptError(f"the tokenizer of {model!r} cannot be loaded: {first_line(error)}") from None
     check_vocabulary(tokenizer, config, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -199,7 +199,3 @@ def max_positions(config: Any) -> int | None:
     if FAMILIES[config.model_type].positions_after_padding:
         return int(limit) - (config.pad_token_id or 0) - 1
     return int(limit)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

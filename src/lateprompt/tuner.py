@@ -90,8 +90,8 @@ class LatePromptModel(BaseTuner):
         core_of(base)  # an unknown architecture is an error here
         if isinstance(model, peft.PeftModel) and any(isinstance(m, LatePromptLayer) for m in model.modules()):
             raise LatePromptError(
-                "this model has a late prompt already; give it another one with model.add_adapter(name, config), or take "
-                "the first one away with unload()"
+                "this model has a late prompt already; give it another one with model.add_adapter(name, config), "
+                "or take the first one away with unload()"
             )
         if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
             if _called_by_transformers():  # it would go on with the bare model, without a late prompt
@@ -168,12 +168,13 @@ class LatePromptModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
-        if not isinstance(target, LatePromptLayer):
-            layer = LatePromptLayer(target)
-            layer.training = target.training
-            setattr(parent, target_name, layer)
-        layer.update_layer(adapter_name, peft_config)  # type: ignore[operator]
+        if isinstance(target, LatePromptLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = LatePromptLayer(target)
+        layer.training = target.training
+        layer.update_layer(adapter_name, peft_config)  # before it is put in place: an error leaves the model alone
+        setattr(parent, target_name, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         new_module.train(child.training)

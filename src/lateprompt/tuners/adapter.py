@@ -21,6 +21,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register
 
@@ -59,6 +60,7 @@ class AdapterConfig(LayerTunerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        check_types(self, ("activation", "init_std", "dropout"))
         for name, least in (("bottleneck_dim", 1), ("drop_layers", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

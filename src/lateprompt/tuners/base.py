@@ -46,9 +46,14 @@ class LayerTunerConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        layers = self.layers_to_transform
+        names, layers = self.target_modules, self.layers_to_transform
+        known = isinstance(names, (list, tuple, set)) and all(isinstance(name, str) for name in names)
+        if names is not None and not known and not isinstance(names, str):
+            raise LatePromptError(f"target_modules {names!r} is no list of names; give one, or a regular expression")
         if isinstance(layers, int) and not isinstance(layers, bool):
             self.layers_to_transform = layers = [layers]
+        if layers is not None and not isinstance(layers, (list, tuple, set, range)):
+            raise LatePromptError(f"layers_to_transform {layers!r} is no list of layers; give one, or None for all")
         if layers is not None and not layers:
             raise LatePromptError(f"layers_to_transform {layers!r} has no layer; give some, or None for all")
         if self.target_modules is not None and not self.target_modules:
