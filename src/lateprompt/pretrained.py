@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from lateprompt.errors import LatePromptError, first_line, option
 from lateprompt.families import FAMILIES
 from lateprompt.tasks import READOUTS
-from lateprompt.vocabulary import check_vocabulary, has_tokenizer_files
+from lateprompt.vocabulary import check_tokenizer_files, check_vocabulary, has_tokenizer_files
 from lateprompt.weights import check_model_folder, check_sizes, check_weight_files, has_lm_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -176,6 +176,7 @@ def load_tokenizer(model: str) -> Any:
     """
     config = load_config(model)
     folder = Path(model)
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers' own code on the user's files

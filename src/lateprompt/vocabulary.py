@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.files import check_regular
 
 _FEWEST = 50
 """A tokenizer with fewer tokens than the embedding's rows over this is refused: vocabularies are padded by a few
 percent, character vocabularies sit in small embeddings."""
+_PAIR = ("vocab.json", "merges.txt")
 _USED = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")
 
 
@@ -17,7 +19,8 @@ def check_vocabulary(tokenizer: Any, config: Any, model: str) -> None:
     """Hold a tokenizer against its model's embedding, and note the embedding's rows as `tokenizer.embedding_rows`.
 
     A padded embedding has more rows than there are tokens. Special tokens behind the last row (Gemma 3's image token)
-    are let through unless texts are framed or padded with them: the encoder refuses a text that has one.
+    are let through unless texts are framed or padded with them: typed in a text they are text, and the encoder refuses
+    a template that has one.
 
     Raises:
         LatePromptError: no tokenizer files, a tokenizer without words, with ids beyond the embedding, or with far fewer
@@ -27,9 +30,6 @@ def check_vocabulary(tokenizer: Any, config: Any, model: str) -> None:
     special = set(tokenizer.all_special_ids)
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     special |= {index for index, token in added.items() if token.special}
-    files = missing_files(tokenizer, model)
-    if files:
-        raise LatePromptError(_no_files(model, files))
     if not set(words.values()) - special:
         raise LatePromptError(
             f"the tokenizer of {model!r} knows {len(words)} special tokens and no word: its files are missing or empty "
@@ -56,28 +56,29 @@ def check_vocabulary(tokenizer: Any, config: Any, model: str) -> None:
     tokenizer.embedding_rows = rows
 
 
-def check_ids(tokenizer: Any, ids: list[list[int]]) -> None:
-    """Raise LatePromptError for a text with a token that has no row in the model's embedding."""
+def check_ids(tokenizer: Any, ids: list[int], text: str) -> None:
+    """Raise LatePromptError for a template's piece with a token that has no row in the model's embedding."""
     rows = getattr(tokenizer, "embedding_rows", None)
-    if rows is None or len(tokenizer) <= rows:
-        return
-    for number, row in enumerate(ids, 1):
-        wrong = next((index for index in row if index >= rows), None)
-        if wrong is not None:
-            raise LatePromptError(
-                f"row {number} has the token {tokenizer.convert_ids_to_tokens(wrong)!r} ({wrong}), which the model's "
-                f"embedding of {rows} rows does not have; take it out of the text"
-            )
+    wrong = next((index for index in ids if rows is not None and index >= rows), None)
+    if wrong is not None:
+        raise LatePromptError(
+            f"template {text!r} has the token {tokenizer.convert_ids_to_tokens(wrong)!r} ({wrong}), which the model's "
+            f"embedding of {rows} rows does not have; take it out"
+        )
 
 
-def missing_files(tokenizer: Any, model: str) -> list[str]:
-    """Which files a local model's tokenizer lacks: a vocabulary without its merges makes other tokens."""
-    folder = Path(model)
-    if not folder.is_dir() or (folder / "tokenizer.json").exists():
-        return []
-    needed = [name for name in _names(tokenizer) if name != "tokenizer.json"]
-    missing = [name for name in needed if not (folder / name).exists()]
-    return missing if 0 < len(missing) < len(needed) else []
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise LatePromptError for a local byte-pair vocabulary without its merges, or merges without their vocabulary."""
+    present = [name for name in _PAIR if (folder / name).exists()]
+    if len(present) == 1 and not (folder / "tokenizer.json").exists():
+        missing = next(name for name in _PAIR if name not in present)
+        raise LatePromptError(
+            f"model {str(folder)!r} has an incomplete tokenizer: {missing} is missing, and there is no tokenizer.json; "
+            "copy the files from where the model came from"
+        )
+    for name in ("tokenizer.json", *_PAIR, "vocab.txt"):
+        if folder.is_dir() and (folder / name).exists():
+            check_regular(folder / name, "tokenizer file")
 
 
 def has_tokenizer_files(folder: Path) -> bool:
@@ -90,10 +91,3 @@ def has_tokenizer_files(folder: Path) -> bool:
 
 def _names(tokenizer: Any) -> list[str]:
     return [str(name) for name in getattr(tokenizer, "vocab_files_names", {}).values()] or ["tokenizer.json"]
-
-
-def _no_files(model: str, files: list[str]) -> str:
-    return (
-        f"model {model!r} has an incomplete tokenizer: {', '.join(files)} is missing, and there is no tokenizer.json; "
-        "copy the files from where the model came from"
-    )

@@ -16,8 +16,6 @@ from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, tensor_names
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_RENAMED = {"gamma": "weight", "beta": "bias"}
-"""Ends of names in checkpoints that were converted from TensorFlow; transformers reads them so."""
 _LARGEST = {
     "num_hidden_layers": 10_000,
     "num_attention_heads": 100_000,
@@ -117,20 +115,15 @@ def weight_names(model: str) -> set[str] | None:
         names = set(_weight_map(index))
     else:
         return None
-    return {_renamed(name) for name in names}
+    return names
 
 
 def _names_on_hub(model: str) -> set[str] | None:
     """Names by the headers of a hub's files, without the files."""
     try:
-        return {_renamed(name) for name in huggingface_hub.get_safetensors_metadata(model).weight_map}
+        return set(huggingface_hub.get_safetensors_metadata(model).weight_map)
     except Exception:  # no network, no such model, no safetensors: loading it will say which
         return None
-
-
-def _renamed(name: str) -> str:
-    root, dot, end = name.rpartition(".")
-    return f"{root}{dot}{_RENAMED.get(end, end)}"
 
 
 def has_lm_head(model: str, config: Any, auto: Any, endings: tuple[str, ...]) -> bool:
@@ -147,18 +140,27 @@ def has_lm_head(model: str, config: Any, auto: Any, endings: tuple[str, ...]) ->
     """
     named = str((getattr(config, "architectures", None) or [""])[0]).endswith(endings)
     names = weight_names(model)
-    own = None if names is None else _own_names(config, auto)
-    if not own or names is None:
+    if names is None:
         return named
-    return own <= names
-
-
-def _own_names(config: Any, auto: Any) -> set[str] | None:
-    """Names of an LM head's own weights: those of the whole model less the backbone's and the tied ones."""
     try:
         with torch.device("meta"):
             whole = auto.from_config(copy.deepcopy(config))
+        names = _as_read(names, whole)
     except Exception:  # transformers' own code on the user's configuration: loading the model says what is wrong
-        return None
+        return named
     tied = set(getattr(whole, "all_tied_weights_keys", None) or {})
-    return {key for key in whole.state_dict() if not key.startswith(f"{whole.base_model_prefix}.")} - tied
+    own = {key for key in whole.state_dict() if not key.startswith(f"{whole.base_model_prefix}.")} - tied
+    return own <= names if own else named
+
+
+def _as_read(names: set[str], whole: Any) -> set[str]:
+    """Names of a file as transformers reads them: GPT-NeoX's `embed_out` is an `lm_head`, TensorFlow's gamma a weight.
+
+    Raises:
+        ImportError: another version of transformers, which keeps its table elsewhere.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    renamings = [part for part in get_model_conversion_mapping(whole) if isinstance(part, WeightRenaming)]
+    return {apply_renamings(name, renamings) for name in names}

@@ -16,7 +16,6 @@ from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
-from lateprompt.vocabulary import check_ids
 
 READOUTS = ("mask", "label", "head")
 TEXTS = ("text", "text_pair")
@@ -120,7 +119,6 @@ class SourceEncoder:
             stripped = [text.strip() for text in texts]
             # An empty text is no tokens: without the guard it would be a lone space.
             columns[field] = self.words.texts([lead + text if text else "" for text in stripped])
-            check_ids(self.tokenizer, columns[field])
         return [
             self._fill({field: texts[index] for field, texts in columns.items()}, index + 1)
             for index in range(len(rows))
