@@ -19,7 +19,7 @@ from torch import nn
 from lateprompt.calls import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.errors import LatePromptError
-from lateprompt.families import core_of, num_layers_of
+from lateprompt.families import core_of, family_of, num_layers_of
 from lateprompt.generation import GenerationWishes, generate_groups
 from lateprompt.layer import LatePromptLayer
 from lateprompt.split import resolve_prompt_layer
@@ -94,7 +94,8 @@ class LatePromptModel(BaseTuner):
                 "or take the first one away with unload()"
             )
         if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
-            if _called_by_transformers():  # it would go on with the bare model, without a late prompt
+            if _transformers_call():  # it would go on with the bare model, without a late prompt
+                _forget_failure(model)
                 raise LatePromptError(
                     f"{type(model).__name__} is a bare backbone, in which a late prompt cannot be put in place; use "
                     "peft.get_peft_model(model, config) or PeftModel.from_pretrained(model, folder)"
@@ -153,6 +154,7 @@ class LatePromptModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
             self.peft_config.pop(adapter_name, None)
+            _forget_failure(model)
             raise
         if callable(getattr(type(self.model), "generate", None)):
             # A PeftModel without a task type calls this one, past our `generate`.
@@ -168,6 +170,12 @@ class LatePromptModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        at_odds = peft_config.tuner is not None or family_of(target).core  # its names would find no place in the model
+        if at_odds and _transformers_call() == "load_adapter":
+            raise LatePromptError(
+                "transformers' load_adapter cannot load this late prompt; use peft.PeftModel.from_pretrained(model, "
+                "folder)"
+            )
         if isinstance(target, LatePromptLayer):
             target.update_layer(adapter_name, peft_config)
             return
@@ -390,14 +398,20 @@ def _check_adapter_name(name: str, model: nn.Module) -> None:
         )
 
 
-def _called_by_transformers() -> bool:
-    """Whether transformers' own `add_adapter` or `load_adapter` makes this adapter: they change a model in place."""
+def _transformers_call() -> str:
+    """`add_adapter` or `load_adapter`, if transformers' own one makes this adapter: they change a model in place."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "transformers.integrations.peft":
-            return True
+            return frame.f_code.co_name
         frame = frame.f_back
-    return False
+    return ""
+
+
+def _forget_failure(model: Any) -> None:
+    """transformers notes an adapter before it has one: after an error there is none."""
+    if getattr(model, "_hf_peft_config_loaded", False) and not getattr(model, "peft_config", None):
+        model._hf_peft_config_loaded = False
 
 
 def _adapters_of(module: Any) -> set[str]:
