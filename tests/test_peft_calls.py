@@ -204,6 +204,14 @@ def test_traces_are_refused():
         torch.jit.trace(model.base_model.model, inputs, strict=False, check_trace=False)
 
 
+def test_replicas_of_data_parallel_are_refused():
+    layer = late_model("bert").base_model.layer
+    replica = layer._replicate_for_data_parallel()  # what DataParallel makes for each GPU
+    with pytest.raises(LatePromptError, match=r"CUDA_VISIBLE_DEVICES=0.*torchrun"):
+        replica(**plain_batch("bert"))
+    assert torch.isfinite(layer(**plain_batch("bert")).last_hidden_state).all()
+
+
 @pytest.mark.parametrize(("name", "auto"), [("bert", MASKED), ("llama", CAUSAL)])
 def test_exported_models(name, auto):
     model, batch = late_model(name, auto), plain_batch(name)

@@ -231,6 +231,11 @@ class LateBackbone(nn.Module):
         Raises:
             LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
         """
+        if self.__dict__.get("_is_replica"):
+            raise LatePromptError(
+                "torch.nn.DataParallel copies the backbone, but not its trunk and tail; show one GPU "
+                "(CUDA_VISIBLE_DEVICES=0), or start one process a GPU: torchrun --nproc-per-node=2 script.py"
+            )
         with wide_products(*self.placement):
             return self._forward(*args, **kwargs)
 

@@ -102,12 +102,12 @@ class LatePromptConfig(PeftConfig):
         kind = None if self.tuner is None else self.tuner.get("peft_type")
         if self.tuner is not None and kind != FULL:
             make_config(self.tuner)
-        if kind in PROMPT_LEARNING:
-            _check_tokens(self.tuner)
         if kind in PROMPT_LEARNING and self.generator != NO_PROMPT:
             raise LatePromptError(
                 f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'"
             )
+        if kind in PROMPT_LEARNING:
+            _check_tokens(self.tuner)
         if self.generator == SENTENCE and self.tuner is not None:
             raise LatePromptError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
         trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
