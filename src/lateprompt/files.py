@@ -278,25 +278,70 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+_LFS = b"version https://git-lfs"
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise LatePromptError unless `path` is an ordinary file with its own content: reading a pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise LatePromptError(f"{what} {str(path)!r} is {kind}; give an ordinary file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    if start == _LFS:
+        raise LatePromptError(
+            f"{what} {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+            "download the file"
+        )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise LatePromptError(f"{what} {str(path)!r} is broken: {error}") from None
+    except RecursionError:
+        raise LatePromptError(f"{what} {str(path)!r} is broken: its lists or objects are nested too deeply") from None
     if not isinstance(value, dict):
-        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {_shortened(value)}, not an object")
     return value
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return repr(str(value)[:40])
+    except RecursionError:
+        return f"a {type(value).__name__}"
+
+
+def tensor_names(path: Path, what: str) -> set[str]:
+    """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
+    check_regular(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+    check_regular(path, what)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None

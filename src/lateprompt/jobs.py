@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from lateprompt.classifier import TextClassifier
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.generators import GENERATORS
 from lateprompt.pretrained import load_config, max_positions
 from lateprompt.progress import Bar
@@ -288,7 +288,7 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
         if isinstance(classifier.readout, PhraseReadout):
             raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
-                "have no readout for them here; use --readout head"
+                f"have no readout for them here; use {option('readout', 'head')}"
             )
         if feeds is None:
             feeds = classifier.feed(rows.train), classifier.feed(rows.dev, any_label=True) if rows.dev else None

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lateprompt.backbone import LateBackbone
 from lateprompt.branches import branch_hidden, can_branch
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.generators import read_position, read_state
 from lateprompt.halves import wide_products
 from lateprompt.names import LOSSES as LOSSES
@@ -137,7 +137,7 @@ class LMHead:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if output is None:
             raise LatePromptError(
-                f"{type(model).__name__} has no LM head to score label words with; use --readout head"
+                f"{type(model).__name__} has no LM head to score label words with; use {option('readout', 'head')}"
             )
         self.words = words
         self.view = shallow_copy(model)
@@ -311,7 +311,9 @@ class PhraseReadout(Readout):
         together = None
         if batch.trunk_states is not None:
             if states is None:
-                raise LatePromptError("trunk_states were given without those of the label words; use --states off")
+                raise LatePromptError(
+                    f"trunk_states were given without those of the label words; use {option('states', 'off')}"
+                )
             together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
         hidden = branch_hidden(
             self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
@@ -328,7 +330,7 @@ class PhraseReadout(Readout):
         if batch.trunk_states is not None:
             raise LatePromptError(
                 "label words of several tokens cannot be scored from kept trunk states on this architecture; "
-                "use --states off"
+                f"use {option('states', 'off')}"
             )
         rows, labels, width = tokens.shape
         ids, source, read = (

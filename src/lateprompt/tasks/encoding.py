@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.names import READOUTS as READOUTS
 from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
@@ -275,7 +275,8 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
     )
 
 
