@@ -279,6 +279,7 @@ def train_model(
         LatePromptError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
+    recipe = recipe.resolved(len(rows.train), model.method)
     check_metrics(rows.task.metrics)
     tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
     train = tuned.feed(rows.train)
@@ -385,7 +386,8 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
     """Raise LatePromptError unless a finished run was made by these settings."""
     saved = read_json(folder / RUN_FILE, "run file")
     theirs = {**saved.get("model_settings", {}), **saved.get("data", {}), **saved.get("recipe", {})}
-    ours = {**asdict(model), **asdict(data), **asdict(recipe)}
+    rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows", 0)
+    ours = {**asdict(model), **asdict(data), **asdict(recipe.resolved(int(rows), model.method))}
     layers = int(saved.get("num_layers") or 0)
     if layers:
         ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
