@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,7 @@ def train_model(
         LatePromptError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
+    recipe = recipe.resolved(len(rows.train), model.method)
     check_metrics(rows.task.metrics)
     tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
     train = tuned.feed(rows.train)
@@ -467,6 +468,10 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
         for part in ("model_settings", "data", "recipe")
         for key, value in section_of(saved, part, folder).items()
     }
+    rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
+    if "recipe" not in theirs:  # of a version that knew but one
+        recipe = replace(recipe, recipe="paper")
+    recipe = recipe.resolved(rows if isinstance(rows, int) else 0, model.method)
     ours = {**asdict(model), **asdict(data), **asdict(recipe)}
     layers = saved.get("num_layers")
     if isinstance(layers, int) and layers > 1:

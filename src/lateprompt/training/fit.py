@@ -23,7 +23,7 @@ from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.metrics import is_better, primary_metric
 from lateprompt.training.parallel import processes
-from lateprompt.training.settings import RecipeSettings
+from lateprompt.training.settings import PAPER_EPOCHS, RecipeSettings
 
 
 @dataclass
@@ -56,13 +56,13 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
     plain = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, fused=fused)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.peak_rate, fused=fused)
 
 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     """Optimiser steps per epoch and in all."""
     per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
-    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * recipe.epochs
+    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
 def _step_batches(
@@ -169,6 +169,7 @@ def fit_turns(
     quiet: bool = True,
 ) -> Generator[dict[str, Any], None, FitResult]:
     """`fit` in turns: yields the history's entry after each evaluation, and goes on when asked for the next one."""
+    recipe = recipe.resolved(len(train))
     parameters = trainable_parameters(model)
     optimizer = make_optimizer(parameters, recipe)
     per_epoch, total = plan_steps(len(train), recipe)
@@ -181,7 +182,7 @@ def fit_turns(
         progress, weights, best = resumed
         _restore(parameters, weights)
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", recipe.lr)
+        group.setdefault("initial_lr", recipe.peak_rate)
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(recipe.warmup * total), total, last_epoch=progress.step - 1
     )
