@@ -56,7 +56,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         max_length: longest input in tokens.
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
-        epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`.
+        recipe, epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`;
+            what is left out follows from the number of texts and the method.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
@@ -98,10 +99,11 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         max_length: int = 256,
         dtype: str = "float32",
         device: str | None = None,
-        epochs: int = 10,
+        recipe: str = "auto",
+        epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 32,
-        lr: float = 1e-3,
+        lr: float | None = None,
         weight_decay: float = 0.1,
         warmup: float = 0.06,
         clip: float = 1.0,
@@ -128,6 +130,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.max_length = max_length
         self.dtype = dtype
         self.device = device
+        self.recipe = recipe
         self.epochs = epochs
         self.steps = steps
         self.batch_size = batch_size
@@ -243,6 +246,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         task = self._task([label_name(label) or "" for label in classes], rows.pair)
         dev = None if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
+        recipe = recipe.resolved(len(rows.texts), model.method)
         classifier = TextClassifier.build(model, task, seed=recipe.seed)
         feeds = [classifier.feed(rows.rows()), *([] if dev is None else [classifier.feed(dev)])]
         feeds[0].weights = rows.relative_weights()

@@ -134,7 +134,7 @@ def unpickled_state(estimator: LatePromptClassifier, state: dict[str, Any]) -> d
     """The estimator's attributes from what `pickled_state` gave, or an older version's."""
     files, device = state.get(_FILES), state.get(_DEVICE, state.get("device"))
     known: dict[str, Any] = dict.fromkeys(estimator._get_param_names())
-    known["method"] = state.get("generator") or "npg"  # which was its only name once
+    known |= {"method": state.get("generator") or "npg", "recipe": "auto"}  # generator was its only name once
     found = {**known, **{name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}}
     if files is not None:
         with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
