@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.utils.hotswap import hotswap_adapter
-from peft_models import CAUSAL, HEADLESS, MASKED, MODELS, first_output, late_config, late_model, plain_batch, shake
+from peft_models import CAUSAL, HEADLESS, MASKED, first_output, late_config, late_model, plain_batch, shake
 from tiny_models import tiny_batch, tiny_model
 from torch import nn
 
@@ -80,7 +80,7 @@ def test_hotswap_names_what_it_takes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "auto"), [case for case in MODELS if case[1] in (MASKED, CAUSAL) and case[0] != "opt"]
+    ("name", "auto"), [*FEW[2:], ("deberta-v2", MASKED), ("distilbert", MASKED), ("gpt_neox", CAUSAL)]
 )
 def test_transformers_own_adapters(name, auto, tmp_path):
     ours, batch = late_model(name, auto), plain_batch(name)
@@ -165,8 +165,7 @@ QUANTISED = [
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("in_place", "used"), [(False, False), (True, True)])
 @pytest.mark.parametrize(("name", "auto", "changes"), QUANTISED)
 def test_dynamic_quantisation(name, auto, changes, in_place, used):
     model, batch = small(name, auto, **changes), plain_batch(name)
@@ -185,6 +184,15 @@ def test_dynamic_quantisation(name, auto, changes, in_place, used):
     assert run  # the modules that stand in the model are those that the views run
     if not in_place:
         assert torch.equal(first_output(model, batch), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_quantised_lora_is_refused():
+    model = late_model("bert", tuner={"peft_type": "LORA", "r": 2})
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(LatePromptError, match="quantise the base model first"):
+        first_output(quantised, plain_batch("bert"))
+    assert torch.isfinite(first_output(model, plain_batch("bert"))).all()
 
 
 def test_a_late_prompt_on_a_quantised_base():
@@ -243,7 +251,7 @@ def test_copies_share_nothing(name, auto):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "auto"), FEW)
+@pytest.mark.parametrize(("name", "auto"), FEW[:3])
 def test_other_types_after_wrapping(name, auto, dtype):
     model, batch = small(name, auto), plain_batch(name)
     expected = first_output(model, batch)

@@ -155,6 +155,16 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             beneath.enable(enabled)
         super().enable_adapters(enabled)
 
+    def check_call(self) -> None:
+        super().check_call()
+        for beneath in self.beneath.values():
+            maps: Any = getattr(beneath.layers[0], "lora_A", {}) if beneath.layers else {}
+            if any(callable(getattr(part, "weight", None)) for part in maps.values()):
+                raise LatePromptError(
+                    "quantize_dynamic has quantised LoRA's own maps, which PEFT cannot compute with; quantise the base "
+                    "model first, and put the adapter on it afterwards"
+                )
+
     def unwrap_beneath(self) -> None:
         """Give the backbone its own modules back."""
         for beneath in self.beneath.values():
