@@ -229,8 +229,15 @@ class LateBackbone(nn.Module):
             too, and begin at the prompt layer when `trunk_states` are given; `attentions` include the prompt's columns.
 
         Raises:
-            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
+            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape,
+                or a replica of `torch.nn.DataParallel`.
         """
+        if self.__dict__.get("_is_replica"):
+            raise LatePromptError(
+                "torch.nn.DataParallel copies a model's modules to every GPU, but not the trunk and the tail of a late "
+                "prompt; use one process a GPU (accelerate launch, or DistributedDataParallel), or show one GPU alone "
+                "(CUDA_VISIBLE_DEVICES=0), which keeps transformers' Trainer from DataParallel"
+            )
         with wide_products(*self.placement):
             return self._forward(*args, **kwargs)
 

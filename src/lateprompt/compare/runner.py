@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lateprompt.compare.cost import estimate
 from lateprompt.compare.plan import Plan, RunSpec
@@ -258,11 +258,14 @@ def _cores() -> int:
 @contextmanager
 def _locked(results: Path) -> Iterator[None]:
     """One comparison at a time in a folder; the lock of a dead process is none."""
-    with (results / _LOCK).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LatePromptError(
-                f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
-            ) from None
+    lock = FileLock(results / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LatePromptError(
+            f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
