@@ -28,6 +28,10 @@ class CannotKeep(LatePromptError):
     """
 
 
+class Busy(CannotKeep):
+    """Another process changes the store, and does not end."""
+
+
 @contextmanager
 def put_plainly(folder: Path) -> Iterator[None]:
     """Raise `CannotKeep` for what the disk or its permissions refuse; any other error stays as it is."""
@@ -85,7 +89,7 @@ def _take(folder: Path, wait_seconds: float, create: bool, progress: Callable[[]
         except Timeout:
             now = progress() if progress is not None else 0
             if now <= reached:
-                raise CannotKeep(
+                raise Busy(
                     f"another process is filling trunk states {str(folder)!r}; wait, or use another folder"
                 ) from None
             reached = now

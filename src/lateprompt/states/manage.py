@@ -17,7 +17,7 @@ from lateprompt.errors import LatePromptError
 from lateprompt.files import write_atomically
 from lateprompt.states.codec import DTYPES
 from lateprompt.states.facts import STORE_FILE
-from lateprompt.states.locking import LOCK_FILE, changing
+from lateprompt.states.locking import LOCK_FILE, Busy, CannotKeep, changing, put_plainly
 from lateprompt.states.segments import RECORD, Segment, segment_files, size_of
 from lateprompt.states.store import TrunkStates
 
@@ -117,18 +117,21 @@ def verify_store(folder: Path) -> Verdict:
         LatePromptError: no store, or another process is filling it.
     """
     store = TrunkStates.attach(folder)
-    if not os.access(folder, os.W_OK):
-        bad = sum(len(_damaged(segment)) for segment in _segments(store))
-        problem = f"{bad} damaged rows cannot be dropped: {str(folder)!r} may only be read" if bad else None
-        return Verdict(folder.name, len(store) - bad, 0, problem)
     dropped = 0
-    with store.writing(wait_seconds=VERIFY_WAIT_SECONDS):
-        for segment in _segments(store):
-            bad_records = _damaged(segment)
-            if len(bad_records):
-                dropped += len(bad_records)
-                _drop(segment, bad_records)
-        return Verdict(folder.name, len(TrunkStates.attach(folder)), dropped)
+    try:
+        with store.writing(wait_seconds=VERIFY_WAIT_SECONDS), put_plainly(folder):
+            for segment in _segments(store):
+                bad = _damaged(segment)
+                if len(bad):
+                    _drop(segment, bad)
+                    dropped += len(bad)
+            return Verdict(folder.name, len(TrunkStates.attach(folder)), dropped)
+    except Busy:
+        raise
+    except CannotKeep as error:
+        left = sum(len(_damaged(segment)) for segment in _segments(store))
+        problem = f"{left} damaged rows stay: {error}" if left else None
+        return Verdict(folder.name, len(TrunkStates.attach(folder)) - left, dropped, problem)
 
 
 def _segments(store: TrunkStates) -> list[Segment]:

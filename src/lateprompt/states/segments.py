@@ -51,6 +51,11 @@ def size_of(path: Path) -> int:
         return 0
 
 
+def may_write(path: Path) -> bool:
+    """Whether the user that this process acts for may read and write a file."""
+    return os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 class Segment:
     """One pair of files.
 
@@ -130,7 +135,7 @@ class Segment:
     @property
     def is_writable(self) -> bool:
         """Whether this user may append to it, as far as its files exist."""
-        return all(os.access(path, os.R_OK | os.W_OK) for path in (self.path, self.index_path) if path.exists())
+        return all(may_write(path) for path in (self.path, self.index_path) if path.exists())
 
     def _is_whole(self, record: np.void, data_bytes: int) -> bool:
         end = int(record["offset"]) + int(record["length"]) * self.row_bytes
