@@ -229,7 +229,8 @@ class LateBackbone(nn.Module):
             too, and begin at the prompt layer when `trunk_states` are given; `attentions` include the prompt's columns.
 
         Raises:
-            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
+            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape,
+                or a replica of `torch.nn.DataParallel`.
         """
         if self.__dict__.get("_is_replica"):
             raise LatePromptError(

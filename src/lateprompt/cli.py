@@ -200,34 +200,46 @@ def _add_states(parser: _Parser) -> None:
 
 def _states(args: Namespace) -> None:
     from lateprompt.progress import print_table
-    from lateprompt.states import list_stores, prune, stores_in, verify_store
     from lateprompt.training.states_settings import StatesSettings
 
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None
-    result: Any
-    if args.action == "fill":
-        result = _fill_states(args, folder)
-    elif args.action == "list":
-        result = list_stores(folder)
-    elif args.action == "verify":
-        result = [vars(verify_store(path)) for path in stores_in(folder)]
-    elif args.limit_gb is None:
-        raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
-    else:
-        result = [{"freed_bytes": prune(folder, int(args.limit_gb * 1e9))}]
+    result, problems = _fill_states(args, folder) if args.action == "fill" else _look_after_states(args, folder)
     if args.json:
         print(json.dumps(result))
     elif result:
-        shown = [{key: value for key, value in row.items() if key not in ("format", "fingerprint")} for row in result]
-        print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
+        hidden = {"format", "fingerprint"}
+        if all(row.get("problem") is None for row in result):
+            hidden.add("problem")
+        shown = [{key: value for key, value in row.items() if key not in hidden} for row in result]
+        cells = [["" if value is None else _figure(value) for value in row.values()] for row in shown]
+        print_table(list(shown[0]), cells)
     else:
         print(f"no trunk states in {folder}")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise LatePromptError(f"{problems[0]}{more}")
 
 
-def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
+def _look_after_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What list, verify or prune found, and what is wrong with stores that it could not handle."""
+    from lateprompt.states import list_stores, prune_stores, verify_stores
+
+    if args.action == "prune":
+        limit = args.limit_gb
+        if limit is None:
+            raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
+        if not limit >= 0:
+            raise LatePromptError(f"limit_gb {limit!r} is no size; give a number of 10^9 bytes from 0")
+        done = prune_stores(folder, limit * 1e9)
+        refused = [] if done.fits else list(done.refused.values())
+        return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
+    result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
+    return result, [row["problem"] for row in result if row["problem"] is not None]
+
+
+def _fill_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     from lateprompt.run import DataSettings, kind_of, resolve_task
-    from lateprompt.states.store import describe
     from lateprompt.tasks import TextTask, load_task, read_rows
     from lateprompt.training.kept import fill_layers
     from lateprompt.training.settings import ModelSettings
@@ -250,7 +262,7 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     )
     tuned = kind_of(task).build(settings, task, seed=0)
     stores = fill_layers(tuned, rows, args.prompt_layer, folder, args.dtype)
-    return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
+    return [store.describe() for store in stores], []
 
 
 def _add_demo(parser: _Parser) -> None:

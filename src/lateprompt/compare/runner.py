@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lateprompt.compare.cost import estimate
 from lateprompt.compare.folder import CHOSEN_FILE, LOCK_FILE, PLAN_FILE, SEARCH_FILE, check_results, plan_text
@@ -28,7 +28,6 @@ from lateprompt.files import write_lines, write_text
 from lateprompt.progress import Bar
 
 WORKER = "from lateprompt.compare.worker import main; main()"
-_LOCK = "lock"
 _SIGNALLED_TOGETHER = 2.0
 """Seconds within which a signal that ended a worker ends this process too (Ctrl-C, a scheduler): no failed run."""
 
@@ -260,11 +259,14 @@ def _cores() -> int:
 @contextmanager
 def _locked(results: Path) -> Iterator[None]:
     """One comparison at a time in a folder; the lock of a dead process is none."""
-    with (results / LOCK_FILE).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LatePromptError(
-                f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
-            ) from None
+    lock = FileLock(results / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LatePromptError(
+            f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
