@@ -17,6 +17,9 @@ from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuned import ADAPTER, TunedModel
 
+_TOGETHER = 16384
+"""Rows that `probabilities` encodes and sorts at a time."""
+
 
 class TextClassifier(TunedModel):
     """A tuned classifier, from rows to label probabilities; `build`, `load` and the arguments are `TunedModel`'s."""
@@ -55,11 +58,17 @@ class TextClassifier(TunedModel):
     def probabilities(
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Label probabilities (rows, labels)."""
-        if not rows:
-            return np.zeros((0, len(self.task.labels)), dtype=np.float32)
+        """Label probabilities (rows, labels).
+
+        Rows are encoded and sorted by length some thousand at a time, so that only the result grows with their number;
+        `lateprompt.predict_rows` does without that too.
+        """
         self.restore()
-        scores = predict_scores(
-            self.readout, self.feed(rows), batch_size=batch_size, device=self.device, progress=progress
-        )
-        return softmax(scores)
+        parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
+        for start in range(0, len(rows), _TOGETHER):
+            feed = self.feed(rows[start : start + _TOGETHER])
+            scores = predict_scores(
+                self.readout, feed, batch_size=batch_size, device=self.device, progress=progress
+            )
+            parts.append(softmax(scores))
+        return np.concatenate(parts)

@@ -1,0 +1,199 @@
+"""`PredictionFile`: a file that has whole rows at any time, and what becomes of one that was there before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lateprompt.errors import LatePromptError
+from lateprompt.outputs.columns import Columns, Survey
+from lateprompt.outputs.formats import format_of, is_prediction_file
+from lateprompt.outputs.parquet import ParquetSink
+from lateprompt.outputs.sinks import LineSink, ScreenSink, Sink
+from lateprompt.predicting import Prediction
+
+SCREEN = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def check_existing(path: str, *, overwrite: bool = False) -> None:
+    """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten."""
+    file = Path(path)
+    if path in SCREEN or not file.is_file() or overwrite or file.stat().st_size == 0 or is_prediction_file(file):
+        return
+    raise LatePromptError(
+        f"output {path!r} exists and is no file of predictions; choose another name, or give --overwrite to replace it"
+    )
+
+
+class PredictionFile:
+    """Predictions on their way into a file, whole rows at any time; use it in a `with` statement.
+
+    A new file is written in its place; one that was there is replaced at the end, and until then the rows are in a file
+    beside it (`out.partial.jsonl` for `out.jsonl`). Where the `with` block ends by an exception, what was written
+    stays, up to the last whole row.
+
+    Args:
+        path: where to; `-` for the screen. The suffix says how: .csv, .tsv, .parquet, JSON lines for any other; .gz behind
+            one of a text.
+        labels: the task's labels; None for written texts.
+        errors: whether there may be rows with an error.
+        survey: the columns of all rows, where they are known before; else a table has those of the first rows.
+        overwrite: replace a file that is none of predictions.
+
+    Raises:
+        LatePromptError: a place that cannot be written, a full disk, or a table whose columns change on the way.
+
+    Example:
+        >>> with PredictionFile("labels.csv", labels=classifier.task.labels) as file:
+        ...     file.write(predict_rows(classifier, rows))
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        labels: Sequence[str] | None,
+        errors: bool = False,
+        survey: Survey | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.name = str(path)
+        self.format = format_of("-" if self.name in SCREEN else self.name)
+        check_existing(self.name, overwrite=overwrite)
+        self.columns = Columns(labels, errors=errors, flat=self.format.table)
+        self.survey = survey
+        self.errors = 0
+        self.left = ""
+        """After an exception: what is in which file."""
+        self._sink: Sink | None = None
+        self._place: Path | None = None
+        self._target: Path | None = None
+        self._held: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows are in the file."""
+        return 0 if self._sink is None else self._sink.rows
+
+    def write(self, predictions: Sequence[Prediction]) -> None:
+        """Write some rows; when it returns they are in the file (of a .parquet: when it is closed)."""
+        assert self._sink is not None, "a PredictionFile is written in a with statement"
+        lines = [self.columns.line(prediction) for prediction in predictions]
+        try:
+            self._sink.write(lines)
+        except BrokenPipeError:  # the reader has what it wanted
+            raise
+        except OSError as error:
+            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror}") from None
+        self.errors += sum(prediction.error is not None for prediction in predictions)
+
+    def __enter__(self) -> PredictionFile:
+        try:
+            self._sink = self._open()
+        except OSError as error:
+            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._sink is not None
+        with uninterrupted():
+            if kind is None:
+                try:
+                    self._sink.finish()
+                    if self._target is not None and self._place is not None:
+                        self._place.replace(self._target)
+                    return
+                except OSError as problem:
+                    self._abort()
+                    what = f"output {self.name!r} cannot be written: {problem.strerror}"
+                    raise LatePromptError(f"{what}; {self.left}") from None
+            self._abort()
+
+    def _abort(self) -> None:
+        """Keep whole rows; without any, no file is left that was not there."""
+        assert self._sink is not None
+        with suppress(OSError):
+            self._sink.abort()
+        rows, place = self._sink.rows, self._place
+        if place is None:
+            self.left = f"{rows:,} rows were written before"
+        elif rows:
+            before = "" if self._target is None else f", {str(self._target)!r} is as it was"
+            self.left = f"{str(place)!r} has the first {rows:,} rows, the rest is missing{before}"
+        else:
+            with suppress(OSError):
+                place.unlink()
+            self.left = "nothing was written"
+
+    def _open(self) -> Sink:
+        if self.name in SCREEN:
+            sys.stdout.flush()
+            return ScreenSink()
+        path = Path(os.path.realpath(self.name))
+        if path.exists() and not path.is_file():  # a pipe or a device
+            if self.format.kind == "parquet":
+                raise LatePromptError(f"output {self.name!r} is no regular file, as a .parquet must be; write .jsonl")
+            return LineSink(os.open(path, os.O_WRONLY), self.format, self.columns, self.survey)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = 0o666
+        self._place = path
+        if path.exists() and path.stat().st_size:
+            self._target, self._place, mode = path, _partial(path), stat.S_IMODE(path.stat().st_mode)
+            self._held = os.open(path, os.O_RDONLY)
+            _claim(self._held, self.name)
+        handle = os.open(self._place, os.O_RDWR | os.O_CREAT, mode)
+        _claim(handle, self.name)
+        os.ftruncate(handle, 0)
+        kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
+        return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path` with its suffixes, which no file has that is not ours."""
+    form = format_of(str(path))
+    stem = path.name.removesuffix(form.suffix) if form.suffix else path.name
+    number = 1
+    while True:
+        place = path.with_name(f"{stem}.partial{'' if number == 1 else number}{form.suffix}")
+        if not place.exists() or (place.is_file() and (not place.stat().st_size or is_prediction_file(place))):
+            return place
+        number += 1
+
+
+def _claim(handle: int, name: str) -> None:
+    """Hold the file until it is closed: a second predict into it would mix its rows with ours."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise LatePromptError(f"output {name!r} is being written by another process; choose another name") from None
+    except OSError:  # a file system without locks
+        return
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for nothing here: they are ignored while a file is brought in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
