@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,24 +27,208 @@ from safetensors.torch import save_file
 
 from lateprompt.errors import LatePromptError
 
+STAGING = ".lateprompt-new"
+"""In a run folder: where the files of a new run wait until all of them are there."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
+"""What is read of a folder with a model or a run."""
+
+
+def given_path(value: str | os.PathLike[str], what: str = "output") -> Path:
+    """A path as a user gave it; LatePromptError for a blank one (`Path('')` is the working directory)."""
+    text = os.fspath(value)
+    if not text.strip() or "\0" in text:
+        raise LatePromptError(f"{what} {text!r} is no name; give a path, or . for the working directory")
+    return Path(text)
+
+
+def check_output(
+    path: str | os.PathLike[str], *, inputs: Iterable[str | os.PathLike[str]] = (), what: str = "output"
+) -> Path:
+    """Refuse a file that cannot be written, or must not be, before any work is done for it; creates nothing.
+
+    Args:
+        path: the file to write; one that exists is replaced, and what is no regular file (a FIFO, /dev/stdout) is
+            written to.
+        inputs: what the command reads: files, folders with a run or a model, hub ids. None of their files may be the
+            output.
+        what: what a message calls the path.
+
+    Returns:
+        The path.
+
+    Raises:
+        LatePromptError: a blank name, a folder, an input, a place that is not there and cannot be made, or one that
+            cannot be written to.
+
+    Example:
+        >>> check_output("predictions.jsonl", inputs=["rows.jsonl"]).name
+        'predictions.jsonl'
+    """
+    target = given_path(path, what)
+    try:
+        facts = target.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        facts = None
+    except OSError as error:
+        raise LatePromptError(
+            f"{what} {str(target)!r} cannot be written: {error.strerror}; give another file"
+        ) from None
+    if os.fspath(path).endswith(os.sep) or (facts is not None and stat.S_ISDIR(facts.st_mode)):
+        raise LatePromptError(f"{what} {os.fspath(path)!r} is a folder; give a file")
+    if facts is not None and not os.access(target, os.W_OK):
+        raise LatePromptError(
+            f"{what} {str(target)!r} is write-protected; give another file, or change its permissions"
+        )
+    if facts is None or stat.S_ISREG(facts.st_mode):
+        if _own_descriptor(target) is None:
+            _check_place(Path(os.path.realpath(target)).parent, target, what)
+        _check_no_input(target, inputs, what)
+    return target
+
+
+def _check_place(folder: Path, target: Path, what: str) -> None:
+    """Raise LatePromptError unless files can be made in a folder, or the folder in the nearest one that exists."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(target)!r} cannot be written: {error.strerror}; give another one") from None
+    if not folder.is_dir():
+        raise LatePromptError(f"{what} {str(target)!r} cannot be written: {str(folder)!r} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LatePromptError(
+            f"{what} {str(target)!r} cannot be written: folder {str(folder)!r} is write-protected; give another place, "
+            "or change its permissions"
+        )
+
+
+def _check_no_input(target: Path, inputs: Iterable[str | os.PathLike[str]], what: str) -> None:
+    """Raise LatePromptError if writing `target` would replace a file that is read."""
+    for given in inputs:
+        source = Path(given)
+        with contextlib.suppress(OSError):
+            if source.is_dir():
+                read = source / target.name
+                of = f"a file of {str(source)!r}, which is read"
+                found = (target.suffix in _READ or target.name == "history.jsonl") and read.is_file()
+            else:
+                read, of, found = source, "the same file as an input", source.exists()
+            if found and target.exists() and target.samefile(read):
+                raise LatePromptError(f"{what} {str(target)!r} is {of}; give another file")
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
+
+    A link stays, and the file that it points to is replaced; permissions stay as they were. What is there and no
+    regular file (a FIFO, a terminal, /dev/stdout) is written to.
+
+    Raises:
+        LatePromptError: `path` is a folder, or the disk is full.
+    """
+    path = Path(path)
+    shown = path.parent.parent / path.name if path.parent.name == STAGING else path
+    with naming(shown):
+        facts = _facts(path)
+        if facts is not None and stat.S_ISDIR(facts.st_mode):
+            raise LatePromptError(f"output {str(shown)!r} is a folder; give a file")
+        descriptor = _own_descriptor(path)
+        if descriptor is not None or (facts is not None and not stat.S_ISREG(facts.st_mode)):
+            _write_straight(path, descriptor, write)
+        else:
+            _write_beside(Path(os.path.realpath(path)), facts, write)
+
+
+def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[Path], None]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _new_file(target)
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-        temporary.replace(path)
-        sync_folder(path.parent)
+        if facts is not None:
+            _keep_permissions(temporary, facts)
+        temporary.replace(target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> Path:
+    """A new, empty file beside `target`, with a name of its own and the permissions that new files get."""
+    while True:
+        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return temporary
+
+
+def _keep_permissions(file: Path, facts: os.stat_result) -> None:
+    own = file.stat()
+    if (own.st_uid, own.st_gid) != (facts.st_uid, facts.st_gid):
+        with contextlib.suppress(PermissionError):  # only root may
+            os.chown(file, facts.st_uid, facts.st_gid)
+    with contextlib.suppress(PermissionError):  # some file systems have none
+        file.chmod(stat.S_IMODE(facts.st_mode))
+
+
+def _write_straight(path: Path, descriptor: int | None, write: Callable[[Path], None]) -> None:
+    """Into what is no regular file: all at once, after `write` has made it elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="lateprompt-") as folder:
+        made = Path(folder) / "content"
+        write(made)
+        if descriptor is not None:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            opened = os.dup(descriptor)
+        else:
+            opened = os.open(path, os.O_WRONLY)
+        with made.open("rb") as source, os.fdopen(opened, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def _facts(path: Path) -> os.stat_result | None:
+    """What a path, its links followed, is; None where nothing is there yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat()
+    return None
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
+    for _ in range(40):  # links in a row
+        if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing say `path`, never a temporary file; a full disk is a LatePromptError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error_number(error)
+        if number in _FULL:
+            raise LatePromptError(
+                f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
+            ) from error
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of an error, from its message too: safetensors and pyarrow give no other."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
+    return int(found[1]) if found else None
 
 
 def sync_folder(folder: Path) -> None:
