@@ -61,14 +61,12 @@ class TextClassifier(TunedModel):
         """Label probabilities (rows, labels).
 
         Rows are encoded and sorted by length some thousand at a time, so that only the result grows with their number;
-        `lateprompt.predict_rows` does without that too.
+        `lateprompt.predicting.predict_rows` does without that too.
         """
         self.restore()
         parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
         for start in range(0, len(rows), _TOGETHER):
             feed = self.feed(rows[start : start + _TOGETHER])
-            scores = predict_scores(
-                self.readout, feed, batch_size=batch_size, device=self.device, progress=progress
-            )
+            scores = predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
             parts.append(softmax(scores))
         return np.concatenate(parts)

@@ -16,6 +16,7 @@ from lateprompt.arguments import settings_of
 from lateprompt.bench_cli import add_bench, bench
 from lateprompt.compare_cli import add_compare, add_methods, add_report, compare, methods, report
 from lateprompt.errors import LatePromptError
+from lateprompt.predict_cli import add_predict, predict
 from lateprompt.progress import print_table
 
 
@@ -119,61 +120,11 @@ def _evaluate(args: Namespace) -> None:
 
 def _add_predict(parser: _Parser) -> None:
     _add_run(parser)
-    parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed")
-    parser.add_argument("--output", type=str, default="-", help="file for JSON lines; - for the screen")
-    parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
-    parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
+    add_predict(parser)
 
 
-def _predict(args: Namespace) -> None:
-    from lateprompt.files import as_json, write_lines
-    from lateprompt.progress import Bar
-    from lateprompt.tasks import read_rows
-    from lateprompt.writer import TextWriter
-
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None and args[name] < 1:
-            raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
-    tuned = _load(args)
-    rows = read_rows(args.data, task=tuned.task, labelled=False, split="test")
-    with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
-        if isinstance(tuned, TextWriter):
-            texts = tuned.write(
-                rows,
-                batch_size=args.batch_size,
-                beams=args.beams or 1,
-                max_new_tokens=args.max_new_tokens,
-                progress=bar.advance,
-            )
-            lines = [{**row.source, "prediction": text} for row, text in zip(rows, texts, strict=True)]
-        else:
-            _refuse_writing(args)
-            lines = _label_lines(
-                tuned, rows, tuned.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
-            )
-    if args.output == "-":
-        for line in lines:
-            print(json.dumps(line, ensure_ascii=False, default=as_json))
-    else:
-        write_lines(Path(args.output), lines)
-
-
-def _refuse_writing(args: Namespace) -> None:
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None:
-            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
-
-
-def _label_lines(classifier: Any, rows: Sequence[Any], probabilities: Any) -> list[dict[str, Any]]:
-    labels = classifier.task.labels
-    return [
-        {
-            **row.source,
-            "prediction": labels[int(scores.argmax())],
-            "scores": {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)},
-        }
-        for row, scores in zip(rows, probabilities, strict=True)
-    ]
+def _predict(args: Namespace) -> int:
+    return predict(args, _load)
 
 
 def _add_tasks(parser: _Parser) -> None:
@@ -307,7 +258,7 @@ def _demo(args: Namespace) -> None:
     run_demo(seed=args.seed)
 
 
-Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
+Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], int | None]]
 COMMANDS: dict[str, Command] = {
     "bench": ("training steps, or whole jobs, of several methods side by side in one run", add_bench, bench),
     "compare": ("methods × tasks × shots × seeds into one table of results, resumable", add_compare, compare),
@@ -315,7 +266,11 @@ COMMANDS: dict[str, Command] = {
     "train": ("train a classifier, or a writer of answers, and leave a run folder", _add_train, _train),
     "methods": ("list the methods that train takes, and their options", add_methods, methods),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
-    "predict": ("labels and scores, or written answers, for rows, as JSON lines", _add_predict, _predict),
+    "predict": (
+        "labels and scores, or written answers, for rows: JSON lines, CSV, TSV or Parquet",
+        _add_predict,
+        _predict,
+    ),
     "report": ("one HTML page from the results of lateprompt compare", add_report, report),
     "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
@@ -353,11 +308,11 @@ def build_parser() -> _Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
+    """Run a command; returns the exit code (0, 2 for bad input, 3 if predict skipped rows, 130 when interrupted)."""
     arguments = [_dashes_to_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
         args = build_parser().parse_args(arguments)
-        COMMANDS[args.command][2](args[args.command])
+        return COMMANDS[args.command][2](args[args.command]) or 0
     except LatePromptError as error:
         print(f"lateprompt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -371,4 +326,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lateprompt: interrupted; compare goes on with the same command, train with --resume", file=sys.stderr)
         return 130
-    return 0

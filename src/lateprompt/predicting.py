@@ -157,7 +157,10 @@ def _predict(
         if on_error == "stop" and failed is not None:
             if failed:
                 yield found[:failed]
-            raise LatePromptError(_placed(part[failed], start + failed + 1, str(found[failed].error)))
+            problem = str(found[failed].error)
+            # A row that could be read does not know its line, and is counted.
+            known = isinstance(part[failed], BadRow)
+            raise LatePromptError(problem if known else f"row {start + failed + 1}: {problem}")
         start += len(part)
         yield found
 
@@ -169,7 +172,7 @@ def _predict_window(
     found: list[Prediction | None] = [None] * len(part)
     for index, row in enumerate(part):
         if isinstance(row, BadRow):
-            found[index] = Prediction(row.source, error=row.error)
+            found[index] = Prediction(row.source, error=f"{row.unit} {row.number}: {row.error}")
     places = [index for index, one in enumerate(found) if one is None]
     encoded = answers.encode([row for row in part if isinstance(row, Row)])
     for index, example in zip(places, encoded, strict=True):
@@ -187,11 +190,6 @@ def _predict_window(
     if progress is not None and len(found) > len(good):
         progress(len(found) - len(good))
     return [one for one in found if one is not None]
-
-
-def _placed(row: Row | BadRow, number: int, problem: str) -> str:
-    """A problem with the place it is at; a row that could be read does not know its line, and is counted."""
-    return f"{row.unit} {row.number}: {problem}" if isinstance(row, BadRow) else f"row {number}: {problem}"
 
 
 def _windows(rows: Iterable[Row | BadRow], first: int, most: int) -> Iterator[list[Row | BadRow]]:

@@ -151,4 +151,4 @@ def plain_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     text = json_text(value)
-    return json.loads(text) if text.startswith('"') else text  # type: ignore[no-any-return]
+    return str(json.loads(text)) if text.startswith('"') else text

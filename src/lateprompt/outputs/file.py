@@ -14,19 +14,22 @@ from types import TracebackType
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.files import own_descriptor, sync_folder
 from lateprompt.outputs.columns import Columns, Survey
 from lateprompt.outputs.formats import format_of, is_prediction_file
 from lateprompt.outputs.parquet import ParquetSink
 from lateprompt.outputs.sinks import LineSink, ScreenSink, Sink
 from lateprompt.predicting import Prediction
 
-SCREEN = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+SCREEN = "-"
 
 
 def check_existing(path: str, *, overwrite: bool = False) -> None:
     """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten."""
     file = Path(path)
-    if path in SCREEN or not file.is_file() or overwrite or file.stat().st_size == 0 or is_prediction_file(file):
+    if path == SCREEN or own_descriptor(file) is not None or not file.is_file():
+        return
+    if overwrite or file.stat().st_size == 0 or is_prediction_file(file):
         return
     raise LatePromptError(
         f"output {path!r} exists and is no file of predictions; choose another name, or give --overwrite to replace it"
@@ -41,8 +44,8 @@ class PredictionFile:
     stays, up to the last whole row.
 
     Args:
-        path: where to; `-` for the screen. The suffix says how: .csv, .tsv, .parquet, JSON lines for any other; .gz behind
-            one of a text.
+        path: where to; `-` for the screen. The suffix says how: .csv, .tsv, .parquet, JSON lines for any other; .gz
+            behind one of a text.
         labels: the task's labels; None for written texts.
         errors: whether there may be rows with an error.
         survey: the columns of all rows, where they are known before; else a table has those of the first rows.
@@ -66,7 +69,7 @@ class PredictionFile:
         overwrite: bool = False,
     ) -> None:
         self.name = str(path)
-        self.format = format_of("-" if self.name in SCREEN else self.name)
+        self.format = format_of(self.name)
         check_existing(self.name, overwrite=overwrite)
         self.columns = Columns(labels, errors=errors, flat=self.format.table)
         self.survey = survey
@@ -92,14 +95,16 @@ class PredictionFile:
         except BrokenPipeError:  # the reader has what it wanted
             raise
         except OSError as error:
-            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror}") from None
+            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror or error}") from None
         self.errors += sum(prediction.error is not None for prediction in predictions)
 
     def __enter__(self) -> PredictionFile:
+        if self.survey is not None:
+            self.columns.header(self.survey)  # the same names in all rows
         try:
             self._sink = self._open()
         except OSError as error:
-            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror}") from None
+            raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror or error}") from None
         return self
 
     def __exit__(
@@ -112,10 +117,12 @@ class PredictionFile:
                     self._sink.finish()
                     if self._target is not None and self._place is not None:
                         self._place.replace(self._target)
+                    if self._place is not None:
+                        sync_folder(self._place.parent)
                     return
                 except OSError as problem:
                     self._abort()
-                    what = f"output {self.name!r} cannot be written: {problem.strerror}"
+                    what = f"output {self.name!r} cannot be written: {problem.strerror or problem}"
                     raise LatePromptError(f"{what}; {self.left}") from None
             self._abort()
 
@@ -136,14 +143,16 @@ class PredictionFile:
             self.left = "nothing was written"
 
     def _open(self) -> Sink:
-        if self.name in SCREEN:
+        descriptor = None if self.name == SCREEN else own_descriptor(Path(self.name))
+        if self.name == SCREEN or descriptor == 1:
             sys.stdout.flush()
             return ScreenSink()
         path = Path(os.path.realpath(self.name))
-        if path.exists() and not path.is_file():  # a pipe or a device
+        if descriptor is not None or (path.exists() and not path.is_file()):  # a pipe or a device
             if self.format.kind == "parquet":
                 raise LatePromptError(f"output {self.name!r} is no regular file, as a .parquet must be; write .jsonl")
-            return LineSink(os.open(path, os.O_WRONLY), self.format, self.columns, self.survey)
+            handle = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+            return LineSink(handle, self.format, self.columns, self.survey, whole=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = 0o666
         self._place = path

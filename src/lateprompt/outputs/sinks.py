@@ -6,10 +6,9 @@ import csv
 import gzip
 import io
 import os
-import stat
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from lateprompt.outputs.columns import Columns, Line, Survey, json_text, plain_text, refuse_new_columns
 from lateprompt.outputs.formats import DELIMITERS, Format
@@ -41,12 +40,20 @@ class _Written(NamedTuple):
 
 
 class LineSink:
-    """Rows of text in a file or pipe, one `write` of the system for each window."""
+    """Rows of text in a file or pipe, one `write` of the system for each window.
 
-    def __init__(self, handle: int, form: Format, columns: Columns, survey: Survey | None) -> None:
+    Args:
+        handle: the open file.
+        form, columns, survey: what is written.
+        whole: whether all of the file is ours, from its beginning to its end.
+    """
+
+    def __init__(
+        self, handle: int, form: Format, columns: Columns, survey: Survey | None, *, whole: bool = True
+    ) -> None:
         self._handle = handle
         self._compressed = form.compressed
-        self._regular = stat.S_ISREG(os.fstat(handle).st_mode)
+        self._regular = whole
         self._encoder = _Separated(form, columns, survey) if form.table else _JsonLines()
         self._written = _Written()
 
