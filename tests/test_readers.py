@@ -123,7 +123,9 @@ def test_a_csv_with_a_tasks_own_columns(tmp_path: Path) -> None:
         ("a.tsv", "sentence\tlabel\na\tb\tpositive\n", ["line 2", "3 fields"]),
         ("a.tsv", "sentence\tgold\na\tpositive\n", ["line 1", "no column 'label'", "sentence, gold"]),
         ("a.parquet", b"PAR1 not really", ["parquet"]),
-        ("a.xlsx", "x", ["unknown suffix '.xlsx'", ".jsonl"]),
+        ("a.xlsx", "x", ["no readable Excel workbook"]),
+        ("a.txt", "x", ["unknown suffix '.txt'", ".csv"]),
+        ("a.docx", "x", ["unknown suffix '.docx'", ".jsonl"]),
         ("a", "x", ["unknown suffix ''"]),
     ],
 )

@@ -98,7 +98,6 @@ def test_integers_in_label_map_become_strings() -> None:
         ({"labels": ["bad", "bad"]}, ["labels has 'bad' twice"]),
         ({"labels": {"a": "x", "b": True}}, ["label_words has True", "quote it"]),
         ({"labels": {"a": "x", "b": " y"}}, ["label_words has ' y'"]),
-        ({"labels": [0, 1]}, ["has 0", "quote it"]),
         ({"labels": ["a", "b"], "label_words": ["x"]}, ["label_words ['x'] are 1 words for 2 labels"]),
         ({"label_words": ["x", "y"]}, ["leave label_words out"]),
         ({"metrics": "accuracy"}, ["metrics 'accuracy' is no list"]),
@@ -106,7 +105,10 @@ def test_integers_in_label_map_become_strings() -> None:
         ({"columns": []}, []),
         ({"columns": ["text"]}, ["columns ['text'] is no mapping"]),
         ({"label_map": {"0": "awful"}}, ["label_map '0': 'awful' is no label", "bad, good"]),
-        ({"label_map": {True: "bad"}}, ["label_map has True"]),
+        ({"label_map": {"1.0": "bad", 1: "good"}}, ["label_map has '1' twice"]),
+        ({"label_map": {"": "bad"}}, ["label_map ''"]),
+        ({"labels": ["a", None]}, ["labels has None"]),
+        ({"labels": {1: "x", "1.0": "y"}}, ["labels has '1' twice"]),
     ],
 )
 def test_a_bad_task_is_refused_in_one_line(change: dict[str, Any], words: list[str]) -> None:

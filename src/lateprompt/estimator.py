@@ -21,7 +21,7 @@ from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
-from lateprompt.tasks import Row, Task, default_task, load_label_task
+from lateprompt.tasks import Row, Task, default_task, label_name, load_label_task
 from lateprompt.tasks.readers import check_characters
 from lateprompt.training.fit import fit
 from lateprompt.training.kept import StatesSettings, rows_needed
@@ -143,7 +143,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         if self.label_words is not None:
             if not hasattr(self.label_words, "items"):
                 raise LatePromptError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
-            given = {str(label): word for label, word in self.label_words.items()}
+            given = {label_name(label): word for label, word in self.label_words.items()}
             missing = sorted(set(names) - set(given))
             if missing:
                 raise LatePromptError(
@@ -173,10 +173,10 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = unique_labels(labels)
         if len(self.classes_) < 2:
             raise LatePromptError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
-        names = [str(label) for label in self.classes_]
+        names = [label_name(label) or "" for label in self.classes_]
         pair = texts[0][1] is not None
         task = self._task(names, pair)
-        rows = [Row(a, b, str(label), {}) for (a, b), label in zip(texts, labels, strict=True)]
+        rows = [Row(a, b, label_name(label), {}) for (a, b), label in zip(texts, labels, strict=True)]
         self.classifier_ = TextClassifier.build(model, task, seed=recipe.seed)
         feed = self.classifier_.feed(rows)
         (feed,), fill_seconds = self.classifier_.kept(
@@ -213,7 +213,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
                 f"X has {1 if texts[0][1] is None else 2} text columns, fit saw {self.n_features_in_}"
             )
         probabilities = self.classifier_.probabilities([Row(a, b, None, {}) for a, b in texts])
-        order = [self.classifier_.task.labels.index(str(label)) for label in self.classes_]
+        order = [self.classifier_.task.labels.index(label_name(label)) for label in self.classes_]
         chosen = probabilities[:, order]  # a task may have labels that y did not
         return chosen / np.maximum(chosen.sum(1, keepdims=True), 1e-30)  # type: ignore[no-any-return]
 
@@ -233,7 +233,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         prepare_folder(folder, overwrite=overwrite, resume=False)
         parameters = self.get_params(deep=False)
         if self.label_words is not None:
-            parameters["label_words"] = {str(label): word for label, word in self.label_words.items()}
+            parameters["label_words"] = {label_name(label): word for label, word in self.label_words.items()}
         facts = {
             "estimator": parameters,
             _CLASSES: _classes_as_json(self.classes_),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lateprompt.errors import LatePromptError
 from lateprompt.report.results import Run, name_of, number_of, score_of, text_of
-from lateprompt.tasks.tables import read_table
+from lateprompt.tasks.formats import read_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lateprompt.errors import LatePromptError
-from lateprompt.tasks.tables import read_table
+from lateprompt.tasks.formats import read_table
 from lateprompt.training.metrics import METRICS
 
 Shots = int | Literal["full"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lateprompt.tasks.encoding import READOUTS, Example, TaskEncoder, check_task
+from lateprompt.tasks.labels import label_name
 from lateprompt.tasks.loading import AnyTask, load_label_task, load_task, task_from_dict, task_names
-from lateprompt.tasks.readers import Row, read_rows
+from lateprompt.tasks.readers import BadRow, Row, iter_rows, read_rows
 from lateprompt.tasks.sampling import few_shot
 from lateprompt.tasks.targets import TargetEncoder
 from lateprompt.tasks.task import Task, default_task
@@ -13,6 +14,7 @@ from lateprompt.tasks.text_task import TextTask, plain_text_task
 __all__ = [
     "READOUTS",
     "AnyTask",
+    "BadRow",
     "Example",
     "Row",
     "TargetEncoder",
@@ -22,6 +24,8 @@ __all__ = [
     "check_task",
     "default_task",
     "few_shot",
+    "iter_rows",
+    "label_name",
     "load_label_task",
     "load_task",
     "plain_text_task",

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.tasks.columns import Columns
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table
 
@@ -30,13 +31,14 @@ def is_hub_id(data: str) -> bool:
     return suffix.isdigit()
 
 
-def read_hub(data: str, task: AnyTask | None, split: str) -> Table:
+def read_hub(data: str, task: AnyTask | None, split: str, chosen: Columns) -> Table:
     """The table of one split of a data set on the hub.
 
     Args:
         data: `name` or `org/name`, perhaps with `:config`.
         task: its columns count before the usual names.
         split: the split's name.
+        chosen: our field to the column that was chosen by name, which counts before both.
 
     Raises:
         LatePromptError: the hub cannot be reached, or has no such data set, configuration or split.
@@ -51,9 +53,10 @@ def read_hub(data: str, task: AnyTask | None, split: str) -> Table:
             f"{data!r}: the file does not exist, and the Hugging Face hub could not be reached or has no such data set "
             f"or split {split!r} ({reason})"
         ) from None
-    columns = {field: _column(field, rows.column_names, task) for field in ALIASES}
-    class_names = getattr(rows.features.get(columns["label"]), "names", None)
-    return Table(iter(enumerate(rows, 1)), "row", rows.column_names, columns, class_names)
+    columns = {field: chosen.get(field) or _column(field, rows.column_names, task) for field in ALIASES}
+    names = {column: getattr(feature, "names", None) for column, feature in rows.features.items()}
+    class_names = {column: list(found) for column, found in names.items() if found}
+    return Table(data, iter(enumerate(rows, 1)), "row", rows.column_names, columns, class_names)
 
 
 def _column(field: str, names: Sequence[str], task: AnyTask | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.tasks.labels import label_name
 from lateprompt.tasks.template import check_template
 
 HEAD_SINGLE = "{text}"
@@ -15,7 +16,7 @@ PLAIN_SINGLE = ("{text} . It was {mask} .", "{text} It was {label} .")
 PLAIN_PAIR = ("{text} ? {mask} , {text_pair}", "{text} {text_pair} They are {label} .")
 REQUIRED_KEYS = ("name", "labels")
 TEMPLATE_KEYS = ("template", "decoder_template", "head_template")
-OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map")
+OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map", "chosen_columns")
 DATA_FIELDS = ("text", "text_pair", "label")
 
 
@@ -34,6 +35,9 @@ class Task:
         metrics: names of the task's metrics, the main one first.
         columns: our field (`text`, `text_pair`, `label`) to the column of the task's own files.
         label_map: raw label in files to label name, such as `"0"` to `negative`.
+        chosen_columns: our field to the column that was chosen by name for this run; it counts before all others.
+
+    Labels, also those of `label_map`, are spelled as `lateprompt.tasks.label_name` says.
 
     Raises:
         LatePromptError: a field that does not fit; the message names the field and quotes its value.
@@ -48,10 +52,13 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     columns: Mapping[str, str] = field(default_factory=dict)
     label_map: Mapping[str, str] = field(default_factory=dict)
+    chosen_columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise LatePromptError(f"name {self.name!r} is no name; give a word")
+        object.__setattr__(self, "labels", tuple(map(_spelled, self.labels)))
+        object.__setattr__(self, "label_map", _spelled_map(self.label_map))
         for key in ("labels", "label_words", "metrics"):
             check_words(key, getattr(self, key))
         if len(self.labels) < 2:
@@ -69,6 +76,7 @@ class Task:
         check_template("decoder_template", self.decoder_template, needs="label")
         check_template("head_template", self.head_template, needs=None)
         check_columns(self.columns, DATA_FIELDS)
+        check_columns(self.chosen_columns, DATA_FIELDS)
         for raw, label in self.label_map.items():
             if label not in self.labels:
                 raise LatePromptError(
@@ -110,7 +118,33 @@ class Task:
             "metrics": list(self.metrics),
             "columns": dict(self.columns),
             "label_map": dict(self.label_map),
+            **({"chosen_columns": dict(self.chosen_columns)} if self.chosen_columns else {}),
         }
+
+
+def _spelled(label: object) -> str:
+    """A label's one spelling."""
+    name = label_name(label)
+    if name is None:
+        raise LatePromptError(f"labels has {label!r}, which is no name; give each label a name")
+    return name
+
+
+def _word(label: object) -> object:
+    """A label as its own word."""
+    return label if isinstance(label, str) else label_name(label)
+
+
+def _spelled_map(label_map: Mapping[Any, Any]) -> dict[str, str]:
+    """Raw labels to label names, all in their one spelling."""
+    found: dict[str, str] = {}
+    for raw, label in label_map.items():
+        name, known = label_name(raw), label_name(label)
+        if name is None or known is None:
+            raise LatePromptError(f"label_map {raw!r}: {label!r} maps no label to a label; give both")
+        if found.setdefault(name, known) != known:
+            raise LatePromptError(f"label_map has {name!r} twice, for {found[name]!r} and {known!r}; keep one")
+    return found
 
 
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
@@ -155,16 +189,13 @@ def _arguments(data: object) -> dict[str, Any]:
         words = list(labels.values())
     else:
         labels = as_list("labels", labels)
-        words = as_list("label_words", data.get("label_words", labels))
+        words = as_list("label_words", data.get("label_words", [_word(label) for label in labels]))
     arguments |= {"labels": tuple(labels), "label_words": tuple(words)}
     arguments["head_template"] = data.get("head_template") or (HEAD_PAIR if pair else HEAD_SINGLE)
     arguments["metrics"] = tuple(as_list("metrics", data.get("metrics") or ["accuracy"]))
     arguments["columns"] = as_mapping("columns", data.get("columns") or {})
-    label_map = as_mapping("label_map", data.get("label_map") or {})
-    for raw in label_map:
-        if isinstance(raw, bool) or not isinstance(raw, str | int):
-            raise LatePromptError(f"label_map has {raw!r}, which is no label in a file; quote it in YAML, as in '0'")
-    arguments["label_map"] = {str(raw): label for raw, label in label_map.items()}
+    arguments["label_map"] = as_mapping("label_map", data.get("label_map") or {})
+    arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
     return arguments
 
 

@@ -16,7 +16,7 @@ PLAIN = "{text}\n{target}"
 PLAIN_PAIR = "{text}\n{text_pair}\n{target}"
 DATA_FIELDS = ("text", "text_pair", "target")
 CHATS = ("auto", "on", "off")
-KEYS = ("name", "template", "decoder_template", "metrics", "columns", "chat", "system")
+KEYS = ("name", "template", "decoder_template", "metrics", "columns", "chat", "system", "chosen_columns")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class TextTask:
         columns: our field (`text`, `text_pair`, `target`) to the column of the task's own files.
         chat: whether the tokenizer's chat template is put around: auto (where it has one), on or off.
         system: what the system says first, in a chat.
+        chosen_columns: our field to the column that was chosen by name for this run; it counts before all others.
 
     Raises:
         LatePromptError: a field that does not fit; the message names the field and quotes its value.
@@ -43,6 +44,7 @@ class TextTask:
     columns: Mapping[str, str] = field(default_factory=dict)
     chat: str = "auto"
     system: str | None = None
+    chosen_columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -55,6 +57,7 @@ class TextTask:
                     f"metric {metric!r} is none of written text; choose from {', '.join(TEXT_METRICS)}"
                 )
         check_columns(self.columns, DATA_FIELDS)
+        check_columns(self.chosen_columns, DATA_FIELDS)
         if self.chat not in CHATS:
             raise LatePromptError(f"chat {self.chat!r} is unknown; choose one of {', '.join(CHATS)}")
         if self.system is not None and not isinstance(self.system, str):
@@ -97,6 +100,7 @@ class TextTask:
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, in plain types."""
         data = {**asdict(self), "metrics": list(self.metrics), "columns": dict(self.columns)}
+        data["chosen_columns"] = dict(self.chosen_columns) or None
         return {key: value for key, value in data.items() if value is not None}
 
 
@@ -143,4 +147,5 @@ def _arguments(data: object) -> dict[str, Any]:
     chat = data.get("chat", "auto")
     arguments["chat"] = ("on" if chat else "off") if isinstance(chat, bool) else chat  # YAML's on and off are booleans
     arguments["system"] = data.get("system")
+    arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
     return arguments
