@@ -118,7 +118,7 @@ _strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_json)
 _ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, default=as_json).encode
 
 
-def json_text(value: Any) -> str:
+def json_bytes(value: Any) -> bytes:
     """Valid JSON: what is not a number (NaN, infinity) is null, half a surrogate pair is escaped."""
     try:
         text = _strict(value)
@@ -126,10 +126,9 @@ def json_text(value: Any) -> str:
         value = _without_nan(value)
         text = _strict(value)
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError:
-        return _ascii(value)
-    return text
+        return _ascii(value).encode()
 
 
 def _without_nan(value: Any) -> Any:
@@ -150,5 +149,5 @@ def plain_text(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
-    text = json_text(value)
+    text = json_bytes(value).decode()
     return str(json.loads(text)) if text.startswith('"') else text

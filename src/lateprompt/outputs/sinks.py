@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from lateprompt.outputs.columns import Columns, Line, Survey, json_text, plain_text, refuse_new_columns
+from lateprompt.outputs.columns import Columns, Line, Survey, json_bytes, plain_text, refuse_new_columns
 from lateprompt.outputs.formats import DELIMITERS, Format
 
 
@@ -124,7 +124,7 @@ class ScreenSink:
 
 class _JsonLines:
     def encode(self, lines: Sequence[Line], rows: int) -> list[bytes]:
-        return [json_text(line).encode() + b"\n" for line in lines]
+        return [json_bytes(line) + b"\n" for line in lines]
 
 
 class _Separated:
@@ -138,6 +138,9 @@ class _Separated:
         if survey is not None:
             self._names = dict.fromkeys(columns.header(survey))
         self._started = False
+        # With \r\n a lone \r is quoted too; without, it would be read as the end of a row.
+        self._text = io.StringIO(newline="")
+        self._writer = csv.writer(self._text, delimiter=self._delimiter, lineterminator="\r\n")
 
     def encode(self, lines: Sequence[Line], rows: int) -> list[bytes]:
         if self._names is None:
@@ -152,9 +155,10 @@ class _Separated:
         return pieces
 
     def _row(self, values: Sequence[str | None]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerow(values)
-        return text.getvalue().encode()
+        self._text.seek(0)
+        self._text.truncate()
+        self._writer.writerow(values)
+        return self._text.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
 def names_of(lines: Sequence[Line], columns: Columns) -> dict[str, None]:
