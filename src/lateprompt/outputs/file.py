@@ -135,12 +135,19 @@ class PredictionFile:
         if place is None:
             self.left = f"{rows:,} rows were written before"
         elif rows:
-            before = "" if self._target is None else f", {str(self._target)!r} is as it was"
-            self.left = f"{str(place)!r} has the first {rows:,} rows, the rest is missing{before}"
+            before = "" if self._target is None else f"; {self.name!r} is as it was"
+            self.left = f"{self._shown(place)!r} has the first {rows:,} rows, the rest is missing{before}"
         else:
             with suppress(OSError):
                 place.unlink()
             self.left = "nothing was written"
+
+    def _shown(self, place: Path) -> str:
+        """The file that is written, as the user would name it."""
+        if self._target is None:
+            return self.name
+        near = Path(self.name).with_name(place.name)
+        return str(near if os.path.realpath(near) == str(place) else place)  # elsewhere behind a link
 
     def _open(self) -> Sink:
         descriptor = None if self.name == SCREEN else own_descriptor(Path(self.name))
