@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lateprompt.errors import LatePromptError
+from lateprompt.interruption import exit_code
 
 SKIPPED = 3
 """The exit code of a predict that is through, with rows that have an error in their place."""
@@ -33,7 +31,7 @@ def add_predict(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--on_error",
-        type=str,
+        choices=["stop", "skip"],
         default="stop",
         help="a row that cannot be predicted: stop (all rows are checked before the first is computed), or skip (it "
         f"gets prediction null and an error in its place; exit code {SKIPPED}, the number of such rows on stderr)",
@@ -50,15 +48,14 @@ def predict(args: Namespace, load: Callable[[Namespace], Any]) -> int:
     """Run what `add_predict` has parsed; `load` gives the model of the run.
 
     Returns:
-        The exit code: 0, 3 with rows that have an error, 130 when interrupted.
+        The exit code: 0, 3 with rows that have an error, 130 after SIGINT and 143 after SIGTERM.
     """
     left = [""]
     try:
-        with _terminable():
-            return _predict(args, load, left)
-    except KeyboardInterrupt:
+        return _predict(args, load, left)
+    except KeyboardInterrupt as stop:
         print(f"lateprompt: interrupted; {left[0] or 'nothing was written'}", file=sys.stderr)
-        return 130
+        return exit_code(stop)
 
 
 def _predict(args: Namespace, load: Callable[[Namespace], Any], left: list[str]) -> int:
@@ -138,8 +135,6 @@ def _sum_up(file: Any) -> int:
 
 
 def _check(args: Namespace) -> None:
-    if args.on_error not in ("stop", "skip"):
-        raise LatePromptError(f"--on-error {args.on_error!r} is unknown; choose stop or skip")
     for name in ("beams", "max_new_tokens"):
         if args[name] is not None and args[name] < 1:
             raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
@@ -155,20 +150,3 @@ def _can_read_twice(data: str) -> bool:
     """A file, or a data set of the hub; not what comes through a pipe."""
     path = Path(data)
     return path.is_file() or not path.exists()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is an interrupt, as SIGINT is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

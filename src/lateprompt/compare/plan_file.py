@@ -16,6 +16,7 @@ from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Se
 from lateprompt.errors import LatePromptError
 from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS
+from lateprompt.suggestions import did_you_mean
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
@@ -130,7 +131,9 @@ def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            raise LatePromptError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
+            raise LatePromptError(
+                f"{where} has an unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}"
+            )
 
 
 def _expanded(text: str, where: str) -> str:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from lateprompt.errors import LatePromptError
+from lateprompt.names import READOUTS as READOUTS
+from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
 
-READOUTS = ("mask", "label", "head")
 TEXTS = ("text", "text_pair")
 
 
@@ -290,7 +291,7 @@ def _source(task: Task, readout: str) -> str:
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":
         return task.head_template.rstrip()
-    raise LatePromptError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
+    raise LatePromptError(unknown("readout", readout, READOUTS))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask, is_text_task
 
@@ -46,7 +47,8 @@ def load_task(name_or_path: str) -> AnyTask:
     path = Path(name_or_path)
     if not path.is_file():
         raise LatePromptError(
-            f"task {str(name_or_path)!r} is unknown; choose one of {', '.join(names)}, or give a YAML file"
+            f"task {str(name_or_path)!r} is unknown{did_you_mean(name_or_path, names)}; "
+            f"choose one of {', '.join(names)}, or give a YAML file"
         )
     return _parse(path.read_bytes(), str(path))
 
