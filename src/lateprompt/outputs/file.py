@@ -103,28 +103,45 @@ class PredictionFile:
             self.columns.header(self.survey)  # the same names in all rows
         try:
             self._sink = self._open()
+        except LatePromptError:
+            self._release()
+            raise
         except OSError as error:
+            self._release()
             raise LatePromptError(f"output {self.name!r} cannot be written: {error.strerror or error}") from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._sink is not None
         with uninterrupted():
-            if kind is None:
-                try:
-                    self._sink.finish()
-                    if self._target is not None and self._place is not None:
-                        self._place.replace(self._target)
-                    if self._place is not None:
-                        sync_folder(self._place.parent)
-                    return
-                except OSError as problem:
+            try:
+                if kind is None:
+                    self._finish()
+                else:
                     self._abort()
-                    what = f"output {self.name!r} cannot be written: {problem.strerror or problem}"
-                    raise LatePromptError(f"{what}; {self.left}") from None
+            finally:
+                self._release()
+
+    def _finish(self) -> None:
+        assert self._sink is not None
+        try:
+            self._sink.finish()
+            if self._target is not None and self._place is not None:
+                self._place.replace(self._target)
+            if self._place is not None:
+                sync_folder(self._place.parent)
+        except OSError as problem:
             self._abort()
+            raise LatePromptError(f"output {self.name!r} cannot be written: {problem.strerror or problem}") from None
+        except LatePromptError:  # a row of the last ones
+            self._abort()
+            raise
+
+    def _release(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _abort(self) -> None:
         """Keep whole rows; without any, no file is left that was not there."""
@@ -168,8 +185,14 @@ class PredictionFile:
             self._held = os.open(path, os.O_RDONLY)
             _claim(self._held, self.name)
         handle = os.open(self._place, os.O_RDWR | os.O_CREAT, mode)
-        _claim(handle, self.name)
+        try:
+            _claim(handle, self.name)
+        except LatePromptError:
+            os.close(handle)
+            raise
         os.ftruncate(handle, 0)
+        if self._target is not None:
+            os.fchmod(handle, mode)
         kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
         return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
 
@@ -195,7 +218,6 @@ def _claim(handle: int, name: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
         raise LatePromptError(f"output {name!r} is being written by another process; choose another name") from None
     except OSError:  # a file system without locks
         return
