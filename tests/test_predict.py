@@ -25,10 +25,13 @@ from lateprompt.errors import LatePromptError
 from lateprompt.outputs import PredictionFile, Survey
 from lateprompt.outputs import parquet as parquet_module
 from lateprompt.outputs.formats import is_prediction_file
-from lateprompt.predicting import predict_rows, predict_windows
+from lateprompt.predicting import check_rows, predict_rows, predict_windows
 from lateprompt.run import load_run
 from lateprompt.tasks import Row, iter_rows, read_rows
 from lateprompt.tasks.readers import BadRow
+from lateprompt.tasks.text_task import plain_text_task
+from lateprompt.training.settings import ModelSettings
+from lateprompt.writer import TextWriter
 
 NASTY = 'a "great" film,\nwith\ttabs\r and \u2028 lines'
 FORMATS = [".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".ndjson", ".txt", ""]
@@ -226,11 +229,10 @@ def test_rows_before_a_broken_stream_are_predicted(tuned):
 
     found = []
     with pytest.raises(LatePromptError, match="line 6"):
-        for one in predict_rows(tuned, rows()):
-            found.append(one)
+        found.extend(predict_rows(tuned, rows()))
     assert len(found) == 5
     bad = BadRow(9, "line", {"text": ""}, "'text' is empty")
-    with pytest.raises(LatePromptError, match="^line 9: 'text' is empty$"):
+    with pytest.raises(LatePromptError, match=r"^line 9: 'text' is empty$"):
         list(predict_rows(tuned, [Row("a film"), bad]))
 
 
@@ -239,6 +241,33 @@ def test_columns_by_name(run, quick, tmp_path, capsys):
     assert predict(run, data, tmp_path / "out.jsonl") == 2
     assert predict(run, data, tmp_path / "out.jsonl", "--text-column", "review") == 0
     assert lines_of(tmp_path / "out.jsonl")[0]["review"] == "a great film"
+
+
+# -- written answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer(causal_lm) -> TextWriter:
+    settings = ModelSettings(causal_lm, prompt_layer=2, bottleneck_dim=8, max_length=48, max_target_length=6)
+    return TextWriter.build(settings, plain_text_task(pair=False), seed=0)
+
+
+def test_written_answers_in_windows(writer):
+    rows = [Row(row["text"], target="not to be looked at") for row in make_rows(12)]
+    expected = writer.write(rows, batch_size=5)
+    found = list(predict_rows(writer, iter(rows), batch_size=5, window=5))
+    assert [one.prediction for one in found] == expected
+    assert {(one.scores, one.error) for one in found} == {(None, None)}
+
+
+def test_a_source_without_room_for_its_answer_is_a_bad_row(writer):
+    rows = [Row("say it"), Row("say it again " * 20), Row("say")]
+    found = list(predict_rows(writer, rows, max_new_tokens=50, on_error="skip"))
+    assert [one.error is None for one in found] == [True, False, True]
+    assert "max_new_tokens 50 do not fit behind a source of" in found[1].error
+    with pytest.raises(LatePromptError, match="row 2: max_new_tokens 50"):
+        list(check_rows(writer, rows, max_new_tokens=50))
+    assert len(list(check_rows(writer, rows))) == 3
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
@@ -295,7 +324,13 @@ def test_what_is_no_number_is_null(run, quick, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_columns_of_the_input_with_our_names_are_kept(run, quick, tmp_path, suffix, capsys):
-    own = {"prediction": "mine", "scores": "my own", "score_positive": "0.1", "error": "E7", "prediction_input": "older"}
+    own = {
+        "prediction": "mine",
+        "scores": "my own",
+        "score_positive": "0.1",
+        "error": "E7",
+        "prediction_input": "older",
+    }
     data = write_rows(tmp_path / "rows.jsonl", [{"text": "a film", **own}, {"text": "b", **own}])
     out = tmp_path / f"out{suffix}"
     assert predict(run, data, out) == 0
@@ -362,16 +397,17 @@ def test_a_column_that_turns_up_late(tuned, tmp_path, monkeypatch, suffix):
     """Without a survey (rows from a pipe) the first rows say which columns a table has."""
     monkeypatch.setattr(parquet_module, "GROUP", 2)
     rows = [Row("a", source={"text": "a"}), Row("b", source={"text": "b"}), Row("c", source={"text": "c", "new": 1})]
-    file = PredictionFile(tmp_path / f"out{suffix}", labels=tuned.task.labels)
-    with pytest.raises(LatePromptError, match=r"row 3 has a column 'new'.*\.jsonl"), file:
-        for part in predict_windows(tuned, rows, window=2):
-            file.write(part)
-    assert file.rows == len(read_back(tmp_path / f"out{suffix}")) == 2
-    known = Survey().of(rows)
-    with PredictionFile(tmp_path / f"all{suffix}", labels=tuned.task.labels, survey=known) as file:
-        for part in predict_windows(tuned, rows, window=2):
-            file.write(part)
-    assert len(read_back(tmp_path / f"all{suffix}")) == 3
+
+    def write(name, survey=None):
+        with PredictionFile(tmp_path / f"{name}{suffix}", labels=tuned.task.labels, survey=survey) as file:
+            for part in predict_windows(tuned, rows, window=2):
+                file.write(part)
+        return file.rows
+
+    with pytest.raises(LatePromptError, match=r"row 3 has a column 'new'.*\.jsonl"):
+        write("unknown")
+    assert len(read_back(tmp_path / f"unknown{suffix}")) == 2
+    assert write("known", Survey().of(rows)) == len(read_back(tmp_path / f"known{suffix}")) == 3
 
 
 # -- files that are there ----------------------------------------------------------------------------------------------

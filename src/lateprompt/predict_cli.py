@@ -36,9 +36,9 @@ def add_predict(parser: ArgumentParser) -> None:
         help="a row that cannot be predicted: stop (all rows are checked before the first is computed), or skip (it "
         f"gets prediction null and an error in its place; exit code {SKIPPED}, the number of such rows on stderr)",
     )
-    parser.add_argument("--text_column", type=str | None, help="the column of the text; default text, or the task's")
+    parser.add_argument("--text_column", type=str | None, help="the column of the text; default the run's, or text")
     parser.add_argument(
-        "--text_pair_column", type=str | None, help="the column of the second text; default text_pair, or the task's"
+        "--text_pair_column", type=str | None, help="the column of the second text; default the run's, or text_pair"
     )
     parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
     parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
