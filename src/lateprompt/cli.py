@@ -70,62 +70,16 @@ def _evaluate(args: Namespace) -> None:
 
 
 def _add_predict(parser: _Parser) -> None:
+    from lateprompt.predict_cli import add_predict
+
     _add_run(parser)
-    parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed")
-    parser.add_argument("--output", type=str, default="-", help="file for JSON lines; - for the screen")
-    parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
-    parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
+    add_predict(parser)
 
 
-def _predict(args: Namespace) -> None:
-    from lateprompt.files import as_json, write_lines
-    from lateprompt.progress import Bar
-    from lateprompt.tasks import read_rows
-    from lateprompt.writer import TextWriter
+def _predict(args: Namespace) -> int:
+    from lateprompt.predict_cli import predict
 
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None and args[name] < 1:
-            raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
-    tuned = _load(args)
-    rows = read_rows(args.data, task=tuned.task, labelled=False, split="test")
-    with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
-        if isinstance(tuned, TextWriter):
-            texts = tuned.write(
-                rows,
-                batch_size=args.batch_size,
-                beams=args.beams or 1,
-                max_new_tokens=args.max_new_tokens,
-                progress=bar.advance,
-            )
-            lines = [{**row.source, "prediction": text} for row, text in zip(rows, texts, strict=True)]
-        else:
-            _refuse_writing(args)
-            lines = _label_lines(
-                tuned, rows, tuned.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
-            )
-    if args.output == "-":
-        for line in lines:
-            print(json.dumps(line, ensure_ascii=False, default=as_json))
-    else:
-        write_lines(Path(args.output), lines)
-
-
-def _refuse_writing(args: Namespace) -> None:
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None:
-            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
-
-
-def _label_lines(classifier: Any, rows: Sequence[Any], probabilities: Any) -> list[dict[str, Any]]:
-    labels = classifier.task.labels
-    return [
-        {
-            **row.source,
-            "prediction": labels[int(scores.argmax())],
-            "scores": {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)},
-        }
-        for row, scores in zip(rows, probabilities, strict=True)
-    ]
+    return predict(args, _load)
 
 
 def _add_tasks(parser: _Parser) -> None:
@@ -283,7 +237,7 @@ COMMANDS: dict[str, Command] = {
         _from("train_cli", "train"),
     ),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
-    "predict": ("labels and scores, or written answers, for rows, as JSON lines", _add_predict, _predict),
+    "predict": ("labels and scores, or written answers, for each row of a file", _add_predict, _predict),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
     "methods": (
         "list the methods that train takes, and their options",
@@ -315,7 +269,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "      --method npg+late-lora --set r=4 --output runs/both",
     ),
     "evaluate": ("lateprompt evaluate runs/first --data test.csv",),
-    "predict": ("lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",),
+    "predict": (
+        "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
+        "lateprompt predict runs/first --data new.csv --text-column review --on-error skip --output labels.csv",
+    ),
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
     "states": (

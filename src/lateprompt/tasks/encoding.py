@@ -106,6 +106,11 @@ class SourceEncoder:
                 f"{max_length - self._budget + len(self._leads)}"
             )
 
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a text without tokens is a source without tokens: nothing else is there."""
+        return not any(ids for _, ids in self._pieces)
+
     def sources(self, rows: Sequence[Row]) -> list[Source]:
         """The rows' sources; all texts go through the tokenizer together.
 
