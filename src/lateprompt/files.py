@@ -87,7 +87,7 @@ def check_output(
             f"{what} {str(target)!r} is write-protected; give another file, or change its permissions"
         )
     if facts is None or stat.S_ISREG(facts.st_mode):
-        if _own_descriptor(target) is None:
+        if own_descriptor(target) is None:
             check_place(Path(os.path.realpath(target)).parent, target, what)
         _check_no_input(target, inputs, what)
     return target
@@ -139,7 +139,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         facts = _facts(path)
         if facts is not None and stat.S_ISDIR(facts.st_mode):
             raise LatePromptError(f"output {str(shown)!r} is a folder; give a file")
-        descriptor = _own_descriptor(path)
+        descriptor = own_descriptor(path)
         if descriptor is not None or (facts is not None and not stat.S_ISREG(facts.st_mode)):
             _write_straight(path, descriptor, write)
         else:
@@ -202,7 +202,7 @@ def _facts(path: Path) -> os.stat_result | None:
     return None
 
 
-def _own_descriptor(path: Path) -> int | None:
+def own_descriptor(path: Path) -> int | None:
     """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
     for _ in range(40):  # links in a row
         if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
@@ -278,25 +278,70 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+_LFS = b"version https://git-lfs"
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise LatePromptError unless `path` is an ordinary file with its own content: reading a pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise LatePromptError(f"{what} {str(path)!r} is {kind}; give an ordinary file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    if start == _LFS:
+        raise LatePromptError(
+            f"{what} {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+            "download the file"
+        )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise LatePromptError(f"{what} {str(path)!r} is broken: {error}") from None
+    except RecursionError:
+        raise LatePromptError(f"{what} {str(path)!r} is broken: its lists or objects are nested too deeply") from None
     if not isinstance(value, dict):
-        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {_shortened(value)}, not an object")
     return value
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return repr(str(value)[:40])
+    except RecursionError:
+        return f"a {type(value).__name__}"
+
+
+def tensor_names(path: Path, what: str) -> set[str]:
+    """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
+    check_regular(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+    check_regular(path, what)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.files import read_json
+from lateprompt.run_folder import METRICS_FILE
 from lateprompt.saved_run import read_run, section_of
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 
-def check_same_settings(
-    folder: Path, model: Mapping[str, Any], data: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> None:
+def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: RecipeSettings) -> None:
     """Raise LatePromptError unless a finished run was made by these settings."""
     saved = read_run(folder)
     theirs = {
@@ -21,10 +23,14 @@ def check_same_settings(
         for part in ("model_settings", "data", "recipe")
         for key, value in section_of(saved, part, folder).items()
     }
-    ours = {**model, **data, **recipe}
+    rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
+    if "recipe" not in theirs:  # of a version that knew but one
+        recipe = replace(recipe, recipe="paper")
+    recipe = recipe.resolved(rows if isinstance(rows, int) else 0, model.method)
+    ours = {**asdict(model), **asdict(data), **asdict(recipe)}
     layers = saved.get("num_layers")
     if isinstance(layers, int) and layers > 1:
-        ours["prompt_layer"] = resolve_prompt_layer(model["prompt_layer"], layers)
+        ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
     # What no result depends on, and what either side leaves to the model.
     left_open = {"device", "eval_batch_size"}
     left_open |= {name for name in ("readout", "head_pooling") if ours[name] in (None, "auto")}

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, write_json, write_lines, write_text
 from lateprompt.finished import check_same_rows, check_same_settings
 from lateprompt.methods import check_method
+from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
-from lateprompt.saved_run import ADAPTER_WEIGHTS, TASK_FILE, read_task
+from lateprompt.saved_run import TASK_FILE, read_task
 from lateprompt.tasks import (
     AnyTask,
     Row,
@@ -38,6 +39,9 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
+from lateprompt.tasks.columns import with_columns
+from lateprompt.tasks.labels import spelled_words
+from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
@@ -53,40 +57,6 @@ DEV_ROWS = 1000
 HISTORY_FILE = "history.jsonl"
 
 
-@dataclass
-class DataSettings:
-    """What it is trained and measured on.
-
-    Args:
-        train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
-        dev: files of rows that choose the best weights (the first) and are measured (all).
-        test: files of rows that are scored once, at the end.
-        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels (or targets).
-        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
-        label_words: the plain task's label words as a mapping, label to word.
-        shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
-        dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
-    """
-
-    train: str
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    task: str | None = None
-    template: str | None = None
-    label_words: dict[str, str] | None = None
-    shots: int | None = None
-    dev_rows: int | None = None
-
-    def check(self) -> None:
-        """Raise LatePromptError for a setting that cannot be."""
-        if self.dev_rows is not None and self.dev_rows < 1:
-            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
-        if self.dev_rows is not None and self.dev:
-            raise LatePromptError(
-                f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"
-            )
-
-
 def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> AnyTask:
     """The named task, or a plain one: with the labels of the training rows, or for their targets."""
     if data.task is not None:
@@ -94,7 +64,11 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             raise LatePromptError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
-        return load_task(data.task)
+        return with_columns(load_task(data.task), data.columns)
+    return with_columns(_plain_task(data, rows, readout), data.columns)
+
+
+def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTask:
     pair = any(row.text_pair is not None for row in rows)
     if any(row.target is not None for row in rows):
         if data.label_words is not None:
@@ -103,7 +77,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             )
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
-    words = data.label_words
+    words = None if data.label_words is None else spelled_words(data.label_words)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
@@ -167,13 +141,15 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     Raises:
         LatePromptError: bad data; dev rows without any label of the task.
     """
-    named = load_task(data.task) if data.task is not None else None
-    train = read_rows(data.train, task=named, split="train")
+    named = with_columns(load_task(data.task), data.columns) if data.task is not None else None
+    train = read_rows(data.train, task=named, split="train", columns=data.columns)
     task = resolve_task(data, train, readout)
-    columns = named or (task if isinstance(task, TextTask) else None)
+    known = named or (task if isinstance(task, TextTask) else None)
     # By split too: one data set of the hub may be both.
-    more_dev = {path: read_rows(path, task=columns, split="validation", any_label=True) for path in data.dev}
-    test = {path: read_rows(path, task=columns, split="test", any_label=True) for path in data.test}
+    more_dev, test = (
+        {path: read_rows(path, task=known, split=split, columns=data.columns, any_label=True) for path in paths}
+        for paths, split in ((data.dev, "validation"), (data.test, "test"))
+    )
     dev = more_dev.pop(data.dev[0]) if data.dev else []
     if dev:
         check_choosing_labels(dev, task, data.dev[0])
@@ -330,6 +306,7 @@ def train_model(
         LatePromptError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
+    recipe = recipe.resolved(len(rows.train), model.method)
     check_metrics(rows.task.metrics)
     tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
     train = tuned.feed(rows.train)
@@ -402,7 +379,7 @@ def train_run(
     if resume:
         folder.settle()
         if folder.is_finished:  # nothing to go on with
-            check_same_settings(folder.path, asdict(model), asdict(data), asdict(recipe))
+            check_same_settings(folder.path, model, data, recipe)
             check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout).fingerprints())
             tuned = load_run(folder.path, device=model.device)
             return tuned, read_json(folder.path / METRICS_FILE, "metrics")
@@ -430,36 +407,5 @@ def _write_run(
     }
     trained.tuned.write_files(place, facts)
     write_lines(place / HISTORY_FILE, trained.result.history)
-    write_text(place / "README.md", model_card(trained.tuned, measured, recipe))
+    write_text(place / CARD_FILE, model_card(trained.tuned, measured, recipe))
     write_json(place / METRICS_FILE, measured)
-
-
-def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:
-    """The run folder's README."""
-    settings, task = tuned.settings, tuned.task
-    writes = isinstance(task, TextTask)
-    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean", "perplexity", "exact_match", "rouge_l")
-    figures = "".join(f"| {name} | {measured[name]:.4f} |\n" for name in names if name in measured)
-    table = f"| dev metric | value |\n|---|---|\n{figures}" if figures else "It was trained without dev rows.\n"
-    tag = "text-generation" if writes else "text-classification"
-    what = "A writer of answers" if writes else f"A text classifier for the labels {', '.join(task.labels)}"
-    return f"""---
-library_name: peft
-base_model: {json.dumps(settings.model)}
-tags: [late-prompt-tuning, {tag}]
----
-# {task.name}: {settings.method} on {Path(settings.model).name}
-
-{what}, made by Late Prompt Tuning (Liu et al., Findings of
-EMNLP 2022).
-`{ADAPTER_WEIGHTS}` holds {tuned.trainable_parameters:,} trained parameters; the base model is frozen and not
-included.
-
-{table}
-- method {settings.method}, prompt after layer {settings.prompt_layer}, readout {settings.readout}, seed {recipe.seed}
-- trained on {measured["train_rows"]} rows in {measured["steps"]} steps, {measured["train_seconds"]:.1f} s
-
-Use it:
-
-    lateprompt predict THIS_FOLDER --data rows.jsonl --output predictions.jsonl
-"""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, read_tensors
 from lateprompt.methods import check_method
-from lateprompt.tasks import AnyTask, Task, task_from_dict
+from lateprompt.tasks import AnyTask, Task
+from lateprompt.tasks.loading import read_task_file
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings
 
@@ -96,14 +96,7 @@ def check_same(settings: ModelSettings, adapter: LatePromptConfig, task: AnyTask
 def read_task(folder: Path) -> AnyTask:
     """The task of a run folder."""
     path = folder / TASK_FILE
-    try:
-        if path.exists() and not path.is_file():
-            raise LatePromptError(f"task file {str(path)!r} is no file; take it from the run that was trained")
-        task = task_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LatePromptError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise LatePromptError(f"task file {str(path)!r} cannot be read: it is nested too deeply") from None
+    task = read_task_file(path)
     try:
         check_metrics(task.metrics)
     except LatePromptError as error:

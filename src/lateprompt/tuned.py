@@ -20,6 +20,7 @@ from lateprompt.fingerprints import check_fingerprint, model_fingerprint
 from lateprompt.layer import LatePromptLayer
 from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
+from lateprompt.randomness import seeded
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
 from lateprompt.row_checks import unknown_labels
@@ -163,8 +164,8 @@ class TunedModel:
         cls.make_encoder(tokenizer, task, settings, settings.max_length)
         base = load_base(settings.model, readout, dtype=settings.dtype)
         found = model_fingerprint(base)
-        torch.manual_seed(seed)
-        model = wrap(base, adapter)
+        with seeded(seed):
+            model = wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
         tuned = cls(settings, task, model, tokenizer, device)
         tuned.base_fingerprint = found
@@ -301,7 +302,8 @@ class TunedModel:
         if check_model:
             saved = section_of(run, BASE_MODEL, folder).get("fingerprint")
             check_fingerprint(saved, found, model=settings.model, run_file=str(folder / RUN_FILE))
-        peft_model = wrap(base, adapter)
+        with seeded(0):  # for weights that the file's take the place of
+            peft_model = wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         tuned = cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
         tuned.base_fingerprint = found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lateprompt.compare.cost import estimate
 from lateprompt.compare.folder import CHOSEN_FILE, LOCK_FILE, PLAN_FILE, SEARCH_FILE, check_results, plan_text
@@ -28,6 +28,8 @@ from lateprompt.files import write_lines, write_text
 from lateprompt.progress import Bar
 
 WORKER = "from lateprompt.compare.worker import main; main()"
+_SIGNALLED_TOGETHER = 2.0
+"""Seconds within which a signal that ended a worker ends this process too (Ctrl-C, a scheduler): no failed run."""
 
 
 def compare(
@@ -208,6 +210,8 @@ class _Crew(threading.Thread):
                 return
             if not answer:
                 code = process.wait()
+                if code < 0 and self.stopped.wait(_SIGNALLED_TOGETHER):
+                    return
                 fail(folder, f"the process ended with code {code}{self._last_words(said)}")
                 self.process = None
             self.finished.put(spec)
@@ -255,11 +259,14 @@ def _cores() -> int:
 @contextmanager
 def _locked(results: Path) -> Iterator[None]:
     """One comparison at a time in a folder; the lock of a dead process is none."""
-    with (results / LOCK_FILE).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LatePromptError(
-                f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
-            ) from None
+    lock = FileLock(results / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LatePromptError(
+            f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()

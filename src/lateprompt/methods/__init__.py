@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from torch import nn
 
 from lateprompt.checks import is_of
 from lateprompt.config import NO_PROMPT, LatePromptConfig
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.methods import (
     adapter,
     bitfit,
@@ -29,7 +27,9 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
+from lateprompt.suggestions import did_you_mean
 from lateprompt.training.settings import ModelSettings
+from lateprompt.yaml_files import parse_yaml
 
 _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
@@ -77,8 +77,7 @@ def _part(piece: str, name: str) -> Part:
     method_or_none = METHODS.get(piece.removeprefix(LATE)) if piece.startswith(LATE) else None
     if method_or_none is not None and method_or_none.kind == "tuner" and method_or_none.late:
         return Part(method_or_none, late=True)
-    close = difflib.get_close_matches(piece, NAMES, 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = did_you_mean(piece, NAMES)
     raise LatePromptError(
         f"method {name!r} is unknown{hint}; choose one of {', '.join(NAMES)}, or a pair such as npg+late-lora"
     )
@@ -107,7 +106,7 @@ def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any
     for key in options:
         if key not in known:
             raise LatePromptError(
-                f"method {name!r} has no option {key!r}; "
+                f"method {name!r} has no option {key!r}{did_you_mean(key, known)}; "
                 + (f"choose from {', '.join(known)}" if known else "it has none: leave out --set")
             )
         default = next(part.method.options[key] for part in parts if key in part.method.options)
@@ -144,7 +143,7 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
         else:
             fields |= fragment
     if settings.method == "head" and extra.get("head_labels") is None:
-        raise LatePromptError("method 'head' trains a head and nothing else; use it with --readout head")
+        raise LatePromptError(f"method 'head' trains a head and nothing else; use it with {option('readout', 'head')}")
     return LatePromptConfig(**{**fields, **extra})
 
 
@@ -177,8 +176,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise LatePromptError(f"--set {pair!r} is no option; give key=value, e.g. --set r=16")
         try:
-            options[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[key.strip().replace("-", "_")] = parse_yaml(value, f"--set {pair!r}")
+        except LatePromptError:
             raise LatePromptError(f"--set {pair!r} has a value that cannot be read; quote it") from None
     return options
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
+from lateprompt.names import READOUTS as READOUTS
+from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
 
-READOUTS = ("mask", "label", "head")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TEXTS = ("text", "text_pair")
 
 
@@ -102,6 +105,11 @@ class SourceEncoder:
                 f"{max_length - self._budget} tokens, and each text needs one; give at least "
                 f"{max_length - self._budget + len(self._leads)}"
             )
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a text without tokens is a source without tokens: nothing else is there."""
+        return not any(ids for _, ids in self._pieces)
 
     def sources(self, rows: Sequence[Row]) -> list[Source]:
         """The rows' sources; all texts go through the tokenizer together.
@@ -272,7 +280,8 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
     )
 
 
@@ -285,7 +294,7 @@ def _source(task: Task, readout: str) -> str:
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":
         return task.head_template.rstrip()
-    raise LatePromptError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
+    raise LatePromptError(unknown("readout", readout, READOUTS))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import did_you_mean, unknown
 from lateprompt.tasks.task import as_list, as_mapping, check_columns, check_words
 from lateprompt.tasks.template import check_template
 
@@ -16,6 +17,7 @@ PLAIN = "{text}\n{target}"
 PLAIN_PAIR = "{text}\n{text_pair}\n{target}"
 DATA_FIELDS = ("text", "text_pair", "target")
 CHATS = ("auto", "on", "off")
+_SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
 KEYS = ("name", "template", "decoder_template", "metrics", "columns", "chat", "system", "chosen_columns")
 
 
@@ -59,7 +61,7 @@ class TextTask:
         check_columns(self.columns, DATA_FIELDS)
         check_columns(self.chosen_columns, DATA_FIELDS)
         if self.chat not in CHATS:
-            raise LatePromptError(f"chat {self.chat!r} is unknown; choose one of {', '.join(CHATS)}")
+            raise LatePromptError(unknown("chat", self.chat, CHATS))
         if self.system is not None and not isinstance(self.system, str):
             raise LatePromptError(f"system {self.system!r} is no string; write what the system says")
         if self.system is not None and self.chat == "off":
@@ -130,7 +132,8 @@ def _arguments(data: object) -> dict[str, Any]:
     for key in data:
         if key not in KEYS:
             raise LatePromptError(
-                f"unknown key {key!r}: {data[key]!r}; the keys of a text-to-text task are {', '.join(KEYS)}"
+                f"unknown key {key!r}{did_you_mean(key, KEYS)}: {data[key]!r}; "
+                f"the keys of a text-to-text task are {', '.join(KEYS)}"
             )
     if "name" not in data:
         raise LatePromptError("key 'name' is missing; a task needs a name")
@@ -145,7 +148,8 @@ def _arguments(data: object) -> dict[str, Any]:
     if "text_pair" in arguments["columns"] and "template" not in data and "decoder_template" not in data:
         arguments["template"] = PLAIN_PAIR
     chat = data.get("chat", "auto")
-    arguments["chat"] = ("on" if chat else "off") if isinstance(chat, bool) else chat  # YAML's on and off are booleans
+    # YAML's on and off are booleans, and written in more than one way.
+    arguments["chat"] = _SWITCH.get(str(chat).lower(), chat) if isinstance(chat, bool | str) else chat
     arguments["system"] = data.get("system")
     arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
     return arguments

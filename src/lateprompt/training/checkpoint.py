@@ -12,6 +12,7 @@ import torch
 from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, read_tensors, write_json, write_tensors
+from lateprompt.randomness import RunNumbers
 from lateprompt.run_files import STATE
 
 
@@ -44,16 +45,20 @@ Weights = dict[str, torch.Tensor]
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, weights: Weights, best: Weights, optimizer: torch.optim.Optimizer, settings: str
+    folder: Path,
+    progress: Progress,
+    weights: Weights,
+    best: Weights,
+    optimizer: torch.optim.Optimizer,
+    settings: str,
+    numbers: RunNumbers,
 ) -> None:
     """Write the state of a run; `state.json` names the tensor file it belongs to and is replaced last."""
     tensors = {f"weights/{name}": value for name, value in weights.items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"rng/{name}": value for name, value in numbers.state().items()}
     name = f"tensors-{progress.step}.safetensors"
     write_tensors(folder / name, {key: value.clone() for key, value in tensors.items()})
     write_json(folder / STATE, {"settings": settings, "tensors": name, "progress": asdict(progress)})
@@ -63,9 +68,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, optimizer: torch.optim.Optimizer, settings: str
+    folder: Path, optimizer: torch.optim.Optimizer, settings: str, numbers: RunNumbers | None = None
 ) -> tuple[Progress, Weights, Weights] | None:
-    """The saved progress, weights and best weights, the optimiser and the random state restored; None if there is none.
+    """The saved progress, weights and best weights; the optimiser and the random numbers go on. None if there is none.
 
     Raises:
         LatePromptError: the checkpoint is broken, or of a run with other settings.
@@ -93,9 +98,8 @@ def load_checkpoint(
         else:
             groups[kind][name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    torch.set_rng_state(groups["rng"]["cpu"])
-    if "cuda" in groups["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(groups["rng"]["cuda"])
+    if numbers is not None:
+        numbers.restore(groups["rng"])
     return progress, groups["weights"], groups["best"]
 
 

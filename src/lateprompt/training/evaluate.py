@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from lateprompt.randomness import TURN
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.training.feed import Feed, sorted_batches
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
@@ -34,7 +35,8 @@ def predict_scores(
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             for rows, batch in zip(order, feed.batches(order), strict=True):
-                parts.append(readout.scores(batch.to(device)).float())
+                with TURN:
+                    parts.append(readout.scores(batch.to(device)).float())
                 if progress is not None:
                     progress(len(rows))
     finally:
