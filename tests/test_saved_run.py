@@ -192,7 +192,7 @@ def test_weights_that_are_no_numbers(copy, value, tmp_path):
         ("head", {"model_settings__head_pooling": "cls"}, "head_pooling 'cls'"),
         ("estimator", {"classes": [1, 2]}, "classes"),
         ("estimator", {"classes__values": "negative"}, "classes"),
-        ("estimator", {"classes__values": [1, 2]}, "classes: [1, 2] are not among the labels"),
+        ("estimator", {"classes__values": [1, 2]}, "class"),
         ("estimator", {"classes__values": {"a": 1}}, "classes"),
         ("estimator", {"classes": {"kind": "M", "dtype": "fruit", "values": ["negative"]}}, "classes"),
         ("estimator", {"recipe": []}, "recipe: '[]' is no mapping"),

@@ -26,7 +26,8 @@ def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: R
     rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
     if "recipe" not in theirs:  # of a version that knew but one
         recipe = replace(recipe, recipe="paper")
-    recipe = recipe.resolved(rows if isinstance(rows, int) else 0, model.method)
+    # By its method: one that differs is named itself, and not the defaults that go with it.
+    recipe = recipe.resolved(rows if isinstance(rows, int) else 0, str(theirs.get("method", model.method)))
     ours = {**asdict(model), **asdict(data), **asdict(recipe)}
     layers = saved.get("num_layers")
     if isinstance(layers, int) and layers > 1:
