@@ -184,6 +184,7 @@ def test_a_config_file_that_cannot_be(content, expected, tmp_path, capsys):
 
 def test_suggestions():
     assert did_you_mean("lorra", ["lora", "npg"]) == " (did you mean 'lora'?)"
+    assert did_you_mean("acc", ["mcc", "accuracy_f1_mean", "accuracy"]) == " (did you mean 'accuracy'?)"
     assert did_you_mean("zzz", ["lora", "npg"]) == ""
     assert did_you_mean(3, ["lora"]) == ""
     assert closest_option("Prompt-Layer", ["prompt_layer"]) == "prompt_layer"
