@@ -369,6 +369,7 @@ def test_an_interrupted_comparison_ends_its_workers_and_fails_no_run(ends, headl
     def end():
         while len(list(started.iterdir())) < 2:
             time.sleep(0.02)
+        time.sleep(0.3)  # a failure would be written by now
         os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = plan_files(tmp_path, headless)
