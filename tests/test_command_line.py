@@ -184,6 +184,7 @@ def test_a_config_file_that_cannot_be(content, expected, tmp_path, capsys):
 
 def test_suggestions():
     assert did_you_mean("lorra", ["lora", "npg"]) == " (did you mean 'lora'?)"
+    assert did_you_mean("acc", ["mcc", "accuracy_f1_mean", "accuracy"]) == " (did you mean 'accuracy'?)"
     assert did_you_mean("zzz", ["lora", "npg"]) == ""
     assert did_you_mean(3, ["lora"]) == ""
     assert closest_option("Prompt-Layer", ["prompt_layer"]) == "prompt_layer"
@@ -368,6 +369,7 @@ def test_an_interrupted_comparison_ends_its_workers_and_fails_no_run(ends, headl
     def end():
         while len(list(started.iterdir())) < 2:
             time.sleep(0.02)
+        time.sleep(0.3)  # a failure would be written by now
         os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = plan_files(tmp_path, headless)

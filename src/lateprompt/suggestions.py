@@ -81,11 +81,9 @@ def closest(word: object, known: Iterable[object]) -> str | None:
     asked = _plain(word)
     if asked in plain:
         return plain[asked]
-    found = difflib.get_close_matches(asked, plain, 1, 0.6)
-    if found:
-        return plain[found[0]]
     begun = [name for name in plain if len(asked) > 2 and name.startswith(asked)]
-    return plain[begun[0]] if len(begun) == 1 else None
+    found = [min(begun, key=len)] if begun else difflib.get_close_matches(asked, plain, 1, 0.6)
+    return plain[found[0]] if found else None
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:

@@ -180,5 +180,5 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
             raise LatePromptError(
-                f"metric {name!r} is unknown{did_you_mean(name, METRICS)}; choose from {', '.join(METRICS)}"
+                f"metric {name!r} is unknown; choose from {', '.join(METRICS)}{did_you_mean(name, METRICS)}"
             )
