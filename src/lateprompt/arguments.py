@@ -1,16 +1,26 @@
-"""From parsed arguments to the settings of a run."""
+"""From the words on the command line to the settings of a run."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 
 def settings_of(kind: Any, args: Namespace) -> Any:
     """The settings (a dataclass) whose fields are among the parsed arguments."""
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+
+
+def dashes_to_underscores(argument: str) -> str:
+    """`--prompt-layer=3` to `--prompt_layer=3`; values stay as they are."""
+    if not re.match(r"--[a-z]", argument):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def add_columns(parser: Any, note: str) -> None:

@@ -34,6 +34,7 @@ from lateprompt.release import ReleasedWeights
 from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
 from lateprompt.run import peak_memory_bytes
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.suggestions import unknown
 from lateprompt.tuned import pick_device
 
 _LARGE: dict[str, Any] = {
@@ -82,10 +83,10 @@ class BenchSettings:
             if getattr(self, name) < 1:
                 raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
         if self.dtype not in DTYPES:
-            raise LatePromptError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+            raise LatePromptError(unknown("dtype", self.dtype, DTYPES))
         for name in self.methods or ():
             if name not in METHODS:
-                raise LatePromptError(f"method {name!r} is unknown; choose some of {', '.join(METHODS)}")
+                raise LatePromptError(unknown("method", name, METHODS))
 
     @property
     def names(self) -> list[str]:

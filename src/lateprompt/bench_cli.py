@@ -6,14 +6,15 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lateprompt.arguments import settings_of
 from lateprompt.errors import LatePromptError
+from lateprompt.parser import Parser
 from lateprompt.progress import print_table
 
 
-def add_bench(parser: ArgumentParser) -> None:
+def add_bench(parser: Parser) -> None:
     """`bench` itself measures steps; `bench steps` and `bench job` have arguments of their own."""
     _add_steps(parser)
     kinds = parser.add_subcommands(dest="what", required=False)
@@ -29,14 +30,14 @@ def add_bench(parser: ArgumentParser) -> None:
     kinds.add_subcommand("job", job, help="a whole job on a data file, against PEFT's prompt tuning and LoRA")
 
 
-def _add_steps(parser: ArgumentParser) -> None:
+def _add_steps(parser: Parser) -> None:
     from lateprompt.bench import BenchSettings
 
     parser.add_class_arguments(BenchSettings)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_job(parser: ArgumentParser) -> None:
+def _add_job(parser: Parser) -> None:
     from lateprompt.jobs import JobSettings
     from lateprompt.rivals import RIVALS
 

@@ -1,97 +1,32 @@
-"""The command line: one table from command to function. Errors are one line on stderr and exit code 2."""
+"""The command line: one table from command to functions. Only the chosen command's modules are imported.
+
+Errors are one line on stderr and exit code 2.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from lateprompt.arguments import add_columns, columns_of, settings_of
-from lateprompt.bench_cli import add_bench, bench
-from lateprompt.compare_cli import add_compare, add_methods, add_report, compare, methods, report
-from lateprompt.config_files import LABEL_WORDS, check_arguments, config_text, label_words
+from lateprompt.arguments import add_columns, columns_of, dashes_to_underscores
 from lateprompt.errors import LatePromptError
-from lateprompt.progress import print_table
+from lateprompt.outcome import BAD_INPUT, finish, versions
+from lateprompt.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from lateprompt.parser import Parser as _Parser
 
 
-class _Parser(ArgumentParser):
-    """Options with dashes, and one line for an error."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong in one line; exit code 2."""
-        line = " ".join(str(message).split())
-        print(f"lateprompt: {line}", file=sys.stderr)
-        raise SystemExit(2)
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """The settings of a config file, which must be a regular one."""
-        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
-        return found
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        text = super().format_help(*args, **kwargs)
-        return re.sub(r"--[a-z][a-z_]+", lambda match: match[0].replace("_", "-"), text)
-
-
-def _dashes_to_underscores(argument: str) -> str:
-    """`--prompt-layer=3` to `--prompt_layer=3`; values stay as they are."""
-    if not re.match(r"--[a-z]", argument):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _add_train(parser: _Parser) -> None:
-    from lateprompt.run import DataSettings
-    from lateprompt.training.kept import StatesSettings
-    from lateprompt.training.settings import ModelSettings, RecipeSettings
-
-    parser.add_class_arguments(ModelSettings, skip={"trunk_dropout", "options"})
-    parser.add_argument("--set", nargs="+", default=[], help="the method's own options: key=value …, e.g. r=16")
-    parser.add_argument(
-        "--trunk_dropout",
-        action="store_true",
-        help="keep dropout in the frozen trunk while training, as the authors do",
-    )
-    parser.add_class_arguments(DataSettings, skip={"dev", "test", "label_words"})
-    parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
-    parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
-    parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
-    parser.add_class_arguments(RecipeSettings)
-    parser.add_class_arguments(StatesSettings)
-    parser.add_argument("--output", type=str, required=True, help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="empty the folder first")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _train(args: Namespace) -> None:
-    from lateprompt.methods import parse_options
-    from lateprompt.run import DataSettings, train_run
-    from lateprompt.training.kept import StatesSettings
-    from lateprompt.training.parallel import processes
-    from lateprompt.training.settings import ModelSettings, RecipeSettings
-
-    args.options = parse_options(args.set)
-    _, measured = train_run(
-        settings_of(ModelSettings, args),
-        settings_of(DataSettings, args),
-        settings_of(RecipeSettings, args),
-        Path(args.output),
-        states=settings_of(StatesSettings, args),
-        overwrite=args.overwrite,
-        resume=args.resume,
-        quiet=args.quiet or args.json,
-    )
-    if processes().is_main:
-        _print_metrics({args.output: measured}, as_json=args.json, single=True)
+def _from(module: str, name: str) -> Callable[..., Any]:
+    """A function of another module, which is imported when it is called."""
+    return lambda *args: getattr(import_module(f"lateprompt.{module}"), name)(*args)
 
 
 def _add_evaluate(parser: _Parser) -> None:
@@ -123,7 +58,7 @@ def _evaluate(args: Namespace) -> None:
     columns = columns_of(args)
     rows = {path: read_rows(path, task=classifier.task, split="validation", columns=columns) for path in args.data}
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
-    _print_metrics(results, as_json=args.json, single=len(results) == 1)
+    print_metrics(results, as_json=args.json, single=len(results) == 1)
 
 
 def _add_predict(parser: _Parser) -> None:
@@ -193,6 +128,7 @@ def _add_tasks(parser: _Parser) -> None:
 
 
 def _tasks(args: Namespace) -> None:
+    from lateprompt.progress import print_table
     from lateprompt.tasks import load_task, task_names
 
     if args.action == "list":
@@ -255,8 +191,9 @@ def _add_states(parser: _Parser) -> None:
 
 
 def _states(args: Namespace) -> None:
+    from lateprompt.progress import print_table
     from lateprompt.states import list_stores, prune, stores_in, verify_store
-    from lateprompt.training.kept import StatesSettings
+    from lateprompt.training.states_settings import StatesSettings
 
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None
@@ -318,22 +255,78 @@ def _demo(args: Namespace) -> None:
     run_demo(seed=args.seed)
 
 
-Command = tuple[str, Callable[[_Parser], None], Callable[[Namespace], None]]
+Command = tuple[str, Callable[["_Parser"], None], Callable[["Namespace"], int | None]]
 COMMANDS: dict[str, Command] = {
-    "bench": ("training steps, or whole jobs, of several methods side by side in one run", add_bench, bench),
-    "compare": ("methods × tasks × shots × seeds into one table of results, resumable", add_compare, compare),
-    "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
-    "train": ("train a classifier, or a writer of answers, and leave a run folder", _add_train, _train),
-    "methods": ("list the methods that train takes, and their options", add_methods, methods),
+    "train": (
+        "train a classifier, or a writer of answers, and leave a run folder",
+        _from("train_cli", "add_train"),
+        _from("train_cli", "train"),
+    ),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
     "predict": ("labels and scores, or written answers, for rows, as JSON lines", _add_predict, _predict),
-    "report": ("one HTML page from the results of lateprompt compare", add_report, report),
-    "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
+    "methods": (
+        "list the methods that train takes, and their options",
+        _from("compare_cli", "add_methods"),
+        _from("compare_cli", "methods"),
+    ),
+    "states": ("fill, list, verify or prune kept trunk states", _add_states, _states),
+    "compare": (
+        "methods × tasks × shots × seeds into one table of results, resumable",
+        _from("compare_cli", "add_compare"),
+        _from("compare_cli", "compare"),
+    ),
+    "report": (
+        "one HTML page from the results of lateprompt compare",
+        _from("compare_cli", "add_report"),
+        _from("compare_cli", "report"),
+    ),
+    "bench": (
+        "training steps, or whole jobs, of several methods side by side in one run",
+        _from("bench_cli", "add_bench"),
+        _from("bench_cli", "bench"),
+    ),
+    "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
 }
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "train": (
+        "lateprompt train --model roberta-base --train train.csv --output runs/first",
+        "lateprompt train --model roberta-base --train train.csv --dev dev.csv \\\n"
+        "      --method npg+late-lora --set r=4 --output runs/both",
+    ),
+    "evaluate": ("lateprompt evaluate runs/first --data test.csv",),
+    "predict": ("lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",),
+    "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
+    "methods": ("lateprompt methods",),
+    "states": (
+        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
+        "lateprompt states list",
+        "lateprompt states prune --limit-gb 5",
+    ),
+    "compare": (
+        "lateprompt compare --model roberta-base --methods npg lora head \\\n"
+        "      --tasks sst2 trec --data data --output results",
+        "lateprompt compare plan.yaml --output results --workers 2",
+    ),
+    "report": ("lateprompt report results", "lateprompt report results --markdown table.md --latex table.tex"),
+    "bench": (
+        "lateprompt bench --model roberta-base --batch 16 --length 64",
+        "lateprompt bench job --model roberta-base --train train.csv --dev dev.csv",
+    ),
+    "demo": ("lateprompt demo",),
+}
+_GOES_ON = {
+    "train": "it goes on with the same command and --resume",
+    "compare": "it goes on with the same command",
+    "states": "it goes on with the same command",
+}
+"""How the work of an interrupted command is taken up again."""
 
 
-def _print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
+def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
+    """Metrics by run or file, as tables or as one JSON object."""
+    from lateprompt.progress import print_table
+
     if as_json:
         print(json.dumps(next(iter(results.values())) if single else results))
         return
@@ -349,38 +342,98 @@ def _figure(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def build_parser() -> _Parser:
-    """The parser with all commands of the table."""
-    parser = _Parser(
-        prog="lateprompt", description="Late Prompt Tuning: tune frozen transformers by prompts that enter late."
-    )
-    commands = parser.add_subcommands(dest="command")
-    for name, (text, add_arguments, _) in COMMANDS.items():
-        command = _Parser(description=text)
-        command.add_argument("--config", action="config", help="YAML file with any of these settings")
-        commands.add_subcommand(name, command, help=text)
-        add_arguments(command)  # afterwards: it may add commands of its own, and a parser takes them in level order
+def build_parser(name: str) -> _Parser:
+    """The parser of one command of the table."""
+    from lateprompt.parser import Parser
+
+    text, add_arguments, _ = COMMANDS[name]
+    parser = Parser(prog=f"lateprompt {name}", description=text, examples=EXAMPLES.get(name, ()))
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    add_arguments(parser)
     return parser
 
 
+def help_text() -> str:
+    """What `lateprompt --help` prints."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: lateprompt COMMAND [options]",
+            "",
+            "Late Prompt Tuning: tune frozen transformers by prompts that enter late.",
+            "",
+            "commands:",
+            *(
+                fill(text, 78, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
+                for name, (text, _, _) in COMMANDS.items()
+            ),
+            "",
+            "options:",
+            "  -h, --help  show this help, or that of a command: lateprompt train --help",
+            "  --version   show the version, and those of what it stands on",
+            "  --debug     show where an error comes from, with any command",
+            "",
+            "examples:",
+            *(f"  {EXAMPLES[name][0]}" for name in ("train", "predict")),
+        ]
+    )
+
+
+def version_text() -> str:
+    """What `lateprompt --version` prints."""
+    found = versions()
+    return f"lateprompt {found.pop('lateprompt', '')} ({', '.join(f'{key} {value}' for key, value in found.items())})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
-    arguments = [_dashes_to_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    """Run a command.
+
+    Returns:
+        The exit code: 0, the command's own, 2 for bad input, 130 after SIGINT, 143 after SIGTERM, and 1 for a fault of
+        the library.
+
+    Raises:
+        SystemExit: with 0 after a help text or the version, with 2 for arguments that cannot be.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    own = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in own
+    words = [word for word in own if word != "--debug"] + words[len(own) :]
+    name = _command(words)
+    return finish(lambda: _run(name, words[1:]), going_on=_GOES_ON.get(name, ""), debug=debug)
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command that is asked for."""
+    if not words:
+        print(help_text(), file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+    name = words[0]
+    if name in ("-h", "--help", "help"):
+        print(help_text())
+        raise SystemExit(0)
+    if name in ("-V", "--version"):
+        print(version_text())
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        hint = did_you_mean(name, COMMANDS if what == "command" else ("--help", "--version", "--debug"))
+        if not hint and what == "option":
+            hint = "; options stand behind a command"
+        print(f"lateprompt: there is no {what} {name!r}{hint}; lateprompt --help shows all", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+    return name
+
+
+def _run(name: str, words: Sequence[str]) -> int | None:
+    from lateprompt.config_files import check_arguments
+
+    check_arguments(words)
+    parser = build_parser(name)
     try:
-        check_arguments(arguments)
-        args = build_parser().parse_args(arguments)
-        COMMANDS[args.command][2](args[args.command])
-    except LatePromptError as error:
-        print(f"lateprompt: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        what = f"{error.strerror}: {str(error.filename)!r}" if error.filename is not None else str(error)
-        print(f"lateprompt: {what}; choose another place or mend its permissions", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("lateprompt: interrupted; compare goes on with the same command, train with --resume", file=sys.stderr)
-        return 130
-    return 0
+        args = parser.parse_args([dashes_to_underscores(word) for word in words])
+    except RecursionError:
+        raise LatePromptError("--config names a file that is nested too deeply; give a flat YAML file") from None
+    except UnicodeDecodeError as error:
+        raise LatePromptError(f"--config names a file that is not UTF-8 ({error}); save it as UTF-8") from None
+    return COMMANDS[name][2](args)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from lateprompt.parser import Parser
 from lateprompt.progress import print_table
 
 
-def add_compare(parser: ArgumentParser) -> None:
+def add_compare(parser: Parser) -> None:
     """Its arguments."""
     parser.add_argument("plan", type=str | None, nargs="?", help="YAML file of the plan; the options below change it")
     parser.add_argument("--output", type=str, required=True, help="folder of the results")
@@ -62,7 +63,7 @@ def compare(args: Namespace) -> None:
         print(f"lateprompt report {results} makes a page of it")
 
 
-def add_report(parser: ArgumentParser) -> None:
+def add_report(parser: Parser) -> None:
     """Its arguments."""
     parser.add_argument("results", type=str, help="folder that lateprompt compare left, or its table of results")
     parser.add_argument(
@@ -87,7 +88,7 @@ def report(args: Namespace) -> None:
             print(f"wrote {path}")
 
 
-def add_methods(parser: ArgumentParser) -> None:
+def add_methods(parser: Parser) -> None:
     """Its arguments."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -11,13 +11,17 @@ from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
 from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.generators import check_generator
+from lateprompt.names import POOLINGS as POOLINGS
+from lateprompt.suggestions import unknown
 
 PEFT_TYPE = "LATE_PROMPT"
 NO_PROMPT = "none"
 """`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
 SENTENCE = "sentence"
 """`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
-POOLINGS = ("cls", "mean", "last")
+
+
+FIXED_INITS = ("normal", "vocabulary")
 
 
 @dataclass
@@ -78,16 +82,16 @@ class LatePromptConfig(PeftConfig):
                 raise LatePromptError(f"{name} {value!r} is no size; give a whole number from 1")
         if self.prompt_dropout is not None and not 0.0 <= self.prompt_dropout < 1.0:
             raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
-        if self.fixed_init not in ("normal", "vocabulary"):
-            raise LatePromptError(f"fixed_init {self.fixed_init!r} is unknown; choose normal or vocabulary")
+        if self.fixed_init not in FIXED_INITS:
+            raise LatePromptError(unknown("fixed_init", self.fixed_init, FIXED_INITS))
         if self.head_pooling not in POOLINGS:
-            raise LatePromptError(f"head_pooling {self.head_pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+            raise LatePromptError(unknown("head_pooling", self.head_pooling, POOLINGS))
         if self.head_labels is not None and self.head_labels < 1:
             raise LatePromptError(
                 f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1"
             )
         if self.tuner_layers not in LAYERS:
-            raise LatePromptError(f"tuner_layers {self.tuner_layers!r} is unknown; choose one of {', '.join(LAYERS)}")
+            raise LatePromptError(unknown("tuner_layers", self.tuner_layers, LAYERS))
         kind = None if self.tuner is None else self.tuner.get("peft_type")
         if self.tuner is not None and kind != FULL:
             make_config(self.tuner)

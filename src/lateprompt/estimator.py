@@ -19,7 +19,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines
+from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
+from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
 from lateprompt.tasks import Row, Task, default_task, label_name, load_label_task
 from lateprompt.tasks.readers import check_characters
@@ -196,6 +197,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.recipe_ = asdict(recipe)
         self.history_ = result.history
         self.metrics_ = {
+            "train_rows": len(rows),
             "steps": result.steps,
             "trainable_parameters": self.classifier_.trainable_parameters,
             "train_seconds": result.train_seconds,
@@ -249,6 +251,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.classifier_.save(folder, facts)
         write_lines(folder / HISTORY_FILE, self.history_)
         write_json(folder / METRICS_FILE, self.metrics_)
+        write_text(folder / CARD_FILE, model_card(self.classifier_, self.metrics_, self.recipe_))
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import unknown
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ GENERATORS: dict[str, type[PromptGenerator]] = {
 def check_generator(name: str) -> None:
     """Raise LatePromptError unless `name` is in the table of generators."""
     if name not in GENERATORS:
-        raise LatePromptError(f"generator {name!r} is unknown; choose one of {', '.join(GENERATORS)}")
+        raise LatePromptError(unknown("generator", name, GENERATORS))
 
 
 def build_generator(name: str, spec: GeneratorSpec) -> PromptGenerator:

@@ -38,6 +38,7 @@ from lateprompt.progress import Bar
 from lateprompt.readout import PhraseReadout, Readout
 from lateprompt.rivals import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
 from lateprompt.run import DataSettings, Rows, fingerprint, load_rows, versions
+from lateprompt.suggestions import did_you_mean, unknown
 from lateprompt.tasks import TextTask
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit_turns, plan_steps, trainable_parameters
@@ -104,10 +105,13 @@ class JobSettings:
                 "bench job needs a model and training rows: lateprompt bench job --model MODEL --train FILE --dev FILE"
             )
         if self.method not in GENERATORS:
-            raise LatePromptError(f"method {self.method!r} makes no late prompt; choose one of {', '.join(GENERATORS)}")
+            raise LatePromptError(
+                f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
+                f"choose one of {', '.join(GENERATORS)}"
+            )
         for name in self.rivals:
             if name not in RIVALS:
-                raise LatePromptError(f"rival {name!r} is unknown; choose from {', '.join(RIVALS)}")
+                raise LatePromptError(unknown("rival", name, RIVALS))
         if self.rival_epochs is not None and self.rival_epochs < 1:
             raise LatePromptError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):

@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES
+from lateprompt.suggestions import unknown
 from lateprompt.tasks import READOUTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,7 +57,7 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
     if readout == "text":
         raise LatePromptError("readout 'text' writes texts, but the task has labels; use auto, mask, label or head")
     if readout not in (*READOUTS, "auto"):
-        raise LatePromptError(f"readout {readout!r} is unknown; choose one of auto, {', '.join(READOUTS)}")
+        raise LatePromptError(unknown("readout", readout, ("auto", *READOUTS)))
     causal = FAMILIES[config.model_type].causal
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if readout == "auto":
@@ -94,7 +95,7 @@ def load_base(model: str, readout: str, *, dtype: str = "float32", attention: st
         LatePromptError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.
     """
     if dtype not in DTYPES:
-        raise LatePromptError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise LatePromptError(unknown("dtype", dtype, DTYPES))
     config = load_config(model)
     previous = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # what is missing becomes one error of ours below

@@ -1,10 +1,12 @@
-"""What is shown: rich bars on a terminal (nothing elsewhere), tables that do not wrap in files."""
+"""What is shown: rich bars on a terminal (nothing elsewhere), tables whose words stay whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from types import TracebackType
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,11 +20,48 @@ def screen() -> Console:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; cells are plain text."""
-    table = Table(*header)
+    """A table on standard output; cells are plain text. No word is broken or cut.
+
+    Where the screen is too narrow for that, each row becomes a paragraph.
+    """
+    console = screen()
+    if not console.is_terminal:  # as wide as it has to be
+        whole = (max(cell_len(cell) for cell in column) for column in zip(header, *rows, strict=True))
+        console.width = max(console.width, sum(whole) + 3 * len(header) + 1)
+    widths = [max(_longest_word(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    if sum(widths) + 3 * len(widths) + 1 > console.width:
+        print(_paragraphs(header, rows, console.width))
+        return
+    table = Table()
+    for name, width in zip(header, widths, strict=True):
+        table.add_column(name, min_width=width, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    screen().print(table)
+    console.print(table)
+
+
+def _longest_word(cell: str) -> int:
+    return max(map(cell_len, cell.split()), default=0)
+
+
+def _paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """Each row as its first cell, and under it the others with their names."""
+    indent = max(map(len, header[1:]), default=0) + 4
+    lines = []
+    for row in rows:
+        lines.append(row[0])
+        for name, cell in zip(header[1:], row[1:], strict=True):
+            if cell:
+                first = f"  {name}".ljust(indent)
+                lines += wrap(
+                    cell,
+                    max(width, indent + 20),
+                    initial_indent=first,
+                    subsequent_indent=" " * indent,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+    return "\n".join(lines)
 
 
 class Bar:

@@ -20,9 +20,10 @@ from lateprompt.branches import branch_hidden, can_branch
 from lateprompt.errors import LatePromptError
 from lateprompt.generators import read_position, read_state
 from lateprompt.halves import wide_products
+from lateprompt.names import LOSSES as LOSSES
 from lateprompt.split import replace_module, shallow_copy
+from lateprompt.suggestions import unknown
 
-LOSSES = ("vocabulary", "labels")
 IGNORED = -100
 """What stands behind a target's end, as in transformers' labels."""
 Loss = Literal["vocabulary", "labels"]
@@ -408,7 +409,7 @@ def word_readout(
 ) -> Readout:
     """The readout of label words: one token each if they all are (one pass for all labels), else phrases."""
     if loss not in LOSSES:
-        raise LatePromptError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        raise LatePromptError(unknown("loss", loss, LOSSES))
     if all(len(tokens) == 1 for tokens in label_tokens):
         return WordReadout(model, layer, [tokens[0] for tokens in label_tokens], kind, loss)
     return PhraseReadout(model, layer, label_tokens, loss)

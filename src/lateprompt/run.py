@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
+from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
@@ -34,70 +35,24 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
-from lateprompt.tasks.columns import FIELDS, with_columns
+from lateprompt.tasks.columns import with_columns
 from lateprompt.tasks.labels import spelled_words
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
+from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.tuned import ADAPTER_WEIGHTS, RUN_FILE, TASK_FILE, TunedModel, read_task
+from lateprompt.tuned import RUN_FILE, TASK_FILE, TunedModel, read_task
 from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
-
-
-@dataclass
-class DataSettings:
-    """What it is trained and measured on.
-
-    Args:
-        train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
-        dev: files of rows that choose the best weights (the first) and are measured (all).
-        test: files of rows that are scored once, at the end.
-        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels (or targets).
-        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
-        label_words: the plain task's label words as a mapping, label to word.
-        shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
-        text_column: the column with the texts, if it is not called text.
-        text_pair_column: the column with the second texts of pairs.
-        label_column: the column with the labels.
-        target_column: the column with the texts that are to be written.
-        dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
-    """
-
-    train: str
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    task: str | None = None
-    template: str | None = None
-    label_words: dict[str, str] | None = None
-    shots: int | None = None
-    dev_rows: int | None = None
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
-    target_column: str | None = None
-
-    @property
-    def columns(self) -> dict[str, str | None]:
-        """Our field to the column chosen for it, as `read_rows` takes it."""
-        return {field: getattr(self, f"{field}_column") for field in FIELDS}
-
-    def check(self) -> None:
-        """Raise LatePromptError for a setting that cannot be."""
-        if self.dev_rows is not None and self.dev_rows < 1:
-            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
-        if self.dev_rows is not None and self.dev:
-            raise LatePromptError(
-                f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"
-            )
 
 
 def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto") -> AnyTask:
@@ -396,7 +351,7 @@ def train_run(
         }
         tuned.save(output, facts)
         write_lines(output / HISTORY_FILE, trained.result.history)
-        write_text(output / "README.md", model_card(tuned, measured, recipe))
+        write_text(output / CARD_FILE, model_card(tuned, measured, recipe))
         write_json(output / METRICS_FILE, measured)
         remove_checkpoint(output / CHECKPOINT)
     return tuned, measured
@@ -431,34 +386,3 @@ def _resolved(value: Any) -> Any:
     if isinstance(value, list):
         return [_resolved(part) for part in value]
     return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
-
-
-def model_card(tuned: TunedModel, measured: dict[str, Any], recipe: RecipeSettings) -> str:
-    """The run folder's README."""
-    settings, task = tuned.settings, tuned.task
-    writes = isinstance(task, TextTask)
-    names = ("accuracy", "macro_f1", "mcc", "f1", "accuracy_f1_mean", "perplexity", "exact_match", "rouge_l")
-    figures = "".join(f"| {name} | {measured[name]:.4f} |\n" for name in names if name in measured)
-    table = f"| dev metric | value |\n|---|---|\n{figures}" if figures else "It was trained without dev rows.\n"
-    tag = "text-generation" if writes else "text-classification"
-    what = "A writer of answers" if writes else f"A text classifier for the labels {', '.join(task.labels)}"
-    return f"""---
-library_name: peft
-base_model: {json.dumps(settings.model)}
-tags: [late-prompt-tuning, {tag}]
----
-# {task.name}: {settings.method} on {Path(settings.model).name}
-
-{what}, made by Late Prompt Tuning (Liu et al., Findings of
-EMNLP 2022).
-`{ADAPTER_WEIGHTS}` holds {tuned.trainable_parameters:,} trained parameters; the base model is frozen and not
-included.
-
-{table}
-- method {settings.method}, prompt after layer {settings.prompt_layer}, readout {settings.readout}, seed {recipe.seed}
-- trained on {measured["train_rows"]} rows in {measured["steps"]} steps, {measured["train_seconds"]:.1f} s
-
-Use it:
-
-    lateprompt predict THIS_FOLDER --data rows.jsonl --output predictions.jsonl
-"""

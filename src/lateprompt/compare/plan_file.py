@@ -14,6 +14,7 @@ from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Se
 from lateprompt.errors import LatePromptError
 from lateprompt.methods import check_method
 from lateprompt.run import DEV_ROWS
+from lateprompt.suggestions import did_you_mean
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.yaml_files import read_yaml
@@ -126,7 +127,9 @@ def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            raise LatePromptError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
+            raise LatePromptError(
+                f"{where} has an unknown key {key!r}; known are {', '.join(known)}{did_you_mean(key, known)}"
+            )
 
 
 def _expanded(text: str, where: str) -> str:

@@ -31,6 +31,8 @@ CHOSEN_FILE = "chosen.yaml"
 SEARCH_FILE = "search.jsonl"
 WORKER = "from lateprompt.compare.worker import main; main()"
 _LOCK = "lock"
+_SIGNALLED_TOGETHER = 2.0
+"""Seconds within which a signal that ended a worker ends this process too (Ctrl-C, a scheduler): no failed run."""
 
 
 def compare(
@@ -211,6 +213,8 @@ class _Crew(threading.Thread):
                 return
             if not answer:
                 code = process.wait()
+                if code < 0 and self.stopped.wait(_SIGNALLED_TOGETHER):
+                    return
                 fail(folder, f"the process ended with code {code}{self._last_words(said)}")
                 self.process = None
             self.finished.put(spec)

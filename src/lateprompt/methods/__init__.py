@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
+from lateprompt.suggestions import did_you_mean
 from lateprompt.training.settings import ModelSettings
 from lateprompt.yaml_files import parse_yaml
 
@@ -77,8 +77,7 @@ def _part(piece: str, name: str) -> Part:
     method_or_none = METHODS.get(piece.removeprefix(LATE)) if piece.startswith(LATE) else None
     if method_or_none is not None and method_or_none.kind == "tuner" and method_or_none.late:
         return Part(method_or_none, late=True)
-    close = difflib.get_close_matches(piece, NAMES, 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = did_you_mean(piece, NAMES)
     raise LatePromptError(
         f"method {name!r} is unknown{hint}; choose one of {', '.join(NAMES)}, or a pair such as npg+late-lora"
     )
@@ -107,7 +106,7 @@ def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any
     for key in options:
         if key not in known:
             raise LatePromptError(
-                f"method {name!r} has no option {key!r}; "
+                f"method {name!r} has no option {key!r}{did_you_mean(key, known)}; "
                 + (f"choose from {', '.join(known)}" if known else "it has none: leave out --set")
             )
         default = next(part.method.options[key] for part in parts if key in part.method.options)

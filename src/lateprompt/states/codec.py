@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import unknown
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,7 +20,7 @@ def token_bytes(dtype: str, width: int) -> int:
 
 def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
-        raise LatePromptError(f"states dtype {dtype!r} is unknown; choose one of auto, {', '.join(DTYPES)}")
+        raise LatePromptError(unknown("states dtype", dtype, ("auto", *DTYPES)))
 
 
 def encode(states: torch.Tensor, dtype: str) -> bytes:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from lateprompt.errors import LatePromptError
+from lateprompt.names import READOUTS as READOUTS
+from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
 
-READOUTS = ("mask", "label", "head")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TEXTS = ("text", "text_pair")
 
 
@@ -285,7 +288,7 @@ def _source(task: Task, readout: str) -> str:
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":
         return task.head_template.rstrip()
-    raise LatePromptError(f"readout {readout!r} is unknown; choose one of {', '.join(READOUTS)}")
+    raise LatePromptError(unknown("readout", readout, READOUTS))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lateprompt.errors import LatePromptError
 from lateprompt.inputs import check_file, is_file
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask, is_text_task
 from lateprompt.yaml_files import parse_yaml, read_yaml
@@ -51,7 +52,8 @@ def load_task(name_or_path: str) -> AnyTask:
         if str(name_or_path).strip() and path.exists():
             check_file(path, "task file")
         raise LatePromptError(
-            f"task {str(name_or_path)[:200]!r} is unknown; choose one of {', '.join(names)}, or give a YAML file"
+            f"task {str(name_or_path)[:200]!r} is unknown{did_you_mean(str(name_or_path)[:200], names)}; "
+            f"choose one of {', '.join(names)}, or give a YAML file"
         )
     return read_task_file(path)
 

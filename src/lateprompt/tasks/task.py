@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.labels import label_name
 from lateprompt.tasks.template import check_template
 
@@ -170,7 +171,9 @@ def _arguments(data: object) -> dict[str, Any]:
     known = (*REQUIRED_KEYS, *OPTIONAL_KEYS)
     for key in data:
         if key not in known:
-            raise LatePromptError(f"unknown key {key!r}: {data[key]!r}; the keys are {', '.join(known)}")
+            raise LatePromptError(
+                f"unknown key {key!r}{did_you_mean(key, known)}: {data[key]!r}; the keys are {', '.join(known)}"
+            )
     for key in REQUIRED_KEYS:
         if key not in data:
             raise LatePromptError(

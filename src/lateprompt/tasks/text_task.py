@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import did_you_mean, unknown
 from lateprompt.tasks.task import as_list, as_mapping, check_columns, check_words
 from lateprompt.tasks.template import check_template
 
@@ -60,7 +61,7 @@ class TextTask:
         check_columns(self.columns, DATA_FIELDS)
         check_columns(self.chosen_columns, DATA_FIELDS)
         if self.chat not in CHATS:
-            raise LatePromptError(f"chat {self.chat!r} is unknown; choose one of {', '.join(CHATS)}")
+            raise LatePromptError(unknown("chat", self.chat, CHATS))
         if self.system is not None and not isinstance(self.system, str):
             raise LatePromptError(f"system {self.system!r} is no string; write what the system says")
         if self.system is not None and self.chat == "off":
@@ -131,7 +132,8 @@ def _arguments(data: object) -> dict[str, Any]:
     for key in data:
         if key not in KEYS:
             raise LatePromptError(
-                f"unknown key {key!r}: {data[key]!r}; the keys of a text-to-text task are {', '.join(KEYS)}"
+                f"unknown key {key!r}{did_you_mean(key, KEYS)}: {data[key]!r}; "
+                f"the keys of a text-to-text task are {', '.join(KEYS)}"
             )
     if "name" not in data:
         raise LatePromptError("key 'name' is missing; a task needs a name")

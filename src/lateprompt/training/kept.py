@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,62 +16,23 @@ import numpy as np
 from torch import nn
 
 from lateprompt.branches import can_branch
-from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.states import TrunkStates, fill_stores, prune
-from lateprompt.states.codec import check_dtype
 from lateprompt.tasks import Row
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.fit import plan_steps
 from lateprompt.training.settings import RecipeSettings
+from lateprompt.training.states_settings import FOLDER_VARIABLE as FOLDER_VARIABLE
+from lateprompt.training.states_settings import StatesSettings as StatesSettings
 
 if TYPE_CHECKING:
     from lateprompt.tuned import TunedModel
 
-FOLDER_VARIABLE = "LATEPROMPT_STATES"
 SPARE_BYTES = 1 << 30
 """What a fill leaves free on the disk."""
-
-
-@dataclass
-class StatesSettings:
-    """Whether and where trunk states are kept.
-
-    Args:
-        states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
-        states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
-        states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
-    """
-
-    states: str = "on"
-    states_dtype: str = "auto"
-    states_limit_gb: float = 20.0
-
-    def check(self, trunk_dropout: bool) -> None:
-        """Raise LatePromptError for a setting that cannot be."""
-        check_types(self)
-        if self.states_dtype != "auto":
-            check_dtype(self.states_dtype)
-        if not self.states_limit_gb > 0:
-            raise LatePromptError(
-                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
-            )
-        if trunk_dropout and self.states != "off":
-            raise LatePromptError(
-                "trunk_dropout makes the trunk's states change at each step; use it with --states off"
-            )
-
-    @property
-    def folder(self) -> Path | None:
-        """Where states are kept, or None for off."""
-        if self.states == "off":
-            return None
-        if self.states == "on":
-            return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "lateprompt" / "states")
-        return Path(self.states)
 
 
 class StatesFeed(Feed):

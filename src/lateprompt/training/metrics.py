@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.errors import LatePromptError
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.text_task import TEXT_METRICS
 
 Labels = np.ndarray[Any, np.dtype[Any]]
@@ -174,4 +175,6 @@ LOWER_IS_BETTER = ("perplexity", "loss")
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
-            raise LatePromptError(f"metric {name!r} is unknown; choose from {', '.join(METRICS)}")
+            raise LatePromptError(
+                f"metric {name!r} is unknown{did_you_mean(name, METRICS)}; choose from {', '.join(METRICS)}"
+            )

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lateprompt.checks import check_types
-from lateprompt.config import POOLINGS
 from lateprompt.errors import LatePromptError
-from lateprompt.pretrained import DTYPES
-from lateprompt.readout import LOSSES
-from lateprompt.tasks import READOUTS
+from lateprompt.names import DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.suggestions import unknown
 
 
 @dataclass
@@ -20,7 +18,7 @@ class ModelSettings:
     Args:
         model: folder or hub id of a pretrained model.
         method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
-            another one of lateprompt.methods: lora, late-lora, npg+late-lora, full, prompt-tuning, …
+            another one that `lateprompt methods` lists: lora, late-lora, npg+late-lora, full, prompt-tuning, …
         options: the method's own options, by name.
         prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
         num_prompt_tokens: number of prompt vectors; default 5 with a generator, 20 without (the paper's).
@@ -33,9 +31,9 @@ class ModelSettings:
         loss: vocabulary (the label word among all words, the paper's) or labels (among the label words).
         max_length: longest input in tokens, template included; longer texts are cut.
         max_target_length: of these, the most for a target, where the answers are texts.
-        dtype: the frozen backbone's float type: float32, bfloat16 or float16.
+        dtype: float type of the frozen model's weights: float32, bfloat16 or float16.
         device: cpu, cuda, … ; default a GPU if there is one.
-        compile: run the tail's layers through torch.compile: slower to start, faster on most GPUs.
+        compile: compile the layers above the prompt (torch.compile): slower to start, faster on most GPUs.
     """
 
     model: str
@@ -121,7 +119,7 @@ class RecipeSettings:
                 raise LatePromptError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
         if not 0 <= self.warmup < 1:
             raise LatePromptError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
-        _one_of("precision", self.precision, ("fp32", "bf16"))
+        _one_of("precision", self.precision, PRECISIONS)
         if not 0 <= self.seed < 2**32:
             raise LatePromptError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
 
@@ -129,7 +127,7 @@ class RecipeSettings:
 def _one_of(name: str, value: str, known: object) -> None:
     choices = list(known)  # type: ignore[call-overload]
     if value not in choices:
-        raise LatePromptError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise LatePromptError(unknown(name, value, choices))
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -1,0 +1,10 @@
+"""Names that settings take, apart from the modules that do the work: help is shown without importing those."""
+
+from __future__ import annotations
+
+READOUTS = ("mask", "label", "head")
+"""Readouts of labels; `text`, of answers that are texts, is chosen by the task."""
+POOLINGS = ("cls", "mean", "last")
+LOSSES = ("vocabulary", "labels")
+DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("fp32", "bf16")

@@ -1,0 +1,127 @@
+"""A near miss gets a suggestion: what somebody meant by a name that there is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+OPTIONS = {
+    "accumulate": "grad_accumulation",
+    "base_model": "model",
+    "bs": "batch_size",
+    "classifier": "method",
+    "dataset": "train",
+    "dimension": "bottleneck_dim",
+    "early_stopping": "early_stop",
+    "early_stopping_patience": "early_stop",
+    "eval_batch": "eval_batch_size",
+    "eval_data": "dev",
+    "eval_steps": "eval_every",
+    "evaluation": "dev",
+    "force": "overwrite",
+    "generator": "method",
+    "gradient_accumulation": "grad_accumulation",
+    "gradient_accumulation_steps": "grad_accumulation",
+    "input": "data",
+    "label_word": "label_words",
+    "layer": "prompt_layer",
+    "learning_rate": "lr",
+    "mask_words": "label_words",
+    "max_epochs": "epochs",
+    "max_grad_norm": "clip",
+    "max_len": "max_length",
+    "max_seq_len": "max_length",
+    "max_seq_length": "max_length",
+    "max_steps": "steps",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "model_path": "model",
+    "n_epochs": "epochs",
+    "n_tokens": "num_prompt_tokens",
+    "num_beams": "beams",
+    "num_epochs": "epochs",
+    "num_processes": "workers",
+    "num_steps": "steps",
+    "num_train_epochs": "epochs",
+    "num_virtual_tokens": "num_prompt_tokens",
+    "num_workers": "workers",
+    "option": "set",
+    "options": "set",
+    "out": "output",
+    "out_dir": "output",
+    "output_dir": "output",
+    "output_file": "output",
+    "patience": "early_stop",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "pooling": "head_pooling",
+    "prompt_length": "num_prompt_tokens",
+    "random_seed": "seed",
+    "random_state": "seed",
+    "save": "output",
+    "save_dir": "output",
+    "silent": "quiet",
+    "test_file": "test",
+    "torch_dtype": "dtype",
+    "train_file": "train",
+    "training": "train",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "validation_file": "dev",
+    "warmup_ratio": "warmup",
+    "wd": "weight_decay",
+}
+"""What other tools call an option, and what it is called here."""
+
+
+def closest(word: object, known: Iterable[object]) -> str | None:
+    """The known name that is most like a word, or None where none is like it; case, dashes and underscores aside."""
+    plain = {_plain(name): str(name) for name in reversed([str(name) for name in known])}
+    asked = _plain(word)
+    if asked in plain:
+        return plain[asked]
+    found = difflib.get_close_matches(asked, plain, 1, 0.6)
+    if found:
+        return plain[found[0]]
+    begun = [name for name in plain if len(asked) > 2 and name.startswith(asked)]
+    return plain[begun[0]] if len(begun) == 1 else None
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """Words for an error message, after the name that there is not; nothing where no known name is like it.
+
+    Example:
+        >>> did_you_mean("lorra", ["lora", "npg"])
+        " (did you mean 'lora'?)"
+    """
+    found = closest(word, known)
+    return "" if found is None else f" (did you mean {found!r}?)"
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
+    """An error message for a name that there is not.
+
+    Example:
+        >>> unknown("loss", "lables", ["vocabulary", "labels"])
+        "loss 'lables' is unknown (did you mean 'labels'?); choose one of vocabulary, labels"
+    """
+    names = list(known)
+    return f"{what} {value!r} is unknown{did_you_mean(value, names)}; choose one of {', '.join(names)}"
+
+
+def closest_option(name: str, known: Iterable[str]) -> str | None:
+    """The option that somebody means who gives one that there is not, without its dashes in front.
+
+    Args:
+        name: as given, with dashes or underscores within.
+        known: names with underscores.
+    """
+    given, options = name.replace("-", "_").lower(), list(known)
+    if OPTIONS.get(given) in options:
+        return OPTIONS[given]
+    return closest(given, options)
+
+
+def _plain(name: object) -> str:
+    return str(name).strip().lower().replace("_", "-")

@@ -1,0 +1,54 @@
+"""The settings of a run's data. Nothing heavy is imported: the command line shows them in its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lateprompt.errors import LatePromptError
+
+
+@dataclass
+class DataSettings:
+    """What it is trained and measured on.
+
+    Args:
+        train: training rows: JSON lines, CSV, TSV, Parquet, a GLUE TSV, or a Hugging Face dataset id.
+        dev: files of rows that choose the best weights (the first) and are measured (all).
+        test: files of rows that are scored once, at the end.
+        task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels (or targets).
+        template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
+        label_words: the plain task's label words as a mapping, label to word.
+        shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
+        text_column: the column with the texts, if it is not called text.
+        text_pair_column: the column with the second texts of pairs.
+        label_column: the column with the labels.
+        target_column: the column with the texts that are to be written.
+        dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
+    """
+
+    train: str
+    dev: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    task: str | None = None
+    template: str | None = None
+    label_words: dict[str, str] | None = None
+    shots: int | None = None
+    dev_rows: int | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    target_column: str | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Our field to the column chosen for it, as `read_rows` takes it."""
+        return {field: getattr(self, f"{field}_column") for field in ("text", "text_pair", "label", "target")}
+
+    def check(self) -> None:
+        """Raise LatePromptError for a setting that cannot be."""
+        if self.dev_rows is not None and self.dev_rows < 1:
+            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
+        if self.dev_rows is not None and self.dev:
+            raise LatePromptError(
+                f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"
+            )

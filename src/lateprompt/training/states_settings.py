@@ -1,0 +1,52 @@
+"""The settings of kept trunk states. Nothing heavy is imported: the command line shows them in its help."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lateprompt.checks import check_types
+from lateprompt.errors import LatePromptError
+
+FOLDER_VARIABLE = "LATEPROMPT_STATES"
+
+
+@dataclass
+class StatesSettings:
+    """Whether and where trunk states are kept.
+
+    Args:
+        states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
+        states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
+        states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
+    """
+
+    states: str = "on"
+    states_dtype: str = "auto"
+    states_limit_gb: float = 20.0
+
+    def check(self, trunk_dropout: bool) -> None:
+        """Raise LatePromptError for a setting that cannot be."""
+        check_types(self)
+        if self.states_dtype != "auto":
+            from lateprompt.states.codec import check_dtype
+
+            check_dtype(self.states_dtype)
+        if not self.states_limit_gb > 0:
+            raise LatePromptError(
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
+            )
+        if trunk_dropout and self.states != "off":
+            raise LatePromptError(
+                "trunk_dropout makes the trunk's states change at each step; use it with --states off"
+            )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where states are kept, or None for off."""
+        if self.states == "off":
+            return None
+        if self.states == "on":
+            return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "lateprompt" / "states")
+        return Path(self.states)
