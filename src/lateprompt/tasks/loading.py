@@ -52,7 +52,7 @@ def load_task(name_or_path: str) -> AnyTask:
         if str(name_or_path).strip() and path.exists():
             check_file(path, "task file")
         raise LatePromptError(
-            f"task {str(name_or_path)!r} is unknown{did_you_mean(name_or_path, names)}; "
+            f"task {str(name_or_path)[:200]!r} is unknown{did_you_mean(str(name_or_path)[:200], names)}; "
             f"choose one of {', '.join(names)}, or give a YAML file"
         )
     return read_task_file(path)
