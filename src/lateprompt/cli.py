@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from lateprompt.arguments import add_columns, columns_of, dashes_to_underscores
 from lateprompt.errors import LatePromptError
 from lateprompt.outcome import BAD_INPUT, finish, versions
 from lateprompt.suggestions import did_you_mean
@@ -31,6 +32,7 @@ def _from(module: str, name: str) -> Callable[..., Any]:
 def _add_evaluate(parser: _Parser) -> None:
     _add_run(parser)
     parser.add_argument("--data", nargs="+", required=True, help="files of labelled rows")
+    add_columns(parser, "default the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -53,7 +55,8 @@ def _evaluate(args: Namespace) -> None:
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation") for path in args.data}
+    columns = columns_of(args)
+    rows = {path: read_rows(path, task=classifier.task, split="validation", columns=columns) for path in args.data}
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     print_metrics(results, as_json=args.json, single=len(results) == 1)
 
@@ -131,6 +134,7 @@ def _add_states(parser: _Parser) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
+    add_columns(parser, "fill")
     parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
     parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
     parser.add_argument("--max_target_length", type=int, default=64, help="fill: of these, the most for a target")
@@ -178,7 +182,8 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
         raise LatePromptError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
     task = None if args.task is None else load_task(args.task)
     labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
-    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
+    columns = columns_of(args)
+    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled, columns=columns)]
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
     settings = ModelSettings(
         args.model,
@@ -251,7 +256,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
     "states": (
-        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl dev.jsonl",
+        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
         "lateprompt states list",
         "lateprompt states prune --limit-gb 5",
     ),
@@ -378,8 +383,9 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _run(name: str, words: Sequence[str]) -> int | None:
-    from lateprompt.arguments import dashes_to_underscores
+    from lateprompt.config_files import check_arguments
 
+    check_arguments(words)
     parser = build_parser(name)
     try:
         args = parser.parse_args([dashes_to_underscores(word) for word in words])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
+from lateprompt.config_files import LABEL_WORDS, config_text
 from lateprompt.suggestions import closest_option, did_you_mean
 
 REQUIRED = "required"
@@ -106,6 +108,10 @@ class Parser(ArgumentParser):
         self._short_usage()  # before parsing, which hides for a while what is required
         return super().parse_args(*args, **kwargs)
 
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The settings of a config file, which must be a regular one."""
+        return self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.
 
@@ -172,6 +178,8 @@ class Parser(ArgumentParser):
             wanted = [words for kind, words in _KINDS_IN_WORDS.items() if re.search(rf"\b{kind}\b", message)]
             if wanted:
                 return f"--{_dashes(found[1])} {found[2]!r} is no value for it; give {' or '.join(wanted)}"
+        if found := re.search(r"argument --label_words: invalid label_words value: (.*)$", message):
+            return f"--label-words {found[1]} is no value for it; {LABEL_WORDS}"
         if found := re.search(r"(?:Key|Option|key|option) ['\"]([^'\"]+)['\"] is not (?:expected|accepted)", message):
             return self._unknown([f"--{found[1]}"])
         if found := re.match(r"Parser key ['\"]([^'\"]+)['\"]: (.*)", message):

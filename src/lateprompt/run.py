@@ -35,6 +35,8 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
+from lateprompt.tasks.columns import with_columns
+from lateprompt.tasks.labels import spelled_words
 from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
 from lateprompt.training.checkpoint import remove_checkpoint
 from lateprompt.training.data_settings import DataSettings as DataSettings
@@ -60,7 +62,11 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             raise LatePromptError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
-        return load_task(data.task)
+        return with_columns(load_task(data.task), data.columns)
+    return with_columns(_plain_task(data, rows, readout), data.columns)
+
+
+def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTask:
     pair = any(row.text_pair is not None for row in rows)
     if any(row.target is not None for row in rows):
         if data.label_words is not None:
@@ -69,7 +75,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             )
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
-    words = data.label_words
+    words = None if data.label_words is None else spelled_words(data.label_words)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
@@ -110,13 +116,15 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     Raises:
         LatePromptError: bad data; a label in dev or test that no training row has.
     """
-    named = load_task(data.task) if data.task is not None else None
-    train = read_rows(data.train, task=named, split="train")
+    named = with_columns(load_task(data.task), data.columns) if data.task is not None else None
+    train = read_rows(data.train, task=named, split="train", columns=data.columns)
     task = resolve_task(data, train, readout)
     known = {row.label for row in train}
     others: dict[str, list[Row]] = {}
     for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
-        others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
+        others[path] = read_rows(
+            path, task=named or (task if isinstance(task, TextTask) else None), split=split, columns=data.columns
+        )
         for number, row in enumerate(others[path], 1):
             if row.label not in known:
                 raise LatePromptError(

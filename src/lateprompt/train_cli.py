@@ -19,6 +19,7 @@ _KEPT = "kept states"
 
 def add_train(parser: Parser) -> None:
     """Its arguments."""
+    from lateprompt.config_files import LABEL_WORDS, label_words
     from lateprompt.parser import REQUIRED
     from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -31,7 +32,8 @@ def add_train(parser: Parser) -> None:
         action="store_true",
         help="keep dropout in the frozen layers below the prompt while training, as the authors do",
     )
-    parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test"})
+    parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test", "label_words"})
+    parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
     parser.add_class_arguments(RecipeSettings, as_group=False)

@@ -21,7 +21,8 @@ from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
-from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
+from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder
+from lateprompt.tasks.loading import read_task_file
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
@@ -249,11 +250,7 @@ class TunedModel:
 
 def read_task(folder: Path) -> AnyTask:
     """The task of a run folder."""
-    path = folder / TASK_FILE
-    try:
-        return task_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LatePromptError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+    return read_task_file(folder / TASK_FILE)
 
 
 def read_adapter_config(folder: Path) -> LatePromptConfig:

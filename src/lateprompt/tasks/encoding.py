@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from lateprompt.errors import LatePromptError
 from lateprompt.names import READOUTS as READOUTS
@@ -18,6 +17,9 @@ from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEXTS = ("text", "text_pair")
 

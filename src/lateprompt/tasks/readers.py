@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import check_file, is_file
 from lateprompt.tasks.characters import check_characters
 from lateprompt.tasks.columns import Columns, advice, chosen_columns, find_columns, has_target
 from lateprompt.tasks.formats import SUFFIXES, read_table
 from lateprompt.tasks.hub import is_hub_id, read_hub
 from lateprompt.tasks.labels import label_name
-from lateprompt.tasks.lines import check_file, is_file
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table, Unreadable
 from lateprompt.tasks.task import Task

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.errors import LatePromptError
-from lateprompt.suggestions import unknown
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.text_task import TEXT_METRICS
 
 Labels = np.ndarray[Any, np.dtype[Any]]
@@ -175,4 +175,6 @@ LOWER_IS_BETTER = ("perplexity", "loss")
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
-            raise LatePromptError(unknown("metric", name, METRICS))
+            raise LatePromptError(
+                f"metric {name!r} is unknown{did_you_mean(name, METRICS)}; choose from {', '.join(METRICS)}"
+            )
