@@ -620,9 +620,8 @@ def start(*arguments, **more) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output", ["-", "/dev/stdout"])
-def test_a_reader_that_has_enough(run, many, output):
-    process = start(run, "--data", many, "--output", output, stdout=subprocess.PIPE)
+def test_a_reader_that_has_enough(run, many):
+    process = start(run, "--data", many, "--output", "/dev/stdout", stdout=subprocess.PIPE)
     head = subprocess.run(["head", "-n", "1"], stdin=process.stdout, capture_output=True, text=True, check=True)
     process.stdout.close()
     assert process.wait(120) in (0, 1)
@@ -674,18 +673,20 @@ with PredictionFile(output, labels=tuned.task.labels, survey=survey) as file:
         file.write(part)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident[file.rows] = pages
-print(json.dumps({"first": min(p for r, p in resident.items() if r >= 10_000), "most": max(resident.values())}))
+print(json.dumps({"first": min(p for r, p in resident.items() if r >= 5_000), "most": max(resident.values())}))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_memory_is_flat(run, tmp_path, suffix):
-    """benchmarks/predict_stream.py does the same with a million rows."""
-    data = write_rows(tmp_path / "rows.jsonl", [{"text": f"the film it was great and bad {i}"} for i in range(60_000)])
+def test_memory_is_flat(run, tmp_path):
+    """Rows of 4 kB: whoever held all had 80 MB more in the end. benchmarks/predict_stream.py takes a million."""
+    note = "x" * 4000
+    data = write_rows(
+        tmp_path / "rows.jsonl", [{"text": f"the film it was bad {i}", "note": note} for i in range(25_000)]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, run, data, str(tmp_path / f"out{suffix}")],
+        [sys.executable, "-c", MEASURE, run, data, str(tmp_path / "out.jsonl")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -693,4 +694,4 @@ def test_memory_is_flat(run, tmp_path, suffix):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["most"] <= 1.2 * found["first"]
+    assert found["most"] <= 1.1 * found["first"], found

@@ -113,10 +113,6 @@ class Parser(ArgumentParser):
         self._short_usage()  # before parsing, which hides for a while what is required
         return super().parse_args(*args, **kwargs)
 
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """The settings of a config file, which must be a regular one."""
-        return self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
-
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.
 

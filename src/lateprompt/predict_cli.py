@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,52 +61,28 @@ def predict(args: Namespace, load: Callable[[Namespace], Any]) -> int:
 
 def _predict(args: Namespace, load: Callable[[Namespace], Any], left: list[str]) -> int:
     from lateprompt.files import check_output
-    from lateprompt.outputs import PredictionFile, Survey, check_existing
-    from lateprompt.predicting import check_rows, predict_windows
-    from lateprompt.progress import Bar
-    from lateprompt.tasks import iter_rows
+    from lateprompt.outputs import PredictionFile, check_existing
     from lateprompt.training.parallel import processes
     from lateprompt.writer import TextWriter
 
     main = processes().is_main  # of several that a launcher started, one writes
     _check(args)
     if args.output != "-" and main:
-        inputs = [args.data, args.run, *([args.model] if args.model else [])]
-        check_output(args.output, inputs=inputs)
+        check_output(args.output, inputs=[args.data, args.run, *([args.model] if args.model else [])])
         check_existing(args.output, overwrite=args.overwrite)
     tuned = load(args)
     writes = isinstance(tuned, TextWriter)
     if not writes:
         _refuse_writing(args)
-    columns = {"text": args.text_column, "text_pair": args.text_pair_column}
-
-    def rows() -> Iterator[Any]:
-        return iter_rows(
-            args.data, task=tuned.task, labelled=False, split="test", columns=columns, on_error=args.on_error
-        )
-
     file = PredictionFile(
-        args.output if main else "/dev/null",
+        args.output if main else os.devnull,
         labels=None if writes else tuned.task.labels,
         errors=args.on_error == "skip",
         overwrite=args.overwrite,
     )
-    if _can_read_twice(args.data) and (args.on_error == "stop" or file.format.table):
-        checked = rows() if args.on_error == "skip" else check_rows(tuned, rows(), max_new_tokens=args.max_new_tokens)
-        file.survey = Survey().of(checked)
-    total = None if file.survey is None else file.survey.rows
+    file.survey = _survey(args, tuned, table=file.format.table)
     try:
-        with file, Bar("predicting", total, quiet=args.output == "-" or not main, rate="rows/s") as bar:
-            for part in predict_windows(
-                tuned,
-                rows(),
-                batch_size=args.batch_size,
-                on_error=args.on_error,
-                beams=args.beams or 1,
-                max_new_tokens=args.max_new_tokens,
-                progress=bar.advance,
-            ):
-                file.write(part)
+        _write(args, tuned, file, quiet=args.output == "-" or not main)
     except LatePromptError as error:
         raise LatePromptError(f"{error}; {file.left}" if file.left else str(error)) from None
     except BrokenPipeError:
@@ -119,6 +96,44 @@ def _predict(args: Namespace, load: Callable[[Namespace], Any], left: list[str])
         raise
     left[0] = "all rows are written"
     return _sum_up(file) if main else 0
+
+
+def _rows(args: Namespace, tuned: Any) -> Iterator[Any]:
+    from lateprompt.tasks import iter_rows
+
+    columns = {"text": args.text_column, "text_pair": args.text_pair_column}
+    return iter_rows(args.data, task=tuned.task, labelled=False, split="test", columns=columns, on_error=args.on_error)
+
+
+def _survey(args: Namespace, tuned: Any, *, table: bool) -> Any:
+    """What a first pass over the rows tells, where there can be one and it is needed: to stop, or to know columns."""
+    from lateprompt.outputs import Survey
+    from lateprompt.predicting import check_rows
+
+    path = Path(args.data)
+    comes_once = path.exists() and not path.is_file()  # through a pipe; a data set of the hub can be read twice
+    if comes_once or (args.on_error == "skip" and not table):
+        return None
+    rows = _rows(args, tuned)
+    return Survey().of(rows if args.on_error == "skip" else check_rows(tuned, rows, max_new_tokens=args.max_new_tokens))
+
+
+def _write(args: Namespace, tuned: Any, file: Any, *, quiet: bool) -> None:
+    from lateprompt.predicting import predict_windows
+    from lateprompt.progress import Bar
+
+    total = None if file.survey is None else file.survey.rows
+    with file, Bar("predicting", total, quiet=quiet, rate="rows/s") as bar:
+        for part in predict_windows(
+            tuned,
+            _rows(args, tuned),
+            batch_size=args.batch_size,
+            on_error=args.on_error,
+            beams=args.beams or 1,
+            max_new_tokens=args.max_new_tokens,
+            progress=bar.advance,
+        ):
+            file.write(part)
 
 
 def _sum_up(file: Any) -> int:
@@ -144,9 +159,3 @@ def _refuse_writing(args: Namespace) -> None:
     for name in ("beams", "max_new_tokens"):
         if args[name] is not None:
             raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
-
-
-def _can_read_twice(data: str) -> bool:
-    """A file, or a data set of the hub; not what comes through a pipe."""
-    path = Path(data)
-    return path.is_file() or not path.exists()

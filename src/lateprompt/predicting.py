@@ -22,6 +22,8 @@ from lateprompt.writer import TextWriter
 
 OnError = Literal["stop", "skip"]
 Progress = Callable[[int], None]
+_Answer = tuple[str | None, Mapping[str, float] | None, str | None]
+"""Prediction, scores, and what is wrong."""
 
 ROWS = 2048
 """Most rows in a window, by default: sorting more by length saves little padding."""
@@ -230,10 +232,8 @@ class _Answers:
         """The examples of rows, or what is wrong with them."""
         return _encode(self.encoder.encode, [Row(row.text, row.text_pair) for row in rows]) if rows else []
 
-    def answer(
-        self, examples: Sequence[Example], progress: Progress | None
-    ) -> Iterator[tuple[str | None, Mapping[str, float] | None, str | None]]:
-        """For each example prediction, scores, and what is wrong."""
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+        """Prediction, scores, and what is wrong, of each."""
         raise TypeError(f"{type(self).__name__} must override answer")
 
 
@@ -253,9 +253,7 @@ class _Labelling(_Answers):
         super().__init__(classifier)
         self.classifier, self.batch_size = classifier, batch_size
 
-    def answer(
-        self, examples: Sequence[Example], progress: Progress | None
-    ) -> Iterator[tuple[str | None, Mapping[str, float] | None, str | None]]:
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
         classifier, labels = self.classifier, self.classifier.task.labels
         feed = Feed(examples, classifier.tokenizer.pad_token_id or 0)
         scores = predict_scores(
@@ -291,9 +289,7 @@ class _Writing(_Answers):
         problem = None if isinstance(example, str) else self.writer.no_room(example.read + 1, self.new)
         return example if problem is None else problem
 
-    def answer(
-        self, examples: Sequence[Example], progress: Progress | None
-    ) -> Iterator[tuple[str | None, Mapping[str, float] | None, str | None]]:
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
         texts = self.writer.write(
             examples, batch_size=self.batch_size, beams=self.beams, max_new_tokens=self.new, progress=progress
         )

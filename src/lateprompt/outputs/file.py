@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import own_descriptor, sync_folder
+from lateprompt.files import _keep_permissions, _own_descriptor, sync_folder
 from lateprompt.outputs.columns import Columns, Survey
 from lateprompt.outputs.formats import format_of, is_prediction_file
 from lateprompt.outputs.parquet import ParquetSink
@@ -27,7 +26,7 @@ SCREEN = "-"
 def check_existing(path: str, *, overwrite: bool = False) -> None:
     """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten."""
     file = Path(path)
-    if path == SCREEN or own_descriptor(file) is not None or not file.is_file():
+    if path == SCREEN or _own_descriptor(file) is not None or not file.is_file():
         return
     if overwrite or file.stat().st_size == 0 or is_prediction_file(file):
         return
@@ -167,7 +166,7 @@ class PredictionFile:
         return str(near if os.path.realpath(near) == str(place) else place)  # elsewhere behind a link
 
     def _open(self) -> Sink:
-        descriptor = None if self.name == SCREEN else own_descriptor(Path(self.name))
+        descriptor = None if self.name == SCREEN else _own_descriptor(Path(self.name))
         if self.name == SCREEN or descriptor == 1:
             sys.stdout.flush()
             return ScreenSink()
@@ -178,13 +177,12 @@ class PredictionFile:
             handle = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
             return LineSink(handle, self.format, self.columns, self.survey, whole=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = 0o666
         self._place = path
         if path.exists() and path.stat().st_size:
-            self._target, self._place, mode = path, _partial(path), stat.S_IMODE(path.stat().st_mode)
+            self._target, self._place = path, _partial(path)
             self._held = os.open(path, os.O_RDONLY)
             _claim(self._held, self.name)
-        handle = os.open(self._place, os.O_RDWR | os.O_CREAT, mode)
+        handle = os.open(self._place, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _claim(handle, self.name)
         except LatePromptError:
@@ -192,7 +190,7 @@ class PredictionFile:
             raise
         os.ftruncate(handle, 0)
         if self._target is not None:
-            os.fchmod(handle, mode)
+            _keep_permissions(self._place, self._target.stat())
         kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
         return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
 
