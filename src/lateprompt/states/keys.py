@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 
 KEY_BYTES = 16
@@ -72,6 +71,8 @@ def code_fingerprint(trunk: nn.Module) -> str:
     file that was edited, or a class of one's own, from the release. torch is no part of it: its releases differ as
     machines do, in the last bits.
     """
+    import transformers
+
     digest = hashlib.blake2b(f"transformers {transformers.__version__}".encode(), digest_size=16)
     classes = {base for module in trunk.modules() for base in type(module).__mro__}
     names = {base.__module__ for base in classes if base.__module__.partition(".")[0] not in ("builtins", "torch")}

@@ -135,7 +135,8 @@ def verify_store(folder: Path) -> Verdict:
 
 
 def _segments(store: TrunkStates) -> list[Segment]:
-    return [Segment(path, store.row_bytes) for path in segment_files(store.folder) if path.suffix == ".bin"]
+    paths = {path.with_suffix(".bin") for path in segment_files(store.folder)}
+    return [Segment(path, store.row_bytes) for path in sorted(paths)]
 
 
 def _damaged(segment: Segment) -> np.ndarray:
