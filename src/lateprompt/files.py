@@ -139,7 +139,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         facts = _facts(path)
         if facts is not None and stat.S_ISDIR(facts.st_mode):
             raise LatePromptError(f"output {str(shown)!r} is a folder; give a file")
-        descriptor = _own_descriptor(path)
+        descriptor = own_descriptor(path)
         if descriptor is not None or (facts is not None and not stat.S_ISREG(facts.st_mode)):
             _write_straight(path, descriptor, write)
         else:
@@ -154,7 +154,7 @@ def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[P
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if facts is not None:
-            _keep_permissions(temporary, facts)
+            keep_permissions(temporary, facts)
         temporary.replace(target)
         sync_folder(target.parent)
     finally:
@@ -170,7 +170,7 @@ def _new_file(target: Path) -> Path:
             return temporary
 
 
-def _keep_permissions(file: Path, facts: os.stat_result) -> None:
+def keep_permissions(file: Path, facts: os.stat_result) -> None:
     own = file.stat()
     if (own.st_uid, own.st_gid) != (facts.st_uid, facts.st_gid):
         with contextlib.suppress(PermissionError):  # only root may
@@ -202,7 +202,7 @@ def _facts(path: Path) -> os.stat_result | None:
     return None
 
 
-def _own_descriptor(path: Path) -> int | None:
+def own_descriptor(path: Path) -> int | None:
     """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
     for _ in range(40):  # links in a row
         if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
