@@ -39,6 +39,9 @@ def _add_evaluate(parser: _Parser) -> None:
 def _add_run(parser: _Parser) -> None:
     parser.add_argument("run", type=str, help="run folder of lateprompt train")
     parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
+    parser.add_argument(
+        "--ignore_fingerprint", action="store_true", help="take a base model with other weights than it was trained on"
+    )
     parser.add_argument("--device", type=str | None, help="where to run; default a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
 
@@ -48,76 +51,35 @@ def _load(args: Namespace) -> Any:
 
     if args.batch_size < 1:
         raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return load_run(args.run, model=args.model, device=args.device)
+    return load_run(args.run, model=args.model, device=args.device, check_model=not args.ignore_fingerprint)
 
 
 def _evaluate(args: Namespace) -> None:
+    from lateprompt.row_checks import unknown_labels, warn_unknown
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    columns = columns_of(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation", columns=columns) for path in args.data}
+    rows = {
+        path: read_rows(path, task=classifier.task, split="validation", columns=columns_of(args), any_label=True)
+        for path in args.data
+    }
+    for path, part in rows.items():
+        warn_unknown(unknown_labels(part, classifier.task), len(part), path)
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     print_metrics(results, as_json=args.json, single=len(results) == 1)
 
 
 def _add_predict(parser: _Parser) -> None:
+    from lateprompt.predict_cli import add_predict
+
     _add_run(parser)
-    parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed")
-    parser.add_argument("--output", type=str, default="-", help="file for JSON lines; - for the screen")
-    parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
-    parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
+    add_predict(parser)
 
 
-def _predict(args: Namespace) -> None:
-    from lateprompt.files import as_json, write_lines
-    from lateprompt.progress import Bar
-    from lateprompt.tasks import read_rows
-    from lateprompt.writer import TextWriter
+def _predict(args: Namespace) -> int:
+    from lateprompt.predict_cli import predict
 
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None and args[name] < 1:
-            raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
-    tuned = _load(args)
-    rows = read_rows(args.data, task=tuned.task, labelled=False, split="test")
-    with Bar("predicting", len(rows), quiet=args.output == "-") as bar:
-        if isinstance(tuned, TextWriter):
-            texts = tuned.write(
-                rows,
-                batch_size=args.batch_size,
-                beams=args.beams or 1,
-                max_new_tokens=args.max_new_tokens,
-                progress=bar.advance,
-            )
-            lines = [{**row.source, "prediction": text} for row, text in zip(rows, texts, strict=True)]
-        else:
-            _refuse_writing(args)
-            lines = _label_lines(
-                tuned, rows, tuned.probabilities(rows, batch_size=args.batch_size, progress=bar.advance)
-            )
-    if args.output == "-":
-        for line in lines:
-            print(json.dumps(line, ensure_ascii=False, default=as_json))
-    else:
-        write_lines(Path(args.output), lines)
-
-
-def _refuse_writing(args: Namespace) -> None:
-    for name in ("beams", "max_new_tokens"):
-        if args[name] is not None:
-            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
-
-
-def _label_lines(classifier: Any, rows: Sequence[Any], probabilities: Any) -> list[dict[str, Any]]:
-    labels = classifier.task.labels
-    return [
-        {
-            **row.source,
-            "prediction": labels[int(scores.argmax())],
-            "scores": {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)},
-        }
-        for row, scores in zip(rows, probabilities, strict=True)
-    ]
+    return predict(args, _load)
 
 
 def _add_tasks(parser: _Parser) -> None:
@@ -192,34 +154,46 @@ def _add_states(parser: _Parser) -> None:
 
 def _states(args: Namespace) -> None:
     from lateprompt.progress import print_table
-    from lateprompt.states import list_stores, prune, stores_in, verify_store
     from lateprompt.training.states_settings import StatesSettings
 
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None
-    result: Any
-    if args.action == "fill":
-        result = _fill_states(args, folder)
-    elif args.action == "list":
-        result = list_stores(folder)
-    elif args.action == "verify":
-        result = [vars(verify_store(path)) for path in stores_in(folder)]
-    elif args.limit_gb is None:
-        raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
-    else:
-        result = [{"freed_bytes": prune(folder, int(args.limit_gb * 1e9))}]
+    result, problems = _fill_states(args, folder) if args.action == "fill" else _look_after_states(args, folder)
     if args.json:
         print(json.dumps(result))
     elif result:
-        shown = [{key: value for key, value in row.items() if key not in ("format", "fingerprint")} for row in result]
-        print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
+        hidden = {"format", "fingerprint"}
+        if all(row.get("problem") is None for row in result):
+            hidden.add("problem")
+        shown = [{key: value for key, value in row.items() if key not in hidden} for row in result]
+        cells = [["" if value is None else _figure(value) for value in row.values()] for row in shown]
+        print_table(list(shown[0]), cells)
     else:
         print(f"no trunk states in {folder}")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise LatePromptError(f"{problems[0]}{more}")
 
 
-def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
+def _look_after_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What list, verify or prune found, and what is wrong with stores that it could not handle."""
+    from lateprompt.states import list_stores, prune_stores, verify_stores
+
+    if args.action == "prune":
+        limit = args.limit_gb
+        if limit is None:
+            raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
+        if not limit >= 0:
+            raise LatePromptError(f"limit_gb {limit!r} is no size; give a number of 10^9 bytes from 0")
+        done = prune_stores(folder, limit * 1e9)
+        refused = [] if done.fits else list(done.refused.values())
+        return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
+    result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
+    return result, [row["problem"] for row in result if row["problem"] is not None]
+
+
+def _fill_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     from lateprompt.run import DataSettings, kind_of, resolve_task
-    from lateprompt.states.store import describe
     from lateprompt.tasks import TextTask, load_task, read_rows
     from lateprompt.training.kept import fill_layers
     from lateprompt.training.settings import ModelSettings
@@ -242,7 +216,7 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     )
     tuned = kind_of(task).build(settings, task, seed=0)
     stores = fill_layers(tuned, rows, args.prompt_layer, folder, args.dtype)
-    return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
+    return [store.describe() for store in stores], []
 
 
 def _add_demo(parser: _Parser) -> None:
@@ -263,7 +237,7 @@ COMMANDS: dict[str, Command] = {
         _from("train_cli", "train"),
     ),
     "evaluate": ("metrics of a run on labelled rows", _add_evaluate, _evaluate),
-    "predict": ("labels and scores, or written answers, for rows, as JSON lines", _add_predict, _predict),
+    "predict": ("labels and scores, or written answers, for each row of a file", _add_predict, _predict),
     "tasks": ("list tasks, or check one against a model's tokenizer", _add_tasks, _tasks),
     "methods": (
         "list the methods that train takes, and their options",
@@ -295,7 +269,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "      --method npg+late-lora --set r=4 --output runs/both",
     ),
     "evaluate": ("lateprompt evaluate runs/first --data test.csv",),
-    "predict": ("lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",),
+    "predict": (
+        "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
+        "lateprompt predict runs/first --data new.csv --text-column review --on-error skip --output labels.csv",
+    ),
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
     "states": (

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,24 +27,214 @@ from safetensors.torch import save_file
 
 from lateprompt.errors import LatePromptError
 
+STAGING = ".lateprompt-new"
+"""In a run folder: where the files of a new run wait until all of them are there."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FullDiskError(LatePromptError):
+    """There is no room for a file; what was there before is as it was."""
+
+
+_READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
+"""What is read of a folder with a model or a run."""
+
+
+def given_path(value: str | os.PathLike[str], what: str = "output") -> Path:
+    """A path as a user gave it; LatePromptError for a blank one (`Path('')` is the working directory)."""
+    text = os.fspath(value)
+    if not text.strip() or "\0" in text:
+        raise LatePromptError(f"{what} {text!r} is no name; give a path, or . for the working directory")
+    return Path(text)
+
+
+def check_output(
+    path: str | os.PathLike[str], *, inputs: Iterable[str | os.PathLike[str]] = (), what: str = "output"
+) -> Path:
+    """Refuse a file that cannot be written, or must not be, before any work is done for it; creates nothing.
+
+    Args:
+        path: the file to write; one that exists is replaced, and what is no regular file (a FIFO, /dev/stdout) is
+            written to.
+        inputs: what the command reads: files, folders with a run or a model, hub ids. None of their files may be the
+            output.
+        what: what a message calls the path.
+
+    Returns:
+        The path.
+
+    Raises:
+        LatePromptError: a blank name, a folder, an input, a place that is not there and cannot be made, or one that
+            cannot be written to.
+
+    Example:
+        >>> check_output("predictions.jsonl", inputs=["rows.jsonl"]).name
+        'predictions.jsonl'
+    """
+    target = given_path(path, what)
+    try:
+        facts = target.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        facts = None
+    except OSError as error:
+        raise LatePromptError(
+            f"{what} {str(target)!r} cannot be written: {error.strerror}; give another file"
+        ) from None
+    if os.fspath(path).endswith(os.sep) or (facts is not None and stat.S_ISDIR(facts.st_mode)):
+        raise LatePromptError(f"{what} {os.fspath(path)!r} is a folder; give a file")
+    if facts is not None and not os.access(target, os.W_OK):
+        raise LatePromptError(
+            f"{what} {str(target)!r} is write-protected; give another file, or change its permissions"
+        )
+    if facts is None or stat.S_ISREG(facts.st_mode):
+        if own_descriptor(target) is None:
+            check_place(Path(os.path.realpath(target)).parent, target, what)
+        _check_no_input(target, inputs, what)
+    return target
+
+
+def check_place(folder: Path, target: Path, what: str) -> None:
+    """Raise LatePromptError unless files can be made in a folder, or the folder in the nearest one that exists."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(target)!r} cannot be written: {error.strerror}; give another one") from None
+    if not folder.is_dir():
+        raise LatePromptError(f"{what} {str(target)!r} cannot be written: {str(folder)!r} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LatePromptError(
+            f"{what} {str(target)!r} cannot be written: folder {str(folder)!r} is write-protected; give another place, "
+            "or change its permissions"
+        )
+
+
+def _check_no_input(target: Path, inputs: Iterable[str | os.PathLike[str]], what: str) -> None:
+    """Raise LatePromptError if writing `target` would replace a file that is read."""
+    for given in inputs:
+        source = Path(given)
+        with contextlib.suppress(OSError):
+            if source.is_dir():
+                read = source / target.name
+                of = f"a file of {str(source)!r}, which is read"
+                found = (target.suffix in _READ or target.name == "history.jsonl") and read.is_file()
+            else:
+                read, of, found = source, "the same file as an input", source.exists()
+            if found and target.exists() and target.samefile(read):
+                raise LatePromptError(f"{what} {str(target)!r} is {of}; give another file")
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
+
+    A link stays, and the file that it points to is replaced; permissions stay as they were. What is there and no
+    regular file (a FIFO, a terminal, /dev/stdout) is written to.
+
+    Raises:
+        LatePromptError: `path` is a folder, or the disk is full.
+    """
+    path = Path(path)
+    shown = path.parent.parent / path.name if path.parent.name == STAGING else path
+    with naming(shown):
+        facts = _facts(path)
+        if facts is not None and stat.S_ISDIR(facts.st_mode):
+            raise LatePromptError(f"output {str(shown)!r} is a folder; give a file")
+        descriptor = own_descriptor(path)
+        if descriptor is not None or (facts is not None and not stat.S_ISREG(facts.st_mode)):
+            _write_straight(path, descriptor, write)
+        else:
+            _write_beside(Path(os.path.realpath(path)), facts, write)
+
+
+def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[Path], None]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _new_file(target)
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-        temporary.replace(path)
-        sync_folder(path.parent)
+        if facts is not None:
+            _keep_permissions(temporary, facts)
+        temporary.replace(target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> Path:
+    """A new, empty file beside `target`, with a name of its own and the permissions that new files get."""
+    while True:
+        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return temporary
+
+
+def _keep_permissions(file: Path, facts: os.stat_result) -> None:
+    own = file.stat()
+    if (own.st_uid, own.st_gid) != (facts.st_uid, facts.st_gid):
+        with contextlib.suppress(PermissionError):  # only root may
+            os.chown(file, facts.st_uid, facts.st_gid)
+    with contextlib.suppress(PermissionError):  # some file systems have none
+        file.chmod(stat.S_IMODE(facts.st_mode))
+
+
+def _write_straight(path: Path, descriptor: int | None, write: Callable[[Path], None]) -> None:
+    """Into what is no regular file: all at once, after `write` has made it elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="lateprompt-") as folder:
+        made = Path(folder) / "content"
+        write(made)
+        if descriptor is not None:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            opened = os.dup(descriptor)
+        else:
+            opened = os.open(path, os.O_WRONLY)
+        with made.open("rb") as source, os.fdopen(opened, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def _facts(path: Path) -> os.stat_result | None:
+    """What a path, its links followed, is; None where nothing is there yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat()
+    return None
+
+
+def own_descriptor(path: Path) -> int | None:
+    """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
+    for _ in range(40):  # links in a row
+        if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing say `path`, never a temporary file; a full disk is a LatePromptError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error_number(error)
+        if number in _FULL:
+            raise FullDiskError(
+                f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
+            ) from error
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of an error, from its message too: safetensors and pyarrow give no other."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
+    return int(found[1]) if found else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -82,48 +278,70 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+_LFS = b"version https://git-lfs"
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise LatePromptError unless `path` is an ordinary file with its own content: reading a pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise LatePromptError(f"{what} {str(path)!r} is {kind}; give an ordinary file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    if start == _LFS:
+        raise LatePromptError(
+            f"{what} {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+            "download the file"
+        )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise LatePromptError(f"{what} {str(path)!r} is broken: {error}") from None
+    except RecursionError:
+        raise LatePromptError(f"{what} {str(path)!r} is broken: its lists or objects are nested too deeply") from None
     if not isinstance(value, dict):
-        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {_shortened(value)}, not an object")
     return value
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+def _shortened(value: Any) -> str:
+    try:
+        return repr(str(value)[:40])
+    except RecursionError:
+        return f"a {type(value).__name__}"
+
+
+def tensor_names(path: Path, what: str) -> set[str]:
+    """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
+    check_regular(path, what)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
+            return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that is not empty, unless it may be overwritten or resumed; creates nothing.
-
-    Raises:
-        LatePromptError: the folder has files, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise LatePromptError(f"output {str(folder)!r} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
-        raise LatePromptError(
-            f"output folder {str(folder)!r} is not empty; use --overwrite, --resume, or another folder"
-        )
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove everything in `folder`."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
 from lateprompt.config_files import LABEL_WORDS, config_text
@@ -104,13 +104,14 @@ class Parser(ArgumentParser):
         print(f"lateprompt: {self._in_words(' '.join(str(message).split()))}", file=sys.stderr)
         raise SystemExit(2)
 
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """The settings of a config file, which must be a regular one."""
+        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+        return found
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required
         return super().parse_args(*args, **kwargs)
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """The settings of a config file, which must be a regular one."""
-        return self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
 
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.

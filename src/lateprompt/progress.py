@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -64,23 +64,40 @@ def _paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]], width: int
     return "\n".join(lines)
 
 
+class _Rate(ProgressColumn):
+    """Steps a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} {self.unit}")
+
+
 class Bar:
     """One bar with a note at its end.
 
     Args:
         title: what is going on.
-        total: how many steps there are.
+        total: how many steps there are; None: nobody knows, so that only a count is shown.
         quiet: show nothing.
         start: steps already done.
+        rate: the unit of the speed to show, if any.
     """
 
-    def __init__(self, title: str, total: int, *, quiet: bool = False, start: int = 0) -> None:
+    def __init__(
+        self, title: str, total: int | None, *, quiet: bool = False, start: int = 0, rate: str | None = None
+    ) -> None:
         console = Console(stderr=True)
+        ends = (
+            [MofNCompleteColumn(), TimeRemainingColumn()] if total is not None else [TextColumn("{task.completed:,}")]
+        )
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *ends,
+            *([] if rate is None else [_Rate(rate)]),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=quiet or not console.is_terminal,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.arguments import settings_of
@@ -39,7 +38,9 @@ def add_train(parser: Parser) -> None:
     parser.add_class_arguments(RecipeSettings, as_group=False)
     parser.add_class_arguments(StatesSettings, as_group=False)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="replace what a run left in the folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, once the new one has succeeded"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -75,7 +76,7 @@ def train(args: Namespace) -> None:
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
         settings_of(RecipeSettings, args),
-        Path(args.output),
+        args.output,
         states=settings_of(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,

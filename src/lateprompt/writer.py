@@ -11,6 +11,7 @@ import torch
 from lateprompt.errors import LatePromptError
 from lateprompt.padding import pad
 from lateprompt.pretrained import causal_readout
+from lateprompt.randomness import TURN
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
 from lateprompt.training.feed import Feed, sorted_batches
@@ -68,18 +69,15 @@ class TextWriter(TunedModel):
         written = [""] * len(examples)
         lengths = np.array([example.read + 1 for example in examples], dtype=np.int64)
         new = max_new_tokens or self.settings.max_target_length
-        room = self.positions
-        if room is not None and len(lengths) and int(lengths.max()) + new > room:
-            raise LatePromptError(
-                f"max_new_tokens {new!r} do not fit behind a source of {lengths.max()} tokens: the model has "
-                f"{room} positions; lower it"
-            )
+        problem = self.no_room(int(lengths.max(initial=0)), new)
+        if problem is not None:
+            raise LatePromptError(problem)
         ends = {self.encoder.end, *_ids(self.model.generation_config.eos_token_id)}
         filler = self.tokenizer.pad_token_id or 0
         tuner: Any = self.model.base_model  # PeftModel.generate goes past it where there is no task type
         for batch in self._batches(lengths, batch_size):
             ids, mask = pad([examples[i].input_ids[: lengths[i]] for i in batch], filler, left=True)
-            with torch.inference_mode():
+            with TURN, torch.inference_mode():
                 output = tuner.generate(
                     input_ids=ids.to(self.device),
                     attention_mask=mask.to(self.device),
@@ -98,6 +96,15 @@ class TextWriter(TunedModel):
             if progress is not None:
                 progress(len(batch))
         return written
+
+    def no_room(self, length: int, new: int) -> str | None:
+        """What is wrong with `new` tokens behind a source of `length` tokens; None if there is room for them."""
+        if self.positions is None or not length or length + new <= self.positions:
+            return None
+        return (
+            f"max_new_tokens {new!r} do not fit behind a source of {length} tokens: the model has "
+            f"{self.positions} positions; lower it"
+        )
 
     def _sources(self, rows: Sequence[Row] | Sequence[Example]) -> Sequence[Example]:
         unanswered = [Row(row.text, row.text_pair) for row in rows if isinstance(row, Row)]

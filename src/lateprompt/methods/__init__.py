@@ -14,7 +14,7 @@ from torch import nn
 
 from lateprompt.checks import is_of
 from lateprompt.config import NO_PROMPT, LatePromptConfig
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.methods import (
     adapter,
     bitfit,
@@ -143,7 +143,7 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
         else:
             fields |= fragment
     if settings.method == "head" and extra.get("head_labels") is None:
-        raise LatePromptError("method 'head' trains a head and nothing else; use it with --readout head")
+        raise LatePromptError(f"method 'head' trains a head and nothing else; use it with {option('readout', 'head')}")
     return LatePromptConfig(**{**fields, **extra})
 
 

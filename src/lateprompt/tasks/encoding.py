@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.names import READOUTS as READOUTS
 from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
@@ -105,6 +105,11 @@ class SourceEncoder:
                 f"{max_length - self._budget} tokens, and each text needs one; give at least "
                 f"{max_length - self._budget + len(self._leads)}"
             )
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a text without tokens is a source without tokens: nothing else is there."""
+        return not any(ids for _, ids in self._pieces)
 
     def sources(self, rows: Sequence[Row]) -> list[Source]:
         """The rows' sources; all texts go through the tokenizer together.
@@ -275,7 +280,8 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lateprompt.tasks.task import Task
+from lateprompt.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,9 @@ class WordTokenizer:
 
     def literal(self, text: str) -> list[int]:
         """Token ids of a template's literal; its author may name special tokens, as in `<|im_start|>user`."""
-        return self._call([self.spaced(text)], split=False)[0]
+        ids = self._call([self.spaced(text)], split=False)[0]
+        check_ids(self.tokenizer, ids, text)
+        return ids
 
     def spaced(self, text: str) -> str:
         """`text` less the space before it, where the tokenizer puts one anyway."""

@@ -42,7 +42,7 @@ class DataSettings:
     @property
     def columns(self) -> dict[str, str | None]:
         """Our field to the column chosen for it, as `read_rows` takes it."""
-        return {field: getattr(self, f"{field}_column") for field in ("text", "text_pair", "label", "target")}
+        return {name: getattr(self, f"{name}_column") for name in ("text", "text_pair", "label", "target")}
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""

@@ -1,0 +1,152 @@
+"""The arguments of `lateprompt predict`, and what it does: rows in, predictions out, as they come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lateprompt.errors import LatePromptError
+from lateprompt.interruption import exit_code
+
+SKIPPED = 3
+"""The exit code of a predict that is through, with rows that have an error in their place."""
+
+
+def add_predict(parser: ArgumentParser) -> None:
+    """Everything but the run and where it is computed."""
+    parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed, and not read")
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="-",
+        help="file for the predictions, by its suffix: .csv, .tsv, .parquet, JSON lines for any other; .gz behind a "
+        "text's; - for the screen (JSON lines)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output file even if it is no file of predictions"
+    )
+    parser.add_argument(
+        "--on_error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="a row that cannot be predicted: stop (all rows are checked before the first is computed), or skip (it "
+        f"gets prediction null and an error in its place; exit code {SKIPPED}, the number of such rows on stderr)",
+    )
+    parser.add_argument("--text_column", type=str | None, help="the column of the text; default the run's, or text")
+    parser.add_argument(
+        "--text_pair_column", type=str | None, help="the column of the second text; default the run's, or text_pair"
+    )
+    parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
+    parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
+
+
+def predict(args: Namespace, load: Callable[[Namespace], Any]) -> int:
+    """Run what `add_predict` has parsed; `load` gives the model of the run.
+
+    Returns:
+        The exit code: 0, 3 with rows that have an error, 130 after SIGINT and 143 after SIGTERM.
+    """
+    left = [""]
+    try:
+        return _predict(args, load, left)
+    except KeyboardInterrupt as stop:
+        print(f"lateprompt: interrupted; {left[0] or 'nothing was written'}", file=sys.stderr)
+        return exit_code(stop)
+
+
+def _predict(args: Namespace, load: Callable[[Namespace], Any], left: list[str]) -> int:
+    from lateprompt.files import check_output
+    from lateprompt.outputs import PredictionFile, Survey, check_existing
+    from lateprompt.predicting import check_rows, predict_windows
+    from lateprompt.progress import Bar
+    from lateprompt.tasks import iter_rows
+    from lateprompt.training.parallel import processes
+    from lateprompt.writer import TextWriter
+
+    main = processes().is_main  # of several that a launcher started, one writes
+    _check(args)
+    if args.output != "-" and main:
+        inputs = [args.data, args.run, *([args.model] if args.model else [])]
+        check_output(args.output, inputs=inputs)
+        check_existing(args.output, overwrite=args.overwrite)
+    tuned = load(args)
+    writes = isinstance(tuned, TextWriter)
+    if not writes:
+        _refuse_writing(args)
+    columns = {"text": args.text_column, "text_pair": args.text_pair_column}
+
+    def rows() -> Iterator[Any]:
+        return iter_rows(
+            args.data, task=tuned.task, labelled=False, split="test", columns=columns, on_error=args.on_error
+        )
+
+    file = PredictionFile(
+        args.output if main else "/dev/null",
+        labels=None if writes else tuned.task.labels,
+        errors=args.on_error == "skip",
+        overwrite=args.overwrite,
+    )
+    if _can_read_twice(args.data) and (args.on_error == "stop" or file.format.table):
+        checked = rows() if args.on_error == "skip" else check_rows(tuned, rows(), max_new_tokens=args.max_new_tokens)
+        file.survey = Survey().of(checked)
+    total = None if file.survey is None else file.survey.rows
+    try:
+        with file, Bar("predicting", total, quiet=args.output == "-" or not main, rate="rows/s") as bar:
+            for part in predict_windows(
+                tuned,
+                rows(),
+                batch_size=args.batch_size,
+                on_error=args.on_error,
+                beams=args.beams or 1,
+                max_new_tokens=args.max_new_tokens,
+                progress=bar.advance,
+            ):
+                file.write(part)
+    except LatePromptError as error:
+        raise LatePromptError(f"{error}; {file.left}" if file.left else str(error)) from None
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        left[0] = file.left
+        raise
+    except BaseException:
+        if file.left:
+            print(f"lateprompt: {file.left}", file=sys.stderr)
+        raise
+    left[0] = "all rows are written"
+    return _sum_up(file) if main else 0
+
+
+def _sum_up(file: Any) -> int:
+    for name, kept in file.columns.renamed.items():
+        print(f"lateprompt: the input's column {name!r} is {kept!r} in the output", file=sys.stderr)
+    if not file.errors:
+        return 0
+    print(
+        f"lateprompt: {file.errors:,} of {file.rows:,} rows could not be predicted; each has the reason in its column "
+        "'error'",
+        file=sys.stderr,
+    )
+    return SKIPPED
+
+
+def _check(args: Namespace) -> None:
+    for name in ("beams", "max_new_tokens"):
+        if args[name] is not None and args[name] < 1:
+            raise LatePromptError(f"{name} {args[name]!r} is too small; give a whole number from 1")
+
+
+def _refuse_writing(args: Namespace) -> None:
+    for name in ("beams", "max_new_tokens"):
+        if args[name] is not None:
+            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
+
+
+def _can_read_twice(data: str) -> bool:
+    """A file, or a data set of the hub; not what comes through a pipe."""
+    path = Path(data)
+    return path.is_file() or not path.exists()
