@@ -26,10 +26,8 @@ def check_file(path: Path, what: str = "") -> None:
         what: what it is to be, for the message: "task file", "plan".
     """
     name = f"{what} {str(path)!r}".lstrip()
-    if path.is_dir():
-        raise LatePromptError(f"{name} is a folder; give a file")
     if not is_file(path):
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind is None:
             raise LatePromptError(f"{name} does not exist; give a file")
         raise LatePromptError(f"{name} is {kind}, not a file; write its content to a file and give that")
@@ -71,7 +69,7 @@ def refuse_pointer(name: str, start: bytes) -> None:
         raise LatePromptError(f"{name} is a Git LFS pointer, not the data; fetch the data with: git lfs pull")
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """What a path is that is no file, in words; None where nothing is."""
     try:
         mode = path.stat().st_mode

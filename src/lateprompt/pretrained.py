@@ -97,7 +97,8 @@ def causal_readout(config: Any, readout: str, model: str) -> str:
         )
     if not FAMILIES[config.model_type].causal:
         raise LatePromptError(
-            f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model"
+            f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model, or, if the "
+            "targets are classes, --label-column target (in Python: columns={'label': 'target'})"
         )
     return "text"
 

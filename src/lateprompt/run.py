@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -54,6 +55,8 @@ from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
+MOST_CLASSES = 20
+"""Different targets that may be classes."""
 HISTORY_FILE = "history.jsonl"
 
 
@@ -75,6 +78,7 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
             raise LatePromptError(
                 f"label_words {data.label_words!r}: the rows have targets, not labels; leave them out"
             )
+        _warn_of_classes(rows)
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = None if data.label_words is None else spelled_words(data.label_words)
@@ -99,6 +103,17 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         label_words=None if words is None else [words[label] for label in labels],
         **template,
     )
+
+
+def _warn_of_classes(rows: Sequence[Row]) -> None:
+    """Warn where texts to be written look like classes: many rows, few different and short targets."""
+    targets = {row.target for row in rows if row.target is not None}
+    if len(targets) <= MOST_CLASSES and len(rows) >= 5 * len(targets) and all(len(t.split()) <= 2 for t in targets):
+        warnings.warn(
+            f"the {len(rows)} rows have {len(targets)} different targets ({', '.join(sorted(targets)[:3])}, …), which "
+            "are taken for texts to be written; if they are classes, give --label-column target",
+            stacklevel=2,
+        )
 
 
 @dataclass

@@ -53,14 +53,21 @@ def parse_yaml(text: str, source: str, *, as_text: Collection[str] = (), all_tex
 
 def checked_yaml(text: str, source: str, *, as_text: Collection[str] = ()) -> str:
     """The same YAML for another reader, checked as by `parse_yaml`, its texts quoted where they must be."""
-    return _read(text, source, as_text, lambda loader, node: yaml.serialize(node, allow_unicode=True)) or ""
+
+    def make(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+        written: str = yaml.serialize(node, allow_unicode=True)
+        loader.construct_document(node)  # only to find what no reader can make a value of
+        return written
+
+    return _read(text, source, as_text, make) or ""
 
 
 def _read(
     text: str, source: str, as_text: Collection[str] | None, make: Callable[[yaml.SafeLoader, yaml.Node], Any]
 ) -> Any:
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()  # no value is made yet: what aliases repeat is there once
         if node is None:
             return None
@@ -81,7 +88,8 @@ def _read(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LatePromptError(f"{source}: a value that YAML cannot read ({reason}); quote it") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _take_as_text(root: yaml.Node, keys: Collection[str] | None) -> None:

@@ -100,18 +100,20 @@ def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) ->
     return "target" in names and "label" not in names
 
 
-def advice(field: str, names: Collection[str], columns: Columns) -> str:
+def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str = "") -> str:
     """Which column may be meant, and how to say so; "" where nothing comes to mind.
 
     Args:
         field: ours, whose column is missing.
         names: the columns that are there.
         columns: our fields to the columns that are taken for them.
+        or_else: what to say too where nothing comes to mind.
     """
     taken = {name for other, name in columns.items() if other != field}
     free = {name.strip().casefold(): name for name in names if isinstance(name, str) and name not in taken}
     found = next((free[name] for name in USUAL[field] if name in free), None)
     if found is None:
-        return f"; name it with --{field.replace('_', '-')}-column" if names else ""
+        option = f"name it with --{field.replace('_', '-')}-column" if names else ""
+        return "".join(f"; {part}" for part in (or_else, option) if part)
     option = f"--{field.replace('_', '-')}-column {found}"
     return f"; if {found!r} holds it, give {option} (in Python: columns={{{field!r}: {found!r}}})"

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from lateprompt.errors import LatePromptError
-from lateprompt.inputs import check_file, is_file
+from lateprompt.inputs import check_file, is_file, kind_of
 from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask, is_text_task
@@ -49,7 +49,7 @@ def load_task(name_or_path: str) -> AnyTask:
         return task_from_dict(parse_yaml(text, f"task {name_or_path}", as_text=AS_TEXT), f"task {name_or_path}")
     path = Path(name_or_path)
     if not is_file(path):
-        if str(name_or_path).strip() and path.exists():
+        if str(name_or_path).strip() and kind_of(path):
             check_file(path, "task file")
         raise LatePromptError(
             f"task {str(name_or_path)[:200]!r} is unknown{did_you_mean(str(name_or_path)[:200], names)}; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from lateprompt.errors import LatePromptError
-from lateprompt.inputs import check_file, is_file
+from lateprompt.inputs import is_file, kind_of
 from lateprompt.tasks.characters import check_characters
 from lateprompt.tasks.columns import Columns, advice, chosen_columns, find_columns, has_target
 from lateprompt.tasks.formats import SUFFIXES, read_table
@@ -150,13 +150,12 @@ def _open(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -
     path = Path(data)
     if is_file(path):
         return read_table(path, task, chosen)
-    if path.is_dir():
-        raise LatePromptError(f"{path} is a folder; give a file ({SUFFIXES})")
-    if path.exists():
-        check_file(path)
+    kind = kind_of(path)
+    if kind is not None:
+        raise LatePromptError(f"{path} is {kind}; give a file ({SUFFIXES})")
     if is_hub_id(str(data)):
         return read_hub(str(data), task, split, chosen)
-    raise LatePromptError(f"{str(data)!r} does not exist; give a file ({SUFFIXES}) or a data set of the hub")
+    raise LatePromptError(f"{str(data)[:200]!r} does not exist; give a file ({SUFFIXES}) or a data set of the hub")
 
 
 class _Rows:
@@ -193,10 +192,10 @@ class _Rows:
             column = columns[field_name]
             if column not in names:
                 found = ", ".join(map(str, names)) or "none"
-                header = "; the first line must name the columns" if self.table.unit == "line" else ""
+                header = "the first line must name the columns"
                 raise LatePromptError(
                     f"{self.table.data}, line 1: there is no column {column!r}; the columns are {found[:300]}"
-                    f"{advice(field_name, names, columns) or header}"
+                    f"{advice(field_name, names, columns, or_else=header)}"
                 )
 
     def read(self, *, skip: bool) -> Iterator[Row | BadRow]:
@@ -321,7 +320,9 @@ class _Rows:
         if self._labels is None or not isinstance(self.task, Task):
             return names[0] if names else None
         for name in names:
-            label = name if name in self._labels else self.task.label_map.get(name)
+            # The map says what numbers mean in the task's own files; where classes have names, they say it.
+            mapped = self.task.label_map.get(name) if name == names[0] else None
+            label = name if name in self._labels else mapped
             if label is not None:
                 return label
         return "-" if self.labelled and names[:1] == ["-"] and self._columns["label"] == "gold_label" else None
