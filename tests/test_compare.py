@@ -227,6 +227,7 @@ def test_the_key_knows_what_a_model_holds(headless, folder, tmp_path):
 
 def test_a_dead_worker_is_not_given_the_words_of_another(headless, folder, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "lock").touch()  # of a comparison before
     (tmp_path / "results" / "worker.log").write_text("ValueError: of another run\n")
     monkeypatch.setattr("lateprompt.compare.runner.WORKER", "import os, sys; sys.stdin.readline(); os._exit(7)")
     rows = compare(plan_of(tmp_path, headless, folder, tasks=["sst2"], seeds=[1]), tmp_path / "results")
@@ -303,7 +304,7 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
         ({"shots": 0}, "shots 0"),
         ({"dev_rows": 0}, "dev_rows 0"),
         ({"recipe": {"lr": [1e-3, 1e-2]}}, r"lr \[0.001, 0.01\]; give one value"),
-        ({"recipe": {"epochs": None}}, "epochs without a value"),
+        ({"recipe": {"batch_size": None}}, "batch_size without a value"),
         ({"methods": [{"method": "lora", "set": 5}]}, "has set 5; write options by name"),
         ({"methods": [{"method": "lora", "set": {"r": "x"}}]}, "option r 'x'; give a whole number"),
         ({"search": {"tasks": [], "grid": {"default": {"recipe.lr": [1e-3]}}}}, "empty list of tasks"),

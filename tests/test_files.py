@@ -36,6 +36,14 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     assert names(tmp_path / "there") == ["real.txt"]
 
 
+def test_new_files_have_the_permissions_of_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "text", "x")
+    write_tensors(tmp_path / "tensors", {"a": torch.zeros(1)})
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "text", "tensors")}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
 def test_permissions_stay(tmp_path, mode):
     path = tmp_path / "secret.json"

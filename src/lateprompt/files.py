@@ -149,8 +149,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[Path], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _new_file(target)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         write(temporary)
+        temporary.chmod(mode)  # safetensors puts a private file in its place
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if facts is not None:
