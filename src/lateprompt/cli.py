@@ -246,7 +246,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": ("lateprompt evaluate runs/first --data test.csv",),
     "predict": (
         "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
-        "lateprompt predict runs/first --data new.csv --text-column review --on-error skip --output labels.csv",
+        "lateprompt predict runs/first --data new.csv --text-column review \\\n"
+        "      --on-error skip --output labels.csv",
     ),
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
