@@ -81,7 +81,7 @@ def check_output(
             f"{what} {str(target)!r} is write-protected; give another file, or change its permissions"
         )
     if facts is None or stat.S_ISREG(facts.st_mode):
-        if _own_descriptor(target) is None:
+        if own_descriptor(target) is None:
             _check_place(Path(os.path.realpath(target)).parent, target, what)
         _check_no_input(target, inputs, what)
     return target
@@ -133,7 +133,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         facts = _facts(path)
         if facts is not None and stat.S_ISDIR(facts.st_mode):
             raise LatePromptError(f"output {str(shown)!r} is a folder; give a file")
-        descriptor = _own_descriptor(path)
+        descriptor = own_descriptor(path)
         if descriptor is not None or (facts is not None and not stat.S_ISREG(facts.st_mode)):
             _write_straight(path, descriptor, write)
         else:
@@ -196,7 +196,7 @@ def _facts(path: Path) -> os.stat_result | None:
     return None
 
 
-def _own_descriptor(path: Path) -> int | None:
+def own_descriptor(path: Path) -> int | None:
     """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
     for _ in range(40):  # links in a row
         if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import _keep_permissions, _own_descriptor, sync_folder
+from lateprompt.files import _keep_permissions, own_descriptor, sync_folder
 from lateprompt.outputs.columns import Columns, Survey
 from lateprompt.outputs.formats import format_of, is_prediction_file
 from lateprompt.outputs.parquet import ParquetSink
@@ -26,7 +26,7 @@ SCREEN = "-"
 def check_existing(path: str, *, overwrite: bool = False) -> None:
     """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten."""
     file = Path(path)
-    if path == SCREEN or _own_descriptor(file) is not None or not file.is_file():
+    if path == SCREEN or own_descriptor(file) is not None or not file.is_file():
         return
     if overwrite or file.stat().st_size == 0 or is_prediction_file(file):
         return
@@ -166,7 +166,7 @@ class PredictionFile:
         return str(near if os.path.realpath(near) == str(place) else place)  # elsewhere behind a link
 
     def _open(self) -> Sink:
-        descriptor = None if self.name == SCREEN else _own_descriptor(Path(self.name))
+        descriptor = None if self.name == SCREEN else own_descriptor(Path(self.name))
         if self.name == SCREEN or descriptor == 1:
             sys.stdout.flush()
             return ScreenSink()
