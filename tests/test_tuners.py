@@ -126,12 +126,32 @@ def test_counts_of_roberta_large(config, count):
 
 
 @pytest.mark.parametrize("name", UNBIASED)
-def test_bitfit_says_that_there_are_no_biases(name):
-    base = biased_model(name)
-    keys = list(base.state_dict())
-    with pytest.raises(ValueError, match=r"looked for linear.* with a bias, target_modules None"):
-        get_peft_model(base, BitFitConfig())
-    assert list(base.state_dict()) == keys
+def test_bitfit_gives_linear_maps_a_bias_where_there_is_none(name):
+    base, batch = biased_model(name), plain_batch(name)
+    plain = first_output(base, batch)
+    layers = core_of(base).get_submodule(FAMILIES[name].layers)
+    maps = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    model = get_peft_model(base, tuner_config(BitFitConfig, HEADLESS)).eval()
+    wrapped = [module for module in model.modules() if isinstance(module, BitFitLayer)]
+    assert {id(m.base_layer) for m in wrapped} == {id(m) for m in maps}
+    assert model.get_nb_trainable_parameters()[0] == sum(m.out_features for m in maps)
+    assert torch.equal(first_output(model, batch), plain)
+    shake(model, 3, "bitfit_")
+    changed = first_output(model, batch)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    by_hand = biased_model(name)
+    with torch.no_grad():
+        for module, own in zip(
+            wrapped,
+            [m for m in core_of(by_hand).get_submodule(FAMILIES[name].layers).modules() if isinstance(m, nn.Linear)],
+            strict=True,
+        ):
+            own.bias = nn.Parameter(module.bitfit_delta["default"].clone())
+    assert torch.equal(first_output(by_hand, batch), changed)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="has no biases, so a saved model would lose"):
+            merge()
+    assert torch.equal(first_output(model.unload(), batch), plain)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

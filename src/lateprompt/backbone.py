@@ -229,8 +229,14 @@ class LateBackbone(nn.Module):
             too, and begin at the prompt layer when `trunk_states` are given; `attentions` include the prompt's columns.
 
         Raises:
-            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape.
+            LatePromptError: an adapter that does not exist, a mask that is not 2-D, states or masks of the wrong shape,
+                or a replica of `torch.nn.DataParallel`.
         """
+        if self.__dict__.get("_is_replica"):
+            raise LatePromptError(
+                "torch.nn.DataParallel copies the backbone, but not its trunk and tail; show one GPU "
+                "(CUDA_VISIBLE_DEVICES=0), or start one process a GPU: torchrun --nproc-per-node=2 script.py"
+            )
         with wide_products(*self.placement):
             return self._forward(*args, **kwargs)
 
@@ -256,6 +262,7 @@ class LateBackbone(nn.Module):
         if trunk_states is None and (selected is None if names is None else all(n == BASE for n in names)):
             output = self.run_base(call)
             return output if read is None else gathered(output, read)
+        self.check_call()
         return_dict = call.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.base_layer.config, "return_dict", True)
@@ -272,6 +279,14 @@ class LateBackbone(nn.Module):
                 )
             output = self.forward_group([selected], None, call, source_mask, trunk_states, read)
         return output if return_dict else output.to_tuple()
+
+    def check_call(self) -> None:
+        """Raise LatePromptError where this module cannot compute what it is asked for: see the messages."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise LatePromptError(
+                "a late prompt cannot be traced by torch.jit.trace (nor by torch.onnx.export(dynamo=False)): the trace "
+                "would keep one text's lengths for all; use torch.export.export or torch.compile"
+            )
 
     def rows_by_layer(self, names: Sequence[str]) -> dict[int | None, list[int]]:
         """The rows of `adapter_names` by the layer after which their prompts enter (None: no prompt)."""
@@ -395,10 +410,15 @@ class LateBackbone(nn.Module):
         last = list(self.base_layer.get_submodule(self.family.layers).children())[-1]
         return self.training and any(getattr(m, "gradient_checkpointing", False) for m in (self.base_layer, last))
 
-    def quick_dropout(self) -> Any:
-        """Cheap dropout on a CPU; not where the backward pass runs a layer again, outside of this call."""
+    @property
+    def drops_out_quickly(self) -> bool:
+        """Whether dropout is the cheap one of a CPU: not where the backward pass runs a layer again by itself."""
         quick = self.training and self.placement[0].type == "cpu" and not self._checkpoints_gradients
-        return FastDropout() if quick and not self.compile_tail else nullcontext()
+        return quick and not self.compile_tail
+
+    def quick_dropout(self) -> Any:
+        """Cheap dropout on a CPU, unless it is open already."""
+        return FastDropout() if self.drops_out_quickly and not FastDropout.is_open() else nullcontext()
 
     def can_be_lean(self, call: dict[str, Any]) -> bool:
         """Whether a call wants no more than its read positions, with a kernel that takes any mask."""
@@ -440,7 +460,8 @@ class LateBackbone(nn.Module):
     def generate_prompt(self, name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """An adapter's prompt (batch, k, hidden) from trunk states and the mask of what it may read."""
         generator = self.late_prompt_generators[name]
-        dtype = next(generator.parameters()).dtype  # fp32 over a half-precision backbone, as PEFT keeps adapters
+        # fp32 over a half-precision backbone, as PEFT keeps adapters; what torch has quantised takes floats too.
+        dtype = next((p.dtype for p in generator.parameters()), torch.float32)
         return generator(states.to(dtype), mask).to(states.dtype)  # type: ignore[no-any-return]
 
     def _check_states(self, states: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:

@@ -29,6 +29,7 @@ from lateprompt.dropout import FastDropout
 from lateprompt.errors import LatePromptError
 from lateprompt.families import family_of
 from lateprompt.pretrained import DTYPES, load_base, load_config, max_positions, wrap
+from lateprompt.randomness import borrowed, seeded
 from lateprompt.readout import Batch, LMHead, WordReadout
 from lateprompt.release import ReleasedWeights
 from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
@@ -115,8 +116,8 @@ class Bench:
         self.layers = int(self.config.num_hidden_layers)
         self.prompt_layer = resolve_prompt_layer(settings.prompt_layer, self.layers)
         self._check_positions()
-        torch.manual_seed(settings.seed)
-        ids = torch.randint(5, self.config.vocab_size, (settings.batch, settings.length))
+        numbers = torch.Generator().manual_seed(settings.seed)
+        ids = torch.randint(5, self.config.vocab_size, (settings.batch, settings.length), generator=numbers)
         self.labels = (torch.arange(settings.batch) % len(WORDS)).to(self.device)
         self.batch = Batch(
             input_ids=ids,
@@ -152,9 +153,9 @@ class Bench:
     def fresh_model(self, dtype: str | None = None) -> Any:
         """The masked LM, in training mode, on the device."""
         name, dtype = self.settings.model, dtype or self.settings.dtype
-        torch.manual_seed(self.settings.seed)
         if name in SHAPES:
-            model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
+            with seeded(self.settings.seed):
+                model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
             model = load_base(name, "mask", dtype=dtype)
         return model.to(self.device).train()
@@ -337,6 +338,11 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
         `ceiling_gflops`, and `rows` with one entry per method.
     """
     bench = Bench(settings)  # loads no weights yet; a setting that cannot be is found here, not after minutes
+    with borrowed(settings.seed, bench.device):  # the steps draw as PEFT's do, from torch's generators
+        return _measure_steps(bench, settings)
+
+
+def _measure_steps(bench: Bench, settings: BenchSettings) -> dict[str, Any]:
     names = settings.names
     # Before anything is big here: a process of its own needs room.
     memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
@@ -399,10 +405,11 @@ def peak_memory(settings: BenchSettings, method: str) -> int:
 def _measure_memory(arguments: str) -> int:
     given = json.loads(arguments)
     bench = Bench(BenchSettings(**given["settings"]))
-    step = METHODS[given["method"]].make(bench)
-    for _ in range(3):
-        step()
-    bench.synchronize()
+    with borrowed(bench.settings.seed, bench.device):
+        step = METHODS[given["method"]].make(bench)
+        for _ in range(3):
+            step()
+        bench.synchronize()
     return peak_memory_bytes(bench.device)
 
 

@@ -7,7 +7,8 @@ trains is an entry of the late prompt's own adapter: it is switched, saved and l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -15,8 +16,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lateprompt.errors import LatePromptError
-from lateprompt.families import Bypass, num_layers_of
+from lateprompt.errors import LatePromptError, first_line
+from lateprompt.families import Bypass, family_of, num_layers_of
 from lateprompt.tuners.base import LayerTuner, Stack, join, under
 
 FULL = "FULL"
@@ -33,14 +34,18 @@ def make_config(tuner: Mapping[str, Any]) -> Any:
         LatePromptError: no such method, or an option that it does not have.
     """
     kind = tuner.get("peft_type")
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted([FULL, *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
         raise LatePromptError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
     options = {key: value for key, value in tuner.items() if key != "peft_type"}
+    if kind == "LATE_PROMPT":
+        raise LatePromptError(f"tuner has peft_type {kind!r}: a late prompt cannot lie beneath another; choose a tuner")
     try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)
-    except TypeError as error:
-        raise LatePromptError(f"tuner {dict(tuner)!r} cannot be made: {error}") from None
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)  # type: ignore[index]
+    except LatePromptError:
+        raise
+    except Exception as error:  # PEFT's own code on the user's options
+        raise LatePromptError(f"tuner {dict(tuner)!r} cannot be made: {first_line(error)}") from None
 
 
 class _Paths(nn.Module):
@@ -90,7 +95,12 @@ class Beneath:
 
     def _wrap(self, tuner: Mapping[str, Any], prompt_layer: int, *, late: bool) -> dict[str, nn.Module | nn.Parameter]:
         config = make_config(tuner)
-        kind: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        kind: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type, nn.Module)
+        if not issubclass(kind, BaseTuner) or not hasattr(kind, "tuner_layer_cls"):
+            raise LatePromptError(
+                f"tuner {tuner['peft_type']!r} does not wrap single modules, so it cannot lie beneath a late prompt; "
+                "choose another, such as LORA, HOULSBY_ADAPTER or BITFIT"
+            )
         there = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
         other = next((type(module).__name__ for module in there if not isinstance(module, kind.tuner_layer_cls)), None)
         if other is not None:
@@ -99,15 +109,28 @@ class Beneath:
             )
         if late:
             _keep_to_tail(config, kind, self.core, prompt_layer)
+        else:
+            _fill_in_targets(config, kind, self.core)
         frozen = {parameter: parameter.requires_grad for parameter in self.core.parameters()}
         had = self.core.__dict__.get("peft_config")
-        kind(self.core, config, adapter_name=self.name)
-        if had is None:
-            self.core.__dict__.pop("peft_config", None)  # PEFT leaves it: the next wrapper would warn
-        else:
-            self.core.__dict__["peft_config"] = had
-        for parameter, trained in frozen.items():
-            parameter.requires_grad_(trained)
+        try:
+            kind(self.core, config, adapter_name=self.name)
+        except LatePromptError:
+            raise
+        except Exception as error:
+            if issubclass(kind, LayerTuner):
+                raise
+            self._take_back(kind, there)  # PEFT has wrapped what came before
+            raise LatePromptError(
+                f"PEFT cannot put tuner {dict(tuner)!r} on {type(self.core).__name__}: {first_line(error)}"
+            ) from None
+        finally:
+            if had is None:
+                self.core.__dict__.pop("peft_config", None)  # PEFT leaves it: the next wrapper would warn
+            else:
+                self.core.__dict__["peft_config"] = had
+            for parameter, trained in frozen.items():
+                parameter.requires_grad_(trained)
         parts: dict[str, nn.Module | nn.Parameter] = {}
         for path, module in self.core.named_modules():
             if isinstance(module, kind.tuner_layer_cls):
@@ -120,6 +143,14 @@ class Beneath:
                     self.layers.append(module)
                     parts |= own
         return parts
+
+    def _take_back(self, kind: type[BaseTuner], there: Sequence[BaseTunerLayer]) -> None:
+        """Undo a wrapping that failed half-way: layers that were there lose this adapter, new ones go."""
+        new = [m for m in self.core.modules() if isinstance(m, kind.tuner_layer_cls) and m not in there]
+        self.layers = new
+        self.unwrap()
+        for layer in there:
+            layer.delete_adapter(self.name)
 
     def activate(self, names: Iterable[str]) -> None:
         """Let the wrapped modules use the adapters of these names (those that they have)."""
@@ -161,23 +192,59 @@ def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: i
     if issubclass(kind, LayerTuner):
         config.layers_to_transform = list(above)
         return
-    names = getattr(config, "target_modules", None) or kind.target_module_mapping.get(core.config.model_type)
+    names = getattr(config, "target_modules", None) or default_targets(kind, core)
     if not names:
         raise LatePromptError(
             f"tuner {name!r} has no default for the architecture {core.config.model_type!r}; give its target_modules"
         )
-    paths = Stack.of(core).choose(above)
+    chosen = targets_in(core, names, above)
+    if not chosen:
+        raise LatePromptError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
+    config.target_modules = chosen
+
+
+def _fill_in_targets(config: Any, kind: type[BaseTuner], core: Any) -> None:
+    """Where PEFT has no default for the architecture, take the one of the family's table."""
+    known = getattr(kind, "target_module_mapping", None) or {}
+    if issubclass(kind, LayerTuner) or getattr(config, "target_modules", None) or core.config.model_type in known:
+        return
+    names = default_targets(kind, core)
+    if names:
+        config.target_modules = targets_in(core, names, None)
+
+
+def default_targets(kind: type[BaseTuner], core: Any) -> list[str]:
+    """What a method of PEFT's wraps where no target modules are named: PEFT's choice for the architecture.
+
+    Where PEFT has none, the table of families knows the same modules: query and value, or what makes both at once.
+    """
+    known = getattr(kind, "target_module_mapping", None) or {}
+    names = known.get(core.config.model_type)
+    if names or set(known.get("bert", ())) != {"query", "value"}:
+        return list(names or ())
+    projections = family_of(core).projections
+    return list(projections if len(projections) == 1 else (*projections[:1], *projections[2:3]))
+
+
+def targets_in(core: nn.Module, names: Sequence[str] | str, layers: Iterable[int] | None) -> list[str]:
+    """Paths of the modules that PEFT's `target_modules` name, in some layers or in the whole backbone.
+
+    Args:
+        core: the backbone.
+        names: ends of paths, `all-linear`, or (for the whole backbone) a regular expression for whole paths.
+        layers: numbers of layers, from 0; None: all, and what lies outside of them.
+    """
+    paths = [""] if layers is None else Stack.of(core).choose(layers)
     ends = tuple(f".{name}" for name in ([names] if isinstance(names, str) else names))
 
     def is_chosen(key: str, module: nn.Module) -> bool:
         if names == "all-linear":
             return isinstance(module, (nn.Linear, Conv1D, BaseTunerLayer))
-        return key.endswith(ends)
+        if isinstance(names, str) and layers is None:
+            return re.fullmatch(names, key) is not None
+        return f".{key}".endswith(ends)
 
-    chosen = [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
-    if not chosen:
-        raise LatePromptError(f"tuner {name!r} finds none of {names} above layer {prompt_layer}")
-    config.target_modules = chosen
+    return [key for key, module in core.named_modules() if under(key, paths) and is_chosen(key, module)]
 
 
 def _own_weights(

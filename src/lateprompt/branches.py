@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lateprompt.backbone import LateBackbone
 from lateprompt.families import Family
 from lateprompt.halves import wide_products
+from lateprompt.randomness import in_turn
 from lateprompt.visibility import has_window
 
 
@@ -108,6 +109,7 @@ def _masks(
     return ready(int(config.sliding_window) if windowed else None)
 
 
+@in_turn
 def branch_trunk(
     layer: LateBackbone,
     prompt_layer: int,

@@ -12,13 +12,14 @@ from lateprompt.errors import LatePromptError
 from lateprompt.families import hidden_dropout_of
 from lateprompt.pretrained import resolve_readout
 from lateprompt.readout import HeadReadout, Loss, Readout, word_readout
+from lateprompt.saved_run import ADAPTER
 from lateprompt.tasks import AnyTask, Row, Task, TaskEncoder
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuned import ADAPTER, TunedModel
+from lateprompt.tuned import TunedModel
 
 _TOGETHER = 16384
-"""Rows that `probabilities` encodes and sorts at a time."""
+"""Rows that are encoded and sorted at a time."""
 
 
 class TextClassifier(TunedModel):
@@ -55,18 +56,24 @@ class TextClassifier(TunedModel):
         loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
         return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
 
-    def probabilities(
+    def scores(
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Label probabilities (rows, labels).
+        """Label scores (rows, labels), whose softmax are the probabilities.
 
-        Rows are encoded and sorted by length some thousand at a time, so that only the result grows with their number;
-        `lateprompt.predicting.predict_rows` does without that too.
+        Rows are encoded and sorted by length some thousand at a time, so that only the result grows with their number.
         """
         self.restore()
         parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
         for start in range(0, len(rows), _TOGETHER):
             feed = self.feed(rows[start : start + _TOGETHER])
-            scores = predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
-            parts.append(softmax(scores))
+            parts.append(
+                predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
+            )
         return np.concatenate(parts)
+
+    def probabilities(
+        self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Label probabilities (rows, labels)."""
+        return softmax(self.scores(rows, batch_size=batch_size, progress=progress))

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from lateprompt.arguments import add_columns, columns_of, dashes_to_underscores
 from lateprompt.errors import LatePromptError
 from lateprompt.outcome import BAD_INPUT, finish, versions
 from lateprompt.suggestions import did_you_mean
@@ -31,12 +32,16 @@ def _from(module: str, name: str) -> Callable[..., Any]:
 def _add_evaluate(parser: _Parser) -> None:
     _add_run(parser)
     parser.add_argument("--data", nargs="+", required=True, help="files of labelled rows")
+    add_columns(parser, "default the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_run(parser: _Parser) -> None:
     parser.add_argument("run", type=str, help="run folder of lateprompt train")
     parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
+    parser.add_argument(
+        "--ignore_fingerprint", action="store_true", help="take a base model with other weights than it was trained on"
+    )
     parser.add_argument("--device", type=str | None, help="where to run; default a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
 
@@ -46,14 +51,20 @@ def _load(args: Namespace) -> Any:
 
     if args.batch_size < 1:
         raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return load_run(args.run, model=args.model, device=args.device)
+    return load_run(args.run, model=args.model, device=args.device, check_model=not args.ignore_fingerprint)
 
 
 def _evaluate(args: Namespace) -> None:
+    from lateprompt.row_checks import unknown_labels, warn_unknown
     from lateprompt.tasks import read_rows
 
     classifier = _load(args)
-    rows = {path: read_rows(path, task=classifier.task, split="validation") for path in args.data}
+    rows = {
+        path: read_rows(path, task=classifier.task, split="validation", columns=columns_of(args), any_label=True)
+        for path in args.data
+    }
+    for path, part in rows.items():
+        warn_unknown(unknown_labels(part, classifier.task), len(part), path)
     results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
     print_metrics(results, as_json=args.json, single=len(results) == 1)
 
@@ -131,6 +142,7 @@ def _add_states(parser: _Parser) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
+    add_columns(parser, "fill")
     parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
     parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
     parser.add_argument("--max_target_length", type=int, default=64, help="fill: of these, the most for a target")
@@ -142,34 +154,46 @@ def _add_states(parser: _Parser) -> None:
 
 def _states(args: Namespace) -> None:
     from lateprompt.progress import print_table
-    from lateprompt.states import list_stores, prune, stores_in, verify_store
     from lateprompt.training.states_settings import StatesSettings
 
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None
-    result: Any
-    if args.action == "fill":
-        result = _fill_states(args, folder)
-    elif args.action == "list":
-        result = list_stores(folder)
-    elif args.action == "verify":
-        result = [vars(verify_store(path)) for path in stores_in(folder)]
-    elif args.limit_gb is None:
-        raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
-    else:
-        result = [{"freed_bytes": prune(folder, int(args.limit_gb * 1e9))}]
+    result, problems = _fill_states(args, folder) if args.action == "fill" else _look_after_states(args, folder)
     if args.json:
         print(json.dumps(result))
     elif result:
-        shown = [{key: value for key, value in row.items() if key not in ("format", "fingerprint")} for row in result]
-        print_table(list(shown[0]), [[_figure(value) for value in row.values()] for row in shown])
+        hidden = {"format", "fingerprint"}
+        if all(row.get("problem") is None for row in result):
+            hidden.add("problem")
+        shown = [{key: value for key, value in row.items() if key not in hidden} for row in result]
+        cells = [["" if value is None else _figure(value) for value in row.values()] for row in shown]
+        print_table(list(shown[0]), cells)
     else:
         print(f"no trunk states in {folder}")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise LatePromptError(f"{problems[0]}{more}")
 
 
-def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
+def _look_after_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What list, verify or prune found, and what is wrong with stores that it could not handle."""
+    from lateprompt.states import list_stores, prune_stores, verify_stores
+
+    if args.action == "prune":
+        limit = args.limit_gb
+        if limit is None:
+            raise LatePromptError("states prune needs --limit-gb: how much may stay (0 removes everything)")
+        if not limit >= 0:
+            raise LatePromptError(f"limit_gb {limit!r} is no size; give a number of 10^9 bytes from 0")
+        done = prune_stores(folder, limit * 1e9)
+        refused = [] if done.fits else list(done.refused.values())
+        return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
+    result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
+    return result, [row["problem"] for row in result if row["problem"] is not None]
+
+
+def _fill_states(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     from lateprompt.run import DataSettings, kind_of, resolve_task
-    from lateprompt.states.store import describe
     from lateprompt.tasks import TextTask, load_task, read_rows
     from lateprompt.training.kept import fill_layers
     from lateprompt.training.settings import ModelSettings
@@ -178,7 +202,8 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
         raise LatePromptError("states fill needs a model and data: lateprompt states fill --model MODEL --data FILE")
     task = None if args.task is None else load_task(args.task)
     labelled = task is None or isinstance(task, TextTask)  # states of a target's tokens are kept too
-    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled)]
+    columns = columns_of(args)
+    rows = [row for path in args.data for row in read_rows(path, task=task, labelled=labelled, columns=columns)]
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
     settings = ModelSettings(
         args.model,
@@ -191,7 +216,7 @@ def _fill_states(args: Namespace, folder: Path) -> list[dict[str, Any]]:
     )
     tuned = kind_of(task).build(settings, task, seed=0)
     stores = fill_layers(tuned, rows, args.prompt_layer, folder, args.dtype)
-    return [{"store": store.folder.name, **describe(store.folder)} for store in stores]
+    return [store.describe() for store in stores], []
 
 
 def _add_demo(parser: _Parser) -> None:
@@ -252,7 +277,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
     "methods": ("lateprompt methods",),
     "states": (
-        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl dev.jsonl",
+        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
         "lateprompt states list",
         "lateprompt states prune --limit-gb 5",
     ),
@@ -379,8 +404,9 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _run(name: str, words: Sequence[str]) -> int | None:
-    from lateprompt.arguments import dashes_to_underscores
+    from lateprompt.config_files import check_arguments
 
+    check_arguments(words)
     parser = build_parser(name)
     try:
         args = parser.parse_args([dashes_to_underscores(word) for word in words])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -39,6 +38,7 @@ def compare(args: Namespace) -> None:
     """Run a plan, or say what it would cost."""
     from lateprompt.compare import compare as run_plan
     from lateprompt.compare import load_plan
+    from lateprompt.compare.folder import check_plan_file, check_results
     from lateprompt.compare.runner import cost
     from lateprompt.compare.table import summary
 
@@ -48,7 +48,9 @@ def compare(args: Namespace) -> None:
     for part, keys in (("recipe", ("epochs", "steps", "lr")), ("settings", ("prompt_layer",))):
         getattr(plan, part).update({key: getattr(args, key) for key in keys if getattr(args, key) is not None})
     plan.check()
-    results = Path(args.output)
+    results = check_results(args.output)
+    if args.plan is not None:
+        check_plan_file(plan, args.plan, results)
     if not args.json:
         table, seconds, source = cost(plan, results, retry_failed=args.retry_failed)
         print_table(("method", "runs left", "seconds"), table)

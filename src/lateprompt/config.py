@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
-from lateprompt.checks import check_types
+from lateprompt.checks import check_types, is_of
 from lateprompt.errors import LatePromptError
+from lateprompt.files import read_json
 from lateprompt.generators import check_generator
 from lateprompt.names import POOLINGS as POOLINGS
+from lateprompt.sizes import depth_of
 from lateprompt.suggestions import unknown
+from lateprompt.tuners.base import PeftName
 
-PEFT_TYPE = "LATE_PROMPT"
+PEFT_TYPE = PeftName("LATE_PROMPT")
 NO_PROMPT = "none"
 """`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
 SENTENCE = "sentence"
 """`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
 
 
+_DEEPEST = 8
 FIXED_INITS = ("normal", "vocabulary")
 
 
@@ -92,6 +98,11 @@ class LatePromptConfig(PeftConfig):
             )
         if self.tuner_layers not in LAYERS:
             raise LatePromptError(unknown("tuner_layers", self.tuner_layers, LAYERS))
+        _check_names("modules_to_save", self.modules_to_save)
+        if depth_of(self.tuner, _DEEPEST) > _DEEPEST:
+            raise LatePromptError(
+                f"tuner is nested more than {_DEEPEST} levels deep; give PEFT's options and peft_type"
+            )
         kind = None if self.tuner is None else self.tuner.get("peft_type")
         if self.tuner is not None and kind != FULL:
             make_config(self.tuner)
@@ -99,6 +110,8 @@ class LatePromptConfig(PeftConfig):
             raise LatePromptError(
                 f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'"
             )
+        if kind in PROMPT_LEARNING:
+            _check_tokens(self.tuner)
         if self.generator == SENTENCE and self.tuner is not None:
             raise LatePromptError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
         trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
@@ -106,6 +119,20 @@ class LatePromptConfig(PeftConfig):
             raise LatePromptError(
                 "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
             )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[no-untyped-def]
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ):
+        """PEFT's, which would wait for a pipe, and stops with a traceback at what is no JSON object.
+
+        Raises:
+            LatePromptError: a local `adapter_config.json` that cannot be read.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if folder.is_dir():
+            read_json(folder / CONFIG_NAME, "adapter configuration")
+        return super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
 
     @property
     def input_tokens(self) -> int:
@@ -120,6 +147,17 @@ class LatePromptConfig(PeftConfig):
     def is_late(self) -> bool:
         """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
         return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")
+
+
+def _check_tokens(tuner: Any) -> None:
+    tokens = tuner.get("num_virtual_tokens")
+    if not is_of(tokens, int) or tokens < 1:
+        raise LatePromptError(f"num_virtual_tokens {tokens!r} of the tuner is no size; give a whole number from 1")
+
+
+def _check_names(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, (list, tuple, set)) and all(isinstance(v, str) for v in value)):
+        raise LatePromptError(f"{name} {str(value)[:80]!r} is no list of names; give one, or null")
 
 
 OWN_FIELDS = tuple(

@@ -21,7 +21,7 @@ from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import fit
 from lateprompt.training.kept import StatesSettings
-from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.training.settings import FEW_ROWS, ModelSettings, RecipeSettings
 
 HELD_OUT = 1000
 SIZES = (100, 2000)
@@ -68,8 +68,8 @@ def _settings(method: str) -> ModelSettings:
 
 
 def _recipe(size: int, seed: int) -> RecipeSettings:
-    few = size <= 500
-    return RecipeSettings(epochs=3, steps=150 if few else None, batch_size=32, lr=5e-4 if few else 1e-3, seed=seed)
+    # The defaults for few rows, of which a demo has the time to wait for 3 epochs where there are many.
+    return RecipeSettings(epochs=None if size < FEW_ROWS else 3, seed=seed)
 
 
 def _kept(classifier: TextClassifier, rows: list[Row], folder: str, quiet: bool) -> tuple[Feed, float]:
@@ -101,7 +101,7 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
         for size, rows in samples.items():
             for method, name in METHODS_SHOWN.items():
                 classifier = TextClassifier.build(_settings(method), task, seed=seed)
-                recipe, device = _recipe(size, seed), classifier.device
+                recipe, device = _recipe(size, seed).resolved(size, method), classifier.device
                 train, _ = _kept(classifier, rows, folder, quiet)
                 test, _ = _kept(classifier, held_out, folder, quiet)
                 result = fit(

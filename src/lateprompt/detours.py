@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lateprompt.beneath import make_config
 from lateprompt.calls import first, replace_hidden, states_at
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.generators import read_state
 from lateprompt.pretrained import wrap
 from lateprompt.tuners.phm import PHMLinear
@@ -103,7 +103,10 @@ class PromptLearning(Detour):
         config = make_config({**tuner, "task_type": TaskType.FEATURE_EXTRACTION})
         trained = [p for p in layer.parameters() if p.requires_grad]
         around: Any = layer.split_at(prompt_layer).tail if late else layer.base_layer
-        self.view: Any = wrap(around, config, name)
+        try:
+            self.view: Any = wrap(around, config, name)
+        except Exception as error:  # PEFT's own code on the user's options
+            raise LatePromptError(f"PEFT cannot put tuner {dict(tuner)!r} here: {first_line(error)}") from None
         for parameter in trained:  # PEFT freezes everything
             parameter.requires_grad_(True)
         self.tokens = int(config.num_virtual_tokens)

@@ -2,23 +2,27 @@
 
 `torch.nn.functional.dropout` draws one Bernoulli number per element, one after the other: on a CPU that is a tenth of a
 training step in fp32 and a fifth in bf16. Here 64 random bits decide four elements, from numpy's SFC64 seeded by a draw
-of torch's generator (which takes twice as long for the same bits), and autograd keeps the two bytes that decided an
-element instead of a float. Masks are never made of bools: a CPU converts those one by one.
+of the run's generator, or of torch's outside of a run (which takes twice as long for the same bits), and autograd
+keeps the two bytes that decided an element instead of a float. Masks are never made of bools: a CPU converts those one
+by one.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lateprompt.halves import is_lacking
+from lateprompt.randomness import OwnNumbers, own_generator
 
 _LEVELS = 1 << 16
 
@@ -33,10 +37,10 @@ class Draw:
 
     @classmethod
     def of(cls, shape: torch.Size, rate: float) -> Draw:
-        """Repeatable under `torch.manual_seed`; `rate` is rounded to 1/65536."""
+        """Repeatable in a run, and under `torch.manual_seed` elsewhere; `rate` is rounded to 1/65536."""
         dropped = round(rate * _LEVELS)
         size = math.prod(shape)
-        seed = torch.empty(1, dtype=torch.int64, device="cpu").random_().numpy()[0]
+        seed = torch.empty(1, dtype=torch.int64, device="cpu").random_(generator=own_generator()).numpy()[0]
         words = torch.from_numpy(np.random.SFC64(seed).random_raw((size + 3) // 4).view(np.int16))
         factor = _LEVELS / (_LEVELS - dropped)
         return cls(words[:size].view(shape), dropped - _LEVELS // 2, factor)
@@ -180,11 +184,30 @@ def dropout_attention(
 
 
 class FastDropout(TorchFunctionMode):
-    """While open, dropout and attention with dropout on CPU tensors take the fast way; all else is untouched."""
+    """While open, dropout and attention with dropout on CPU tensors take the fast way; all else is untouched.
+
+    In a run whatever else is random takes the run's generator.
+    """
+
+    _open = threading.local()
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: tuple[torch.Tensor, int, torch.dtype, Visible] | None = None
+
+    @classmethod
+    def is_open(cls) -> bool:
+        """Whether this thread has one open: another inside it would look at every call for nothing."""
+        return getattr(cls._open, "depth", 0) > 0
+
+    def __enter__(self) -> Self:
+        self._open.depth = getattr(self._open, "depth", 0) + 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.depth -= 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -194,6 +217,11 @@ class FastDropout(TorchFunctionMode):
             return _dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func in _RANDOM:
+            generator = own_generator()
+            if generator is not None:
+                with OwnNumbers(generator):
+                    return func(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _attention(
@@ -207,11 +235,17 @@ class FastDropout(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        trained_mask = attn_mask is not None and (attn_mask.requires_grad or is_causal)
-        if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or enable_gqa or trained_mask:
+        torchs = is_causal and attn_mask is not None  # an error of its own
+        if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or torchs:
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
+        if enable_gqa:  # so many queries to a key
+            key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
+        if attn_mask is not None and attn_mask.requires_grad:
+            factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+            scores = query @ key.transpose(-2, -1) * factor + attn_mask
+            return fast_dropout(scores.softmax(-1), dropout_p) @ value
         if is_causal:
             attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
         visible = None if attn_mask is None else self._visible(attn_mask, query.dtype)
@@ -232,6 +266,21 @@ class FastDropout(TorchFunctionMode):
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    if training and 0.0 < p < 1.0 and not inplace and input.device.type == "cpu":
-        return fast_dropout(input, p)
+    if training and 0.0 < p < 1.0 and input.device.type == "cpu":
+        return input.mul_(Draw.of(input.shape, p).noise(input.dtype)) if inplace else fast_dropout(input, p)
     return F.dropout(input, p, training, inplace)
+
+
+_NAMES: tuple[tuple[Any, str], ...] = (
+    (torch, "rand randn randint randperm normal rand_like randn_like randint_like bernoulli multinomial poisson"),
+    (torch, "dropout dropout_ alpha_dropout alpha_dropout_ feature_dropout feature_alpha_dropout native_dropout"),
+    (torch, "rrelu lstm gru rnn_tanh rnn_relu"),
+    (torch.Tensor, "normal_ uniform_ random_ bernoulli_ bernoulli exponential_ geometric_ cauchy_ log_normal_"),
+    (torch.Tensor, "multinomial"),
+    (F, "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout gumbel_softmax rrelu"),
+    (F, "multi_head_attention_forward fractional_max_pool2d"),
+    (nn.init, "uniform_ normal_ trunc_normal_ xavier_uniform_ xavier_normal_ kaiming_uniform_ kaiming_normal_"),
+    (nn.init, "orthogonal_"),
+)
+_RANDOM = frozenset(getattr(place, name) for place, names in _NAMES for name in names.split() if hasattr(place, name))
+"""What draws numbers, dropout and attention apart."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,35 +11,39 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import unique_labels
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
-from lateprompt.model_card import CARD_FILE, model_card
-from lateprompt.run import HISTORY_FILE, METRICS_FILE, versions
+from lateprompt.estimator_files import load_estimator, pickled_state, save_estimator, unpickled_state
+from lateprompt.given import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
 from lateprompt.tasks import Row, Task, default_task, label_name, load_label_task
-from lateprompt.tasks.readers import check_characters
-from lateprompt.training.fit import fit
+from lateprompt.training.evaluate import softmax
+from lateprompt.training.feed import Feed
+from lateprompt.training.fit import FitResult, fit
 from lateprompt.training.kept import StatesSettings, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
-_CLASSES = "classes"
-_FILES = "_files"
+__all__ = ["LatePromptClassifier", "as_texts"]
+
+_FITTED = ("classifier_", "classes_", "n_features_in_", "feature_names_in_", "recipe_", "history_", "metrics_")
 
 
 class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
 
     Texts are a list, array or Series of strings; pairs are two columns (an (n, 2) array, a data frame of two columns,
-    or a list of pairs). Labels may be of any type scikit-learn takes.
+    or a list of pairs). Labels are texts, whole numbers, booleans or dates.
+
+    A `fit` that fails or is interrupted leaves the estimator as it was. The same `random_state` gives the same model,
+    in any thread; torch's, numpy's and Python's own random numbers are neither used nor changed. Fits in threads of one
+    process take turns, step by step; use processes to fit several at the same time.
 
     Args:
         model: folder or hub id of a pretrained model.
         task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
-        generator: npg, mppg, appg, atpg, rpg or fixed; `head` trains a linear head on the frozen model; any other
+        method: npg, mppg, appg, atpg, rpg or fixed; `head` trains a linear head on the frozen model; any other
             method of `lateprompt methods` too: late-lora, npg+late-lora, …
         options: the method's own options, by name; None: its defaults.
         prompt_layer: number of layers below the prompt, or a fraction of the depth.
@@ -54,23 +56,38 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         max_length: longest input in tokens.
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
-        epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`.
+        recipe, epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`;
+            what is left out follows from the number of texts and the method.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
+        generator: another name of `method`, which it takes the place of.
+        class_weight: None, "balanced", or label to weight: what the losses of a class's rows are multiplied with.
+        eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
+        early_stop: stop after so many evaluations of `eval_set` without a better result; None: never.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
         classifier_: the trained `TextClassifier`.
         recipe_: the recipe it was trained by, the seed in it.
+        history_: one entry per evaluation: step, epoch, train_loss, seconds, and the metrics on `eval_set` (dev_…).
+        metrics_: steps, times, trained parameters, and the metrics of the weights kept.
         n_features_in_: 1 for texts, 2 for pairs.
+        feature_names_in_: the columns' names, of a data frame.
+
+    Example:
+        >>> from lateprompt import LatePromptClassifier
+        >>> from lateprompt.demo import installed_encoder
+        >>> classifier = LatePromptClassifier(installed_encoder(), steps=2, class_weight="balanced")
+        >>> classifier.fit(["good", "fine", "bad"], [1, 1, 0]).predict(["a good film"]).shape
+        (1,)
     """
 
     def __init__(
         self,
         model: str = "roberta-base",
         task: str | None = None,
-        generator: str = "npg",
+        method: str = "npg",
         options: dict[str, Any] | None = None,
         prompt_layer: int | float | str = "0.5",
         num_prompt_tokens: int | None = None,
@@ -82,10 +99,11 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         max_length: int = 256,
         dtype: str = "float32",
         device: str | None = None,
-        epochs: int = 10,
+        recipe: str = "auto",
+        epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 32,
-        lr: float = 1e-3,
+        lr: float | None = None,
         weight_decay: float = 0.1,
         warmup: float = 0.06,
         clip: float = 1.0,
@@ -93,10 +111,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         states: str = "on",
         random_state: int | np.random.RandomState | None = 42,
         verbose: bool = False,
+        generator: str | None = None,
+        class_weight: Any = None,
+        eval_every: int | None = None,
+        early_stop: int | None = None,
     ) -> None:
         self.model = model
         self.task = task
-        self.generator = generator
+        self.method = method
         self.options = options
         self.prompt_layer = prompt_layer
         self.num_prompt_tokens = num_prompt_tokens
@@ -108,6 +130,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.max_length = max_length
         self.dtype = dtype
         self.device = device
+        self.recipe = recipe
         self.epochs = epochs
         self.steps = steps
         self.batch_size = batch_size
@@ -119,12 +142,51 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.states = states
         self.random_state = random_state
         self.verbose = verbose
+        self.generator = generator
+        self.class_weight = class_weight
+        self.eval_every = eval_every
+        self.early_stop = early_stop
+
+    def set_params(self, **params: Any) -> LatePromptClassifier:
+        """Set parameters by name. A fitted model stays as it is until the next `fit`.
+
+        `method` and `generator` are one parameter under two names: setting one sets the other.
+        """
+        given = [name for name in ("method", "generator") if name in params]
+        if given == ["method"] and self.generator is not None:
+            params["generator"] = params["method"]
+        if given == ["generator"] and params["generator"] is not None:
+            params["method"] = params["generator"]
+        super().set_params(**params)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "classifier_" in vars(self)
+
+    def _method(self) -> str:
+        if self.generator is None:
+            return self.method
+        if self.method not in ("npg", self.generator):  # npg is what it is when nobody has said it
+            raise LatePromptError(
+                f"method {self.method!r} and generator {self.generator!r} are two names of one parameter and differ; "
+                "give method alone"
+            )
+        return self.generator
 
     def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
         seed = self.random_state
-        if seed is None or isinstance(seed, np.random.RandomState):  # scikit-learn's other ways to say it
-            seed = int(check_random_state(seed).randint(2**31))
-        parameters = {**self.get_params(deep=False), "method": self.generator, "seed": seed}
+        if seed is None:  # numpy's own generator stays as it is
+            seed = int(np.random.default_rng().integers(2**31))
+        elif isinstance(seed, np.random.RandomState | np.random.Generator):
+            draw = seed.randint if isinstance(seed, np.random.RandomState) else seed.integers
+            seed = int(draw(2**31))
+        parameters = {**self.get_params(deep=False), "method": self._method(), "seed": seed}
         parameters["options"] = dict(self.options or {})
         for name in ("model", "task", "device"):  # paths and devices as users have them
             if isinstance(parameters[name], os.PathLike | torch.device):
@@ -153,196 +215,155 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             words = [given[name] for name in names]
         return default_task(names, pair=pair, label_words=words)
 
-    def fit(self, X: Any, y: Any) -> LatePromptClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, eval_set: Any = None) -> LatePromptClassifier:
         """Train on texts `X` (or pairs) and labels `y`.
 
+        Args:
+            X: (n,) texts, or (n, 2) pairs.
+            y: (n,) labels.
+            sample_weight: (n,) what each row's loss is multiplied with; rows of weight 0 are as if they were not there.
+            eval_set: `(X, y)` to evaluate while training: the weights that are best on it are kept. Without it the last
+                ones are.
+
         Raises:
-            LatePromptError: settings, texts or labels that cannot be.
+            LatePromptError: settings, texts, labels or weights that cannot be, or a training that diverged. Then, and
+                when it is interrupted, the estimator is what it was before.
         """
         model, recipe = self._settings()
         model.check()
         recipe.check()
         states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
         states.check(model.trunk_dropout)
-        texts = as_texts(X)
-        labels = np.asarray(y)
-        if labels.ndim != 1 or len(labels) != len(texts):
-            raise LatePromptError(f"y has shape {labels.shape} for {len(texts)} texts; give one label a text")
-        gap = next((number for number, label in enumerate(y) if _is_gap(label)), None)
-        if gap is not None:  # before numpy makes the text 'nan' of it
-            raise LatePromptError(f"y[{gap}] is a gap, NaN or infinity; give every text a label")
-        self.classes_ = unique_labels(labels)
-        if len(self.classes_) < 2:
-            raise LatePromptError(f"y has one class ({self.classes_[0]!r}); a classifier needs at least two")
-        names = [label_name(label) or "" for label in self.classes_]
-        pair = texts[0][1] is not None
-        task = self._task(names, pair)
-        rows = [Row(a, b, label_name(label), {}) for (a, b), label in zip(texts, labels, strict=True)]
-        self.classifier_ = TextClassifier.build(model, task, seed=recipe.seed)
-        feed = self.classifier_.feed(rows)
-        (feed,), fill_seconds = self.classifier_.kept(
-            [(feed, rows_needed(feed, recipe))], states, quiet=not self.verbose
-        )
-        result = fit(
-            self.classifier_.model,
-            self.classifier_.readout,
-            feed,
-            None,
-            recipe,
-            metrics=task.metrics,
-            device=self.classifier_.device,
-            quiet=not self.verbose,
-        )
-        self.n_features_in_ = 2 if pair else 1
-        self.recipe_ = asdict(recipe)
-        self.history_ = result.history
-        self.metrics_ = {
-            "train_rows": len(rows),
-            "steps": result.steps,
-            "trainable_parameters": self.classifier_.trainable_parameters,
-            "train_seconds": result.train_seconds,
-            "tokens_per_second": result.tokens_per_second,
-            "trunk_fill_seconds": fill_seconds,
+        held_out = as_eval_set(eval_set)
+        if recipe.early_stop is not None and held_out is None:
+            raise LatePromptError(
+                f"early_stop {recipe.early_stop!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
+            )
+        columns, rows = column_names(X), TrainRows.of(X, y, sample_weight)
+        classes = rows.labels.classes()
+        if len(classes) < 2:
+            raise LatePromptError(f"y has one class ({classes[0]!r}); a classifier needs at least two")
+        task = self._task([label_name(label) or "" for label in classes], rows.pair)
+        dev = None if held_out is None else dev_rows(*held_out, task, rows.pair)
+        rows = rows.with_class_weights(self.class_weight, task)
+        recipe = recipe.resolved(len(rows.texts), model.method)
+        classifier = TextClassifier.build(model, task, seed=recipe.seed)
+        feeds = [classifier.feed(rows.rows()), *([] if dev is None else [classifier.feed(dev)])]
+        feeds[0].weights = rows.relative_weights()
+        result, fill_seconds = self._train(classifier, feeds, recipe, states)
+        fitted = {
+            "classifier_": classifier,
+            "classes_": classes,
+            "n_features_in_": 2 if rows.pair else 1,
+            **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
+            "recipe_": asdict(recipe),
+            "history_": result.history,
+            "metrics_": {
+                **result.metrics,
+                "train_rows": len(feeds[0]),
+                "steps": result.steps,
+                "trainable_parameters": classifier.trainable_parameters,
+                "train_seconds": result.train_seconds,
+                "tokens_per_second": result.tokens_per_second,
+                "trunk_fill_seconds": fill_seconds,
+            },
         }
+        # All at once: whatever interrupts finds the old model or the new one.
+        self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}
         return self
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Label probabilities (texts, classes), columns as in `classes_`."""
-        check_is_fitted(self, "classifier_")
+    def _train(
+        self, classifier: TextClassifier, feeds: list[Feed], recipe: RecipeSettings, states: StatesSettings
+    ) -> tuple[FitResult, float]:
+        wanted = [rows_needed(feeds[0], recipe), *(np.arange(len(feed)) for feed in feeds[1:])]
+        kept, fill_seconds = classifier.kept(list(zip(feeds, wanted, strict=True)), states, quiet=not self.verbose)
+        result = fit(
+            classifier.model,
+            classifier.readout,
+            kept[0],
+            kept[1] if len(kept) > 1 else None,
+            recipe,
+            metrics=classifier.task.metrics,
+            device=classifier.device,
+            quiet=not self.verbose,
+        )
+        return result, fill_seconds
+
+    def _scores(self, X: Any) -> np.ndarray:
+        """Scores (texts, classes), columns as in `classes_`."""
+        check_is_fitted(self)
         texts = as_texts(X)
-        if texts and (texts[0][1] is not None) != (self.n_features_in_ == 2):
+        if (texts[0][1] is not None) != (self.n_features_in_ == 2):
             raise LatePromptError(
                 f"X has {1 if texts[0][1] is None else 2} text columns, fit saw {self.n_features_in_}"
             )
-        probabilities = self.classifier_.probabilities([Row(a, b, None, {}) for a, b in texts])
-        order = [self.classifier_.task.labels.index(label_name(label)) for label in self.classes_]
-        chosen = probabilities[:, order]  # a task may have labels that y did not
-        return chosen / np.maximum(chosen.sum(1, keepdims=True), 1e-30)  # type: ignore[no-any-return]
+        columns, known = column_names(X), getattr(self, "feature_names_in_", None)
+        if columns is not None and known is not None and len(known) == 2 and columns != list(known):
+            raise LatePromptError(f"X has the columns {', '.join(columns)}, fit saw {', '.join(known)}; order them so")
+        scores = self.classifier_.scores([Row(a, b, None, {}) for a, b in texts])
+        labels = list(self.classifier_.task.labels)
+        chosen = scores[:, [labels.index(label_name(label) or "") for label in self.classes_]]  # a task may have more
+        if not np.isfinite(chosen).all():
+            raise LatePromptError(
+                "the model's scores are no numbers: its weights are broken, or its float type overflows; "
+                "fit it again (dtype='float32')"
+            )
+        return chosen  # type: ignore[no-any-return]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Label probabilities (texts, classes), columns as in `classes_`.
+
+        Raises:
+            LatePromptError: texts that cannot be, or weights that give no numbers.
+        """
+        return softmax(self._scores(X))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the label probabilities (texts, classes); finite, however small a probability is."""
+        scores = self._scores(X)
+        scores = scores - scores.max(1, keepdims=True)
+        return scores - np.log(np.exp(scores).sum(1, keepdims=True))  # type: ignore[no-any-return]
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each text."""
-        best = self.predict_proba(X).argmax(1)
+        best = self._scores(X).argmax(1)
         return self.classes_[best]  # type: ignore[no-any-return]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy; labels are compared by name, so that 1, 1.0 and "1" are the same one."""
+        predicted = self.predict(X)
+        names = label_names(y, len(predicted))
+        return float(accuracy_score(names, label_names(predicted, len(names)), sample_weight=sample_weight))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a run folder, which `load` and the command line read.
 
         Raises:
-            LatePromptError: a folder that is not empty, unless `overwrite`.
+            LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
-        check_is_fitted(self, "classifier_")
-        folder = Path(folder)
-        prepare_folder(folder, overwrite=overwrite, resume=False)
-        parameters = self.get_params(deep=False)
-        if self.label_words is not None:
-            parameters["label_words"] = {label_name(label): word for label, word in self.label_words.items()}
-        facts = {
-            "estimator": parameters,
-            _CLASSES: _classes_as_json(self.classes_),
-            "recipe": self.recipe_,
-            "versions": versions(),
-        }
-        try:
-            json.dumps(facts, default=as_json)
-        except (TypeError, ValueError) as error:
-            raise LatePromptError(f"this estimator cannot be saved: {error}; give plain values") from None
-        if overwrite:  # nothing can be wrong any more
-            clear_folder(folder)
-        self.classifier_.save(folder, facts)
-        write_lines(folder / HISTORY_FILE, self.history_)
-        write_json(folder / METRICS_FILE, self.metrics_)
-        write_text(folder / CARD_FILE, model_card(self.classifier_, self.metrics_, self.recipe_))
+        check_is_fitted(self)
+        save_estimator(self, Path(folder), overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
-        state = dict(super().__getstate__())
-        classifier = state.pop("classifier_", None)
-        if classifier is not None:
-            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                classifier.save(Path(name))
-                state[_FILES] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
-        return state
+        return pickled_state(self, dict(super().__getstate__()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        files = state.get(_FILES)
-        super().__setstate__({name: value for name, value in state.items() if name != _FILES})
-        if files is not None:
-            with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
-                for file, content in files.items():
-                    (Path(name) / file).write_bytes(content)
-                self.classifier_ = TextClassifier.load(name, device=self.device)
+        super().__setstate__(unpickled_state(self, state))
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> LatePromptClassifier:
+    def load(
+        cls, folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
+    ) -> LatePromptClassifier:
         """The estimator of a run folder, whether `save` or `lateprompt train` left it.
 
+        Args:
+            folder: the run folder.
+            model: where the base model is, if not where it was.
+            device: where to run; None: a GPU if there is one.
+            check_model: refuse a base model with other weights than the one that the run was trained on.
+
         Raises:
-            LatePromptError: no run folder, or one that is broken.
+            LatePromptError: no run folder, or one that is broken; another base model.
         """
-        folder = Path(folder)
-        classifier = TextClassifier.load(folder, model=model, device=device)
-        run = read_json(folder / "run.json", "run file")
-        known = set(cls().get_params(deep=False))
-        recipe = run.get("recipe", {})
-        saved = run.get("estimator")
-        if saved is None:  # a run of the command line
-            saved = {**asdict(classifier.settings), **recipe, "generator": classifier.settings.method}
-            saved["random_state"] = recipe.get("seed", 42)
-        estimator = cls(**{name: value for name, value in saved.items() if name in known})
-        estimator.set_params(model=classifier.settings.model, device=device)
-        classes = run.get(_CLASSES, {})
-        dtype = classes.get("dtype") if classes.get("kind") == "M" else None
-        estimator.classes_ = np.array(classes.get("values") or sorted(classifier.task.labels), dtype=dtype)
-        estimator.recipe_ = recipe
-        estimator.classifier_ = classifier
-        estimator.n_features_in_ = 2 if classifier.task.is_pair else 1
-        metrics = folder / METRICS_FILE
-        estimator.metrics_ = read_json(metrics, "metrics") if metrics.is_file() else {}
-        estimator.history_ = []
-        return estimator
-
-
-def _classes_as_json(classes: np.ndarray) -> dict[str, Any]:
-    """Classes for the run file; dates as text, with the unit that they are read again with."""
-    kind = classes.dtype.kind
-    values = [str(value) for value in classes] if kind == "M" else classes.tolist()
-    return {"kind": kind, "dtype": classes.dtype.str, "values": values}
-
-
-def _is_gap(label: Any) -> bool:
-    """Whether a label is missing: None, NaN, infinite, or pandas' NA."""
-    if label is None:
-        return True
-    try:
-        return bool(label != label) or label in (float("inf"), float("-inf"))
-    except (TypeError, ValueError):  # NA has no truth
-        return True
-
-
-def as_texts(X: Any) -> list[tuple[str, str | None]]:
-    """Texts or pairs as (text, text_pair or None).
-
-    Raises:
-        LatePromptError: no texts, something that is no string, or more than two columns.
-    """
-    if isinstance(X, str):
-        raise LatePromptError(f"X is one string ({X[:40]!r}); give a list of texts")
-    if not np.iterable(X):
-        raise LatePromptError(f"X is {X!r}; give a list of texts")
-    values = X.to_numpy() if hasattr(X, "to_numpy") else X
-    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    texts: list[tuple[str, str | None]] = []
-    for number, row in enumerate(rows):
-        columns = list(row) if isinstance(row, list | tuple | np.ndarray) else [row]
-        if not 1 <= len(columns) <= 2:
-            raise LatePromptError(f"X row {number} has {len(columns)} columns; give a text, or a text and its pair")
-        for column in columns:
-            if not isinstance(column, str):
-                raise LatePromptError(f"X row {number} is {column!r}, not a string; give texts")
-            check_characters(column, f"X row {number}")
-        texts.append((columns[0], columns[1] if len(columns) == 2 else None))
-    if len({pair is None for _, pair in texts}) > 1:
-        raise LatePromptError("X mixes texts and pairs; give all rows one text, or all two")
-    if not texts:
-        raise LatePromptError("X is empty; give at least one text")
-    return texts
+        return load_estimator(cls, Path(folder), model=model, device=device, check_model=check_model)

@@ -30,6 +30,12 @@ from lateprompt.errors import LatePromptError
 STAGING = ".lateprompt-new"
 """In a run folder: where the files of a new run wait until all of them are there."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FullDiskError(LatePromptError):
+    """There is no room for a file; what was there before is as it was."""
+
+
 _READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
 """What is read of a folder with a model or a run."""
 
@@ -82,12 +88,12 @@ def check_output(
         )
     if facts is None or stat.S_ISREG(facts.st_mode):
         if own_descriptor(target) is None:
-            _check_place(Path(os.path.realpath(target)).parent, target, what)
+            check_place(Path(os.path.realpath(target)).parent, target, what)
         _check_no_input(target, inputs, what)
     return target
 
 
-def _check_place(folder: Path, target: Path, what: str) -> None:
+def check_place(folder: Path, target: Path, what: str) -> None:
     """Raise LatePromptError unless files can be made in a folder, or the folder in the nearest one that exists."""
     try:
         while not folder.exists():
@@ -215,7 +221,7 @@ def naming(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = error_number(error)
         if number in _FULL:
-            raise LatePromptError(
+            raise FullDiskError(
                 f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
             ) from error
         if number is None:
@@ -272,48 +278,70 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+_LFS = b"version https://git-lfs"
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise LatePromptError unless `path` is an ordinary file with its own content: reading a pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise LatePromptError(f"{what} {str(path)!r} is {kind}; give an ordinary file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    if start == _LFS:
+        raise LatePromptError(
+            f"{what} {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+            "download the file"
+        )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise LatePromptError(f"{what} {str(path)!r} is broken: {error}") from None
+    except RecursionError:
+        raise LatePromptError(f"{what} {str(path)!r} is broken: its lists or objects are nested too deeply") from None
     if not isinstance(value, dict):
-        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {str(value)[:40]!r}, not an object")
+        raise LatePromptError(f"{what} {str(path)!r} is broken: it holds {_shortened(value)}, not an object")
     return value
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+def _shortened(value: Any) -> str:
+    try:
+        return repr(str(value)[:40])
+    except RecursionError:
+        return f"a {type(value).__name__}"
+
+
+def tensor_names(path: Path, what: str) -> set[str]:
+    """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
+    check_regular(path, what)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
+            return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that is not empty, unless it may be overwritten or resumed; creates nothing.
-
-    Raises:
-        LatePromptError: the folder has files, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise LatePromptError(f"output {str(folder)!r} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
-        raise LatePromptError(
-            f"output folder {str(folder)!r} is not empty; use --overwrite, --resume, or another folder"
-        )
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove everything in `folder`."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+    check_regular(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LatePromptError(f"{what} {str(path)!r} is truncated or no safetensors file: {error}") from None

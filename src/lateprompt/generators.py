@@ -195,6 +195,20 @@ GENERATORS: dict[str, type[PromptGenerator]] = {
 }
 
 
+def parameters_of(name: str, width: int, bottleneck_dim: int, num_prompt_tokens: int) -> int:
+    """A generator's parameters: fixed k d; rpg k d + d m + m + k m + m d; npg d m + m + m k d + k d.
+
+    The pooling ones: d m + m + m d + d, and k m more for atpg.
+    """
+    d, m, k = width, bottleneck_dim, num_prompt_tokens
+    if name == "fixed":
+        return k * d
+    if name == "rpg":
+        return k * d + d * m + m + k * m + m * d
+    outputs = k * d if name == "npg" else d
+    return d * m + m + m * outputs + outputs + (k * m if name == "atpg" else 0)
+
+
 def check_generator(name: str) -> None:
     """Raise LatePromptError unless `name` is in the table of generators."""
     if name not in GENERATORS:

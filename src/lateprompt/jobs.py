@@ -6,7 +6,7 @@ the run with another seed), with the same recipe, dtype and attention kernel, an
 same kind of head: a new one on the pooled states, or the model's LM head over the label words. What comes with the
 library is counted in its favour: kept states, the lean tail and cheap dropout; PEFT's methods run as PEFT has them.
 
-The methods take turns, one epoch each, so that the machine's drift hits all alike; each has its own stream of random
+The methods take turns, one epoch each, so that the machine's drift hits all alike; each has its own random
 numbers, so that it trains as if it were alone. Loading models and encoding rows are counted for none, and every method
 makes a forward and a backward pass before the clock starts.
 
@@ -20,8 +20,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,14 @@ import torch
 from torch import nn
 
 from lateprompt.classifier import TextClassifier
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.generators import GENERATORS
 from lateprompt.pretrained import load_config, max_positions
 from lateprompt.progress import Bar
+from lateprompt.randomness import RunNumbers
 from lateprompt.readout import PhraseReadout, Readout
 from lateprompt.rivals import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
-from lateprompt.run import DataSettings, Rows, fingerprint, load_rows, versions
+from lateprompt.run import DataSettings, Rows, check_sets, fingerprint, load_rows, versions
 from lateprompt.suggestions import did_you_mean, unknown
 from lateprompt.tasks import TextTask
 from lateprompt.training.feed import Feed
@@ -193,7 +193,6 @@ class Job:
         self.ends: list[float] = []
         self.history: list[dict[str, Any]] = []
         self._turns: Generator[dict[str, Any], None, FitResult] | None = None
-        self._random = _random_state(device)  # as it was left when the weights were drawn
 
     @property
     def steps_done(self) -> int:
@@ -207,26 +206,26 @@ class Job:
 
     def warm_up(self) -> None:
         """A forward and a backward pass that is not counted and leaves no trace."""
-        with self._own_random_numbers(keep=False):
-            self.readout.layer.train()
+        self.readout.layer.train()
+        quick = bool(getattr(self.readout.layer, "drops_out_quickly", False))
+        with RunNumbers(self.recipe.seed, self.device).step(quick=quick) as dropout, dropout():
             rows = np.arange(min(self.recipe.batch_size, len(self.feeds[0])))
             self.readout.loss(self.feeds[0].batch(rows).to(self.device)).backward()
             self.model.zero_grad(set_to_none=True)
 
     def turn(self) -> None:
         """Go on to the end of the next epoch (or of the next eval_every steps), its evaluation included."""
-        with self._own_random_numbers():
-            _synchronize(self.device)
-            started = time.perf_counter()
-            if self._turns is None:
-                self._turns = self._start()
-            self.history.append(next(self._turns))
-            if self.steps_done == self.steps:
-                for _ in self._turns:  # the best weights are put back
-                    pass
-            _synchronize(self.device)
-            self.seconds += time.perf_counter() - started
-            self.ends.append(self.seconds)
+        _synchronize(self.device)
+        started = time.perf_counter()
+        if self._turns is None:
+            self._turns = self._start()
+        self.history.append(next(self._turns))
+        if self.steps_done == self.steps:
+            for _ in self._turns:  # the best weights are put back
+                pass
+        _synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+        self.ends.append(self.seconds)
         if self.finished:
             self._turns.close()
 
@@ -245,13 +244,6 @@ class Job:
             train, dev = kept[0], kept[1] if dev is not None else None
             self.classifier.release()
         return fit_turns(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
-
-    @contextmanager
-    def _own_random_numbers(self, *, keep: bool = True) -> Iterator[None]:
-        _set_random_state(self._random, self.device)
-        yield
-        if keep:
-            self._random = _random_state(self.device)
 
     def row(self) -> dict[str, Any]:
         """What was measured; `total_seconds` is extrapolated where the method was stopped before its last step."""
@@ -296,10 +288,10 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
         if isinstance(classifier.readout, PhraseReadout):
             raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
-                "have no readout for them here; use --readout head"
+                f"have no readout for them here; use {option('readout', 'head')}"
             )
         if feeds is None:
-            feeds = classifier.feed(rows.train), classifier.feed(rows.dev) if rows.dev else None
+            feeds = classifier.feed(rows.train), classifier.feed(rows.dev, any_label=True) if rows.dev else None
         jobs.append(
             Job(
                 name,
@@ -351,6 +343,7 @@ def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
     rows = load_rows(data, settings.seed, settings.readout)
     if isinstance(rows.task, TextTask):
         raise LatePromptError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
+    check_sets(rows)
     load = _load()
     with tempfile.TemporaryDirectory(prefix="lateprompt-job-") as fresh:
         jobs = make_jobs(settings, rows, Path(settings.states or fresh))
@@ -418,13 +411,3 @@ def _processor() -> str:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)

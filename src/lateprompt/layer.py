@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -13,7 +15,8 @@ from lateprompt.config import NO_PROMPT, SENTENCE, LatePromptConfig
 from lateprompt.detours import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.errors import LatePromptError
 from lateprompt.families import hidden_dropout_of
-from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator
+from lateprompt.generators import FixedPrompt, GeneratorSpec, build_generator, parameters_of
+from lateprompt.sizes import Room, check_tuner
 
 
 class LatePromptLayer(LateBackbone, BaseTunerLayer):
@@ -25,6 +28,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone)
         self.__dict__["beneath"] = {}
+        self.register_load_state_dict_pre_hook(_check_finite)  # type: ignore[no-untyped-call]
 
     def selected_adapter(self) -> str | None:
         if self.disable_adapters:
@@ -37,7 +41,38 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         return names[0] if names and names[0] in self.slots else None
 
     def update_layer(self, name: str, config: LatePromptConfig) -> None:
-        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now)."""
+        """Add the adapter `name` with its generator and head (config's `prompt_layer` is an int by now).
+
+        Raises:
+            LatePromptError: an adapter of that name is there, sizes that this model has no room for, or a tuner that
+                cannot be put beneath.
+        """
+        if name in self.slots:
+            raise LatePromptError(f"adapter {name!r} is there already; choose another name, or delete it first")
+        self._check_sizes(config)
+        try:
+            self._add_adapter(name, config)
+        except Exception:
+            self._forget(name)
+            raise
+
+    def _check_sizes(self, config: LatePromptConfig) -> None:
+        room, base = Room(self.base_layer), cast(Any, self.base_layer)
+        k, m = config.num_prompt_tokens, config.bottleneck_dim
+        if config.generator != NO_PROMPT:
+            room.check_prompt("num_prompt_tokens", k)
+        if config.generator == SENTENCE:
+            room.check("bottleneck_dim", m, lambda size: size * (1 + k) * room.width // config.phm_n)
+        elif config.generator != NO_PROMPT:
+            room.check("num_prompt_tokens", k, partial(parameters_of, config.generator, room.width, 1))
+            room.check("bottleneck_dim", m, lambda size: parameters_of(config.generator, room.width, size, k))
+        if config.head_labels is not None:
+            width = int(getattr(base.config, self.family.output_width))
+            room.check("head_labels", config.head_labels, lambda size: size * (width + 1))
+        if config.tuner is not None:
+            check_tuner(config.tuner, room, self.num_layers - (int(config.prompt_layer) if config.is_late else 0))
+
+    def _add_adapter(self, name: str, config: LatePromptConfig) -> None:
         base: Any = self.base_layer
         width = int(base.config.hidden_size)
         rate = config.prompt_dropout
@@ -120,6 +155,16 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             beneath.enable(enabled)
         super().enable_adapters(enabled)
 
+    def check_call(self) -> None:
+        super().check_call()
+        for beneath in self.beneath.values():
+            maps: Any = getattr(beneath.layers[0], "lora_A", {}) if beneath.layers else {}
+            if any(callable(getattr(part, "weight", None)) for part in maps.values()):
+                raise LatePromptError(
+                    "quantize_dynamic has quantised LoRA's own maps, which PEFT cannot compute with; quantise the base "
+                    "model first, and put the adapter on it afterwards"
+                )
+
     def unwrap_beneath(self) -> None:
         """Give the backbone its own modules back."""
         for beneath in self.beneath.values():
@@ -127,11 +172,25 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         self.beneath.clear()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        beneath = self.beneath.pop(adapter_name, None)
+        self._forget(adapter_name)  # first: PEFT then chooses the next active one from what is left
+        super().delete_adapter(adapter_name)
+
+    def _forget(self, name: str) -> None:
+        beneath = self.beneath.pop(name, None)
         if beneath is not None:
             beneath.delete()
-        self.remove_prompt(adapter_name)  # first: PEFT then chooses the next active one from what is left
-        super().delete_adapter(adapter_name)
+        self.remove_prompt(name)
 
     def _all_available_adapter_names(self) -> list[str]:
         return sorted(self.slots)  # an adapter may have a head and no generator, or the other way round
+
+
+def _check_finite(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before weights are loaded, by whomever: those of adapters must be finite."""
+    for key, value in state.items():
+        ours = key.startswith(f"{prefix}late_prompt_") and isinstance(value, torch.Tensor)
+        if ours and value.is_floating_point() and value.device.type != "meta" and not bool(value.isfinite().all()):
+            raise LatePromptError(
+                f"adapter weights {key.removeprefix(prefix)!r} are not finite: the file is damaged, or its training "
+                "diverged; restore it, or train again"
+            )

@@ -48,7 +48,7 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
     settings = dict(asdict(recipe)) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)
     base = base_name(tuned.settings.model)
     parts = [
-        _front_matter(tuned, base),
+        _front_matter(tuned, measured, base),
         f"# {title(tuned)}",
         _description(tuned, base),
         _results(measured),
@@ -110,9 +110,10 @@ def _is_late(part: Any) -> bool:
     return bool(part.late and part.method.kind == "tuner")
 
 
-def _front_matter(tuned: TunedModel, base: str) -> str:
+def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
     writes = isinstance(tuned.task, TextTask)
-    metrics = dict.fromkeys(_HUB_METRICS[name] for name in tuned.task.metrics if name in _HUB_METRICS)
+    sets = [measured, *(measured.get("dev_sets") or {}).values(), *(measured.get("test") or {}).values()]
+    metrics = dict.fromkeys(theirs for ours, theirs in _HUB_METRICS.items() if any(ours in values for values in sets))
     pipeline = "text-generation" if writes else "text-classification"
     facts: dict[str, Any] = {
         "library_name": "peft",

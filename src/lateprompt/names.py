@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+GENERATORS = ("fixed", "npg", "mppg", "appg", "atpg", "rpg")
 READOUTS = ("mask", "label", "head")
 """Readouts of labels; `text`, of answers that are texts, is chosen by the task."""
 POOLINGS = ("cls", "mean", "last")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
+from lateprompt.config_files import config_text
 from lateprompt.suggestions import closest_option, did_you_mean
 
 REQUIRED = "required"
@@ -101,6 +103,11 @@ class Parser(ArgumentParser):
         """Say what is wrong in one line; exit code 2."""
         print(f"lateprompt: {self._in_words(' '.join(str(message).split()))}", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """The settings of a config file, which must be a regular one."""
+        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+        return found
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required

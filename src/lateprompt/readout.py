@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lateprompt.backbone import LateBackbone
 from lateprompt.branches import branch_hidden, can_branch
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.generators import read_position, read_state
 from lateprompt.halves import wide_products
 from lateprompt.names import LOSSES as LOSSES
@@ -45,6 +45,7 @@ class Batch:
             last word), or None.
         padded: whether the mask hides anything; known here, so that nobody has to ask the device.
         targets: (batch, width) token ids of the texts that answer, -100 behind their ends, or None.
+        weights: (batch,) what a row's loss is multiplied with, 1 on the average of all training rows; None: 1 each.
     """
 
     input_ids: torch.Tensor
@@ -56,6 +57,7 @@ class Batch:
     branch_states: torch.Tensor | None = None
     padded: bool = True
     targets: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, without waiting for the copies."""
@@ -135,7 +137,7 @@ class LMHead:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if output is None:
             raise LatePromptError(
-                f"{type(model).__name__} has no LM head to score label words with; use --readout head"
+                f"{type(model).__name__} has no LM head to score label words with; use {option('readout', 'head')}"
             )
         self.words = words
         self.view = shallow_copy(model)
@@ -188,9 +190,21 @@ class Readout:
         raise TypeError(f"{type(self).__name__} must override scores")
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss over the rows; `batch.labels` must be there."""
+        """Mean over the rows of their losses, times `batch.weights`; `batch.labels` must be there."""
         assert batch.labels is not None
-        return F.cross_entropy(self.scores(batch).float(), batch.labels)
+        return mean_cross_entropy(self.scores(batch).float(), batch.labels, batch.weights)
+
+
+def mean_cross_entropy(scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the rows of the cross-entropy of scores (batch, n) with labels (batch,), times weights (batch,)."""
+    if weights is None:
+        return F.cross_entropy(scores, labels)
+    return weighted_mean(F.cross_entropy(scores, labels, reduction="none"), weights)
+
+
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean of losses (batch,) times weights (batch,)."""
+    return losses.mean() if weights is None else (losses * weights).mean()
 
 
 class WordReadout(Readout):
@@ -229,7 +243,7 @@ class WordReadout(Readout):
         if self.words.device != batch.labels.device:
             self.words = self.words.to(batch.labels.device)
         targets = self.words[batch.labels]
-        return F.cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets)
+        return mean_cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets, batch.weights)
 
 
 class PhraseReadout(Readout):
@@ -284,7 +298,7 @@ class PhraseReadout(Readout):
             scores = self._branched(batch, tokens, own, counted)
         else:
             scores = self._one_by_one(batch, tokens, filled, counted)
-        return -scores.mean()
+        return -weighted_mean(scores[:, 0], batch.weights)
 
     def _branched(
         self, batch: Batch, tokens: torch.Tensor, states: torch.Tensor | None, counted: torch.Tensor
@@ -297,7 +311,9 @@ class PhraseReadout(Readout):
         together = None
         if batch.trunk_states is not None:
             if states is None:
-                raise LatePromptError("trunk_states were given without those of the label words; use --states off")
+                raise LatePromptError(
+                    f"trunk_states were given without those of the label words; use {option('states', 'off')}"
+                )
             together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
         hidden = branch_hidden(
             self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
@@ -314,7 +330,7 @@ class PhraseReadout(Readout):
         if batch.trunk_states is not None:
             raise LatePromptError(
                 "label words of several tokens cannot be scored from kept trunk states on this architecture; "
-                "use --states off"
+                f"use {option('states', 'off')}"
             )
         rows, labels, width = tokens.shape
         ids, source, read = (
@@ -365,7 +381,7 @@ class TextReadout(Readout):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         scores = self.scores(batch)
-        return -(scores[:, 0] / scores[:, 1]).mean()
+        return -weighted_mean(scores[:, 0] / scores[:, 1], batch.weights)
 
 
 class HeadReadout(Readout):

@@ -16,8 +16,9 @@ from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, hidden_dropout_of
 from lateprompt.pretrained import load_base, wrap
+from lateprompt.randomness import seeded
 from lateprompt.readout import HeadReadout, Loss, Readout, WordReadout
-from lateprompt.tuned import ADAPTER
+from lateprompt.saved_run import ADAPTER
 
 PROMPT_TOKENS = 20
 LORA_RANK = 8
@@ -97,8 +98,7 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
     backbone: Any = base.base_model
     family = like.layer.family
     base.requires_grad_(False)  # before PEFT adds what is trained
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
+    with seeded(seed), warnings.catch_warnings():
         # PEFT says that it adapts itself to GPT-2's Conv1D
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
@@ -110,9 +110,10 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
     ours = like.readout
     readout: Readout
     if isinstance(ours, HeadReadout):
-        head = nn.Linear(ours.head.in_features, ours.head.out_features)  # type: ignore[arg-type]
-        nn.init.normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
+        with seeded(seed + 1):
+            head = nn.Linear(ours.head.in_features, ours.head.out_features)  # type: ignore[arg-type]
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
         rival.late_prompt_heads[ADAPTER] = head.to(next(ours.head.parameters()).dtype)
         dropout = hidden_dropout_of(backbone.config, family)
         readout = HeadReadout(base, rival, ADAPTER, ours.pooling, dropout)  # type: ignore[arg-type]

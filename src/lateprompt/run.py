@@ -11,7 +11,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import torch
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import clear_folder, prepare_folder, read_json, write_json, write_lines, write_text
+from lateprompt.files import read_json, write_json, write_lines, write_text
 from lateprompt.methods import check_method
 from lateprompt.model_card import CARD_FILE, model_card
+from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
+from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
+from lateprompt.saved_run import TASK_FILE, read_run, read_task, section_of
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.tasks import (
     AnyTask,
@@ -35,8 +39,8 @@ from lateprompt.tasks import (
     plain_text_task,
     read_rows,
 )
-from lateprompt.training.checkpoint import FOLDER as CHECKPOINT
-from lateprompt.training.checkpoint import remove_checkpoint
+from lateprompt.tasks.columns import with_columns
+from lateprompt.tasks.labels import spelled_words
 from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit
@@ -44,12 +48,11 @@ from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.tuned import RUN_FILE, TASK_FILE, TunedModel, read_task
+from lateprompt.tuned import TunedModel
 from lateprompt.writer import TextWriter
 
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
-METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 
 
@@ -60,7 +63,11 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             raise LatePromptError(
                 f"task {data.task!r} has its own template and label words; leave out --template and --label-words"
             )
-        return load_task(data.task)
+        return with_columns(load_task(data.task), data.columns)
+    return with_columns(_plain_task(data, rows, readout), data.columns)
+
+
+def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTask:
     pair = any(row.text_pair is not None for row in rows)
     if any(row.target is not None for row in rows):
         if data.label_words is not None:
@@ -69,7 +76,7 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
             )
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
-    words = data.label_words
+    words = None if data.label_words is None else spelled_words(data.label_words)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
@@ -95,7 +102,15 @@ def resolve_task(data: DataSettings, rows: Sequence[Row], readout: str = "auto")
 
 @dataclass
 class Rows:
-    """The rows of a run."""
+    """The rows of a run.
+
+    Args:
+        task: what is asked.
+        train: what is trained on.
+        dev: what chooses the best weights; empty without.
+        more_dev: further dev sets by path.
+        test: test sets by path.
+    """
 
     task: AnyTask
     train: list[Row]
@@ -103,27 +118,40 @@ class Rows:
     more_dev: dict[str, list[Row]]
     test: dict[str, list[Row]]
 
+    def sets(self) -> dict[str, list[Row]]:
+        """All rows by the name of their set: train, dev, and paths, with the split where one path names two sets."""
+        named = {"train": self.train, "dev": self.dev}
+        for split, sets in (("validation", self.more_dev), ("test", self.test)):
+            other = self.test if split == "validation" else self.more_dev
+            for path, rows in sets.items():
+                named[f"{path} ({split})" if path in ("train", "dev") or path in other else path] = rows
+        return named
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Which rows they are, set by set."""
+        return {name: fingerprint(rows) for name, rows in self.sets().items()}
+
 
 def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     """Read, check and sample what the settings name.
 
+    Labels of dev and test rows may be ones that the task does not have: such rows count as wrong.
+
     Raises:
-        LatePromptError: bad data; a label in dev or test that no training row has.
+        LatePromptError: bad data; dev rows without any label of the task.
     """
-    named = load_task(data.task) if data.task is not None else None
-    train = read_rows(data.train, task=named, split="train")
+    named = with_columns(load_task(data.task), data.columns) if data.task is not None else None
+    train = read_rows(data.train, task=named, split="train", columns=data.columns)
     task = resolve_task(data, train, readout)
-    known = {row.label for row in train}
-    others: dict[str, list[Row]] = {}
-    for path, split in [(p, "validation") for p in data.dev] + [(p, "test") for p in data.test]:
-        others[path] = read_rows(path, task=named or (task if isinstance(task, TextTask) else None), split=split)
-        for number, row in enumerate(others[path], 1):
-            if row.label not in known:
-                raise LatePromptError(
-                    f"{path}: row {number} has label {row.label!r}, which no training row in {data.train!r} has; "
-                    f"known are {', '.join(sorted(map(str, known)))}"
-                )
-    dev = others[data.dev[0]] if data.dev else []
+    known = named or (task if isinstance(task, TextTask) else None)
+    # By split too: one data set of the hub may be both.
+    more_dev, test = (
+        {path: read_rows(path, task=known, split=split, columns=data.columns, any_label=True) for path in paths}
+        for paths, split in ((data.dev, "validation"), (data.test, "test"))
+    )
+    dev = more_dev.pop(data.dev[0]) if data.dev else []
+    if dev:
+        check_choosing_labels(dev, task, data.dev[0])
     if data.shots is not None:
         train, rest = few_shot(train, data.shots, seed, dev_size=data.dev_rows or DEV_ROWS)
         dev = dev or rest
@@ -133,7 +161,19 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
                 f"dev_rows {data.dev_rows!r} leave none of the {len(train)} rows in {data.train!r} to train on"
             )
         train, dev = few_shot(train, len(train) - data.dev_rows, seed, dev_size=data.dev_rows)
-    return Rows(task, train, dev, {p: others[p] for p in data.dev[1:]}, {p: others[p] for p in data.test})
+    return Rows(task, train, dev, more_dev, test)
+
+
+def check_sets(rows: Rows) -> dict[str, Any]:
+    """Warn of rows that sets share, and of labels that the task does not have; what a run folder says about both."""
+    sets = rows.sets()
+    shared = shared_rows(sets)
+    unknown = {name: unknown_labels(part, rows.task) for name, part in sets.items()}
+    if processes().is_main:
+        warn_shared(shared)
+        for name, labels in unknown.items():
+            warn_unknown(labels, len(sets[name]), name)
+    return {"shared_rows": shared, "unknown_labels": {name: labels for name, labels in unknown.items() if labels}}
 
 
 def fingerprint(rows: Sequence[Row]) -> dict[str, Any]:
@@ -176,7 +216,8 @@ class Trained:
         rows: the rows.
         result: what training measured.
         dev: the dev rows' feed.
-        others: feeds of the further dev sets and of the test sets, by path.
+        more_dev: feeds of the further dev sets, by path.
+        test: feeds of the test sets, by path.
         fill_seconds: time to compute the trunk's states.
         facts: recipe, data with fingerprints, labels: what a run folder says about it.
     """
@@ -185,17 +226,31 @@ class Trained:
     rows: Rows
     result: FitResult
     dev: Feed | None
-    others: dict[str, Feed]
+    more_dev: dict[str, Feed]
+    test: dict[str, Feed]
     fill_seconds: float
     facts: dict[str, Any]
 
-    def measured(self, values: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """What goes to `metrics.json`; `values` are the metrics of the further sets, by path."""
+    def measure(self, batch_size: int) -> dict[str, Any]:
+        """Score the further dev sets and the test sets; what goes to `metrics.json`."""
+        more_dev, test = (
+            {path: self.tuned.evaluate(feed, batch_size=batch_size) for path, feed in sets.items()}
+            for sets in (self.more_dev, self.test)
+        )
+        measured = self.measured(test, more_dev)
+        if self.dev is not None:
+            measured |= self.tuned.measure_more(self.dev, batch_size=batch_size)
+        return measured
+
+    def measured(
+        self, test: dict[str, dict[str, float]], more_dev: dict[str, dict[str, float]] | None = None
+    ) -> dict[str, Any]:
+        """What goes to `metrics.json`; `test` and `more_dev` are the metrics of the further sets, by path."""
         rows, result = self.rows, self.result
         return {
             **result.metrics,
-            "dev_sets": {path: values[path] for path in rows.more_dev},
-            "test": {path: values[path] for path in rows.test},
+            "dev_sets": more_dev or {},
+            "test": test,
             "train_rows": len(rows.train),
             "dev_rows": len(rows.dev),
             "steps": result.steps,
@@ -212,10 +267,13 @@ def kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
     return TextWriter if isinstance(task, TextTask) else TextClassifier
 
 
-def load_run(folder: str | Path, *, model: str | None = None, device: str | None = None) -> TextClassifier | TextWriter:
+def load_run(
+    folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
+) -> TextClassifier | TextWriter:
     """The classifier or writer of a run folder, as `TunedModel.load` does."""
-    kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
-    return kind.load(folder, model=model, device=device)
+    with reading(folder):
+        kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
+        return kind.load(folder, model=model, device=device, check_model=check_model)
 
 
 def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
@@ -247,26 +305,24 @@ def train_model(
         LatePromptError: settings or data that cannot be.
     """
     rows = load_rows(data, recipe.seed, model.readout)
+    recipe = recipe.resolved(len(rows.train), model.method)
     check_metrics(rows.task.metrics)
     tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
     train = tuned.feed(rows.train)
-    dev = tuned.feed(rows.dev) if rows.dev else None
-    others = {path: tuned.feed(part) for path, part in {**rows.more_dev, **rows.test}.items()}
-    whole = [feed for feed in (dev, *others.values()) if feed is not None]
+    dev = tuned.feed(rows.dev, any_label=True) if rows.dev else None
+    more_dev, test = (
+        {path: tuned.feed(part, any_label=True) for path, part in sets.items()} for sets in (rows.more_dev, rows.test)
+    )
+    whole = [feed for feed in (dev, *more_dev.values(), *test.values()) if feed is not None]
     parts = [(train, rows_needed(train, recipe)), *((feed, np.arange(len(feed))) for feed in whole)]
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": asdict(recipe),
-        "data": {
-            **asdict(data),
-            "fingerprints": {
-                "train": fingerprint(rows.train),
-                "dev": fingerprint(rows.dev),
-                **{path: fingerprint(part) for path, part in {**rows.more_dev, **rows.test}.items()},
-            },
-        },
+        "data": {**asdict(data), "fingerprints": rows.fingerprints()},
         "labels": list(rows.task.labels),
         "num_layers": tuned.layer.num_layers,
     }
+    settings = json.dumps({"model": asdict(tuned.settings), **facts}, sort_keys=True)
+    facts["data"] |= check_sets(rows)
     checkpoint = prepare()
     together = processes()
     with together.main_first():  # it fills; the others find the states there
@@ -283,17 +339,19 @@ def train_model(
         metrics=rows.task.metrics,
         device=tuned.device,
         checkpoint=checkpoint,
-        settings=json.dumps({"model": asdict(tuned.settings), **facts}, sort_keys=True),
+        settings=settings,
         quiet=quiet,
     )
-    return Trained(tuned, rows, result, dev, dict(zip(others, whole, strict=True)), fill_seconds, facts)
+    kept_test = whole[len(more_dev) :]
+    more_dev, test = dict(zip(more_dev, whole, strict=False)), dict(zip(test, kept_test, strict=True))
+    return Trained(tuned, rows, result, dev, more_dev, test, fill_seconds, facts)
 
 
 def train_run(
     model: ModelSettings,
     data: DataSettings,
     recipe: RecipeSettings,
-    output: Path | None,
+    output: str | Path | None,
     *,
     states: StatesSettings | None = None,
     overwrite: bool = False,
@@ -302,60 +360,121 @@ def train_run(
 ) -> tuple[TunedModel, dict[str, Any]]:
     """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
 
-    Everything that can be wrong with settings and data is found before the folder is touched; `metrics.json` is written
-    last, so a folder that has it is whole.
+    Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run
+    take their places together, when all of them are there: until then an old one stays as it was.
 
     Returns:
         The model with its best weights, and what went to `metrics.json`.
+
+    Raises:
+        LatePromptError: settings or data that cannot be, or a folder that may not be written to.
     """
     states = states or StatesSettings()
     check_run(model, data, recipe, states)
-    together = processes()
-    if output is not None:
-        if together.is_main:
-            prepare_folder(output, overwrite=overwrite, resume=resume)
-        if resume and (output / METRICS_FILE).is_file():  # finished before: nothing to go on with
-            _check_finished(output, model, data, recipe)
-            return load_run(output, device=model.device), read_json(output / METRICS_FILE, "metrics")
+    if output is None:
+        trained = train_model(model, data, recipe, states, quiet=quiet)
+        return trained.tuned, trained.measure(recipe.eval_batch_size)
+    folder = RunFolder(output)
+    if resume:
+        folder.settle()
+        if folder.is_finished:  # nothing to go on with
+            _check_finished(folder.path, model, data, recipe)
+            _check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout))
+            tuned = load_run(folder.path, device=model.device)
+            return tuned, read_json(folder.path / METRICS_FILE, "metrics")
+    with ExitStack() as held:
+        checkpoint = _Checkpoint(folder, held, data, overwrite=overwrite and not resume, resume=resume)
+        try:
+            trained = train_model(model, data, recipe, states, prepare=checkpoint.begin, quiet=quiet)
+            measured = trained.measure(recipe.eval_batch_size)
+            if processes().is_main:
+                folder.replace(lambda place: _write_run(place, trained, measured, recipe, states))
+        except Exception as error:
+            checkpoint.abandon(error)
+            raise
+    return trained.tuned, measured
 
-    def prepare() -> Path | None:
-        if output is None:
-            return None
-        if together.is_main:
-            if overwrite and not resume:
-                clear_folder(output)
-            output.mkdir(parents=True, exist_ok=True)
-        together.wait()
-        return output / CHECKPOINT
 
-    trained = train_model(model, data, recipe, states, prepare=prepare, quiet=quiet)
-    tuned, size = trained.tuned, recipe.eval_batch_size
-    values = {path: tuned.evaluate(feed, batch_size=size) for path, feed in trained.others.items()}
-    measured = trained.measured(values)
-    if trained.dev is not None:
-        measured |= tuned.measure_more(trained.dev, batch_size=size)
-    if output is not None and together.is_main:
-        facts = {
-            **trained.facts,
-            "states": asdict(states),
-            "versions": versions(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        tuned.save(output, facts)
-        write_lines(output / HISTORY_FILE, trained.result.history)
-        write_text(output / CARD_FILE, model_card(tuned, measured, recipe))
-        write_json(output / METRICS_FILE, measured)
-        remove_checkpoint(output / CHECKPOINT)
-    return tuned, measured
+class _Checkpoint:
+    """A run folder in the hands of a training: the main process locks it and writes, all know where the state is kept.
+
+    Args:
+        folder: the folder.
+        held: what ends with the training.
+        data: whose files must not be replaced.
+        overwrite, resume: as in `train_run`.
+    """
+
+    def __init__(
+        self, folder: RunFolder, held: ExitStack, data: DataSettings, *, overwrite: bool, resume: bool
+    ) -> None:
+        self.folder, self.held, self.overwrite, self.resume = folder, held, overwrite, resume
+        self.inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]
+        self.place: Path | None = None
+        if processes().is_main:
+            self._check()
+            if folder.path.exists():  # else there is nothing yet that another one could be at work in
+                self._lock()
+
+    def _check(self) -> None:
+        self.folder.check(overwrite=self.overwrite, resume=self.resume, inputs=self.inputs)
+
+    def _lock(self) -> None:
+        self.held.enter_context(self.folder.locked())
+        self.folder.settle(locked=True)
+        self._check()  # another one may have ended in between
+        self.is_locked = True
+
+    is_locked = False
+
+    def begin(self) -> Path:
+        """Where the state is kept; called when nothing can be wrong with settings and data any more."""
+        together = processes()
+        if together.is_main:
+            if not self.is_locked:
+                self._lock()
+            self.place = self.folder.begin(overwrite=self.overwrite, resume=self.resume)
+        place = together.gather(self.place)[0]
+        assert isinstance(place, Path)
+        return place
+
+    def abandon(self, error: Exception) -> None:
+        """Leave the folder as it was, unless there is a state to go on from."""
+        if self.place is not None:
+            self.folder.abandon(self.place, error, fresh=self.overwrite)
+
+
+def _write_run(
+    place: Path, trained: Trained, measured: dict[str, Any], recipe: RecipeSettings, states: StatesSettings
+) -> None:
+    """All files of a run."""
+    facts = {
+        **trained.facts,
+        "states": asdict(states),
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    trained.tuned.write_files(place, facts)
+    write_lines(place / HISTORY_FILE, trained.result.history)
+    write_text(place / CARD_FILE, model_card(trained.tuned, measured, recipe))
+    write_json(place / METRICS_FILE, measured)
 
 
 def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings) -> None:
     """Raise LatePromptError unless a finished run was made by these settings."""
-    saved = read_json(folder / RUN_FILE, "run file")
-    theirs = {**saved.get("model_settings", {}), **saved.get("data", {}), **saved.get("recipe", {})}
+    saved = read_run(folder)
+    theirs = {
+        key: value
+        for part in ("model_settings", "data", "recipe")
+        for key, value in section_of(saved, part, folder).items()
+    }
+    rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
+    if "recipe" not in theirs:  # of a version that knew but one
+        recipe = replace(recipe, recipe="paper")
+    recipe = recipe.resolved(rows if isinstance(rows, int) else 0, model.method)
     ours = {**asdict(model), **asdict(data), **asdict(recipe)}
-    layers = int(saved.get("num_layers") or 0)
-    if layers:
+    layers = saved.get("num_layers")
+    if isinstance(layers, int) and layers > 1:
         ours["prompt_layer"] = resolve_prompt_layer(model.prompt_layer, layers)
     # What no result depends on, and what either side leaves to the model.
     left_open = {"device", "eval_batch_size"}
@@ -370,6 +489,23 @@ def _check_finished(folder: Path, model: ModelSettings, data: DataSettings, reci
         raise LatePromptError(
             f"{str(folder)!r} holds a finished run with other settings ({', '.join(changed)}); resume with the same "
             "ones, or use --overwrite without --resume"
+        )
+
+
+def _check_same_rows(folder: Path, rows: Rows) -> None:
+    """Raise LatePromptError unless a finished run was trained and measured on these rows."""
+    theirs = section_of(read_run(folder), "data", folder).get("fingerprints")
+    if not isinstance(theirs, dict):
+        return  # an early version's
+    changed = [
+        f"{name!r} ({theirs[name].get('rows')} rows then, {ours['rows']} now)"
+        for name, ours in rows.fingerprints().items()
+        if isinstance(theirs.get(name), dict) and theirs[name] != ours
+    ]
+    if changed:
+        raise LatePromptError(
+            f"{str(folder)!r} holds a finished run on other rows: {', '.join(changed)} changed since; use --overwrite "
+            "without --resume to train again"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.arguments import settings_of
@@ -19,6 +18,7 @@ _KEPT = "kept states"
 
 def add_train(parser: Parser) -> None:
     """Its arguments."""
+    from lateprompt.config_files import LABEL_WORDS, label_words
     from lateprompt.parser import REQUIRED
     from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -31,13 +31,16 @@ def add_train(parser: Parser) -> None:
         action="store_true",
         help="keep dropout in the frozen layers below the prompt while training, as the authors do",
     )
-    parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test"})
+    parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test", "label_words"})
+    parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
     parser.add_class_arguments(RecipeSettings, as_group=False)
     parser.add_class_arguments(StatesSettings, as_group=False)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="replace what a run left in the folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, once the new one has succeeded"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -73,7 +76,7 @@ def train(args: Namespace) -> None:
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
         settings_of(RecipeSettings, args),
-        Path(args.output),
+        args.output,
         states=settings_of(StatesSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,

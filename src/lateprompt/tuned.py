@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import yaml
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 
-from lateprompt.config import PEFT_TYPE, LatePromptConfig
+from lateprompt.config import LatePromptConfig
 from lateprompt.errors import LatePromptError
 from lateprompt.families import FAMILIES
-from lateprompt.files import read_json, read_tensors, write_json, write_tensors, write_text
+from lateprompt.files import write_json, write_tensors, write_text
+from lateprompt.fingerprints import check_fingerprint, model_fingerprint
 from lateprompt.layer import LatePromptLayer
 from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.pretrained import AUTO, load_base, load_config, load_tokenizer, max_positions, wrap
+from lateprompt.randomness import seeded
 from lateprompt.readout import Readout
 from lateprompt.release import ReleasedWeights
-from lateprompt.tasks import AnyTask, Row, TargetEncoder, TaskEncoder, task_from_dict
+from lateprompt.row_checks import unknown_labels
+from lateprompt.run_folder import RunFolder, reading
+from lateprompt.saved_run import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RUN_FILE,
+    TASK_FILE,
+    check_finite,
+    check_same,
+    load_adapter_weights,
+    model_settings_in,
+    read_adapter_config,
+    read_run,
+    read_task,
+    section_of,
+)
+from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TaskEncoder
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.kept import StatesFeed, StatesSettings, keep_states
+from lateprompt.training.metrics import UNKNOWN
 from lateprompt.training.parallel import processes
 from lateprompt.training.settings import ModelSettings
 
-ADAPTER = "default"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TASK_FILE = "task.yaml"
-RUN_FILE = "run.json"
+BASE_MODEL = "base_model"
+"""In the run file: what is known of the base model."""
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -89,6 +106,8 @@ class TunedModel:
             self.encoder = self.make_encoder(tokenizer, task, settings, self.max_length)
         self.layer.compile_tail = settings.compile
         self.readout = self.make_readout()
+        self.base_fingerprint: str | None = None
+        """Which weights the base model has, as `build` and `load` found them."""
         self._released: ReleasedWeights | None = None
 
     # -- what a kind of model defines --------------------------------------------------------------------------------
@@ -144,10 +163,13 @@ class TunedModel:
         # What does not fit the tokenizer is found before weights are loaded.
         cls.make_encoder(tokenizer, task, settings, settings.max_length)
         base = load_base(settings.model, readout, dtype=settings.dtype)
-        torch.manual_seed(seed)
-        model = wrap(base, adapter)
+        found = model_fingerprint(base)
+        with seeded(seed):
+            model = wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer
-        return cls(settings, task, model, tokenizer, device)
+        tuned = cls(settings, task, model, tokenizer, device)
+        tuned.base_fingerprint = found
+        return tuned
 
     @property
     def layer(self) -> LatePromptLayer:
@@ -174,9 +196,21 @@ class TunedModel:
             self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
             self._released = None
 
-    def feed(self, rows: Sequence[Row]) -> Feed:
-        """The rows, encoded."""
-        return Feed(self.encoder.encode(rows), self.tokenizer.pad_token_id or 0)
+    def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Feed:
+        """The rows, encoded.
+
+        Args:
+            rows: the rows.
+            any_label: whether they may have labels that the task does not have, to be counted as wrong; else such a
+                label is a LatePromptError.
+        """
+        unknown = unknown_labels(rows, self.task) if any_label else {}
+        given = [replace(row, label=None) if row.label in unknown else row for row in rows]
+        examples: list[Example] = self.encoder.encode(given)
+        if unknown:
+            pairs = zip(rows, examples, strict=True)
+            examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
+        return Feed(examples, self.tokenizer.pad_token_id or 0)
 
     def kept(
         self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
@@ -191,8 +225,11 @@ class TunedModel:
         return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
-        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps)."""
-        feed = rows if isinstance(rows, Feed) else self.feed(rows)
+        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
+
+        A label that the task does not have counts as wrong.
+        """
+        feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
         if not isinstance(feed, StatesFeed):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
@@ -200,9 +237,23 @@ class TunedModel:
 
     # -- the run folder's own files ----------------------------------------------------------------------------------
 
-    def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
-        """Write the adapter, the task and `run.json` (settings and `facts`) into `folder`, each file atomically."""
+    def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
+        """Leave a run folder with the adapter, the task and `run.json` (settings and `facts`).
+
+        It takes the place of a run that is there; all other files stay.
+
+        Raises:
+            LatePromptError: a file of one of its names is there that no run wrote.
+        """
+        run = RunFolder(folder)
+        with run.locked():
+            run.settle(locked=True)
+            run.replace(lambda place: self.write_files(place, facts))
+
+    def write_files(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
+        """Write the files of `save` straight into `folder`."""
         weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
+        check_finite(weights, "the trained model")
         write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
         config = self.model.peft_config[ADAPTER].to_dict()
         config |= {"inference_mode": True, "base_model_name_or_path": self.settings.model}
@@ -213,74 +264,47 @@ class TunedModel:
         }
         write_json(folder / ADAPTER_CONFIG, config)
         write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
-        write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **(facts or {})})
+        base = {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
+        write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **base, **(facts or {})})
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: str | None = None, device: str | None = None) -> Self:
+    def load(
+        cls, folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
+    ) -> Self:
         """The model of a run folder.
 
         Args:
             folder: what `save` left.
             model: where the base model is, if not where it was.
             device: where to run, if not where it was trained or a GPU.
+            check_model: refuse a base model with other weights than the one that the run was trained on.
 
         Raises:
             LatePromptError: no run folder, files that are broken or of another method, another base model, or a task of
                 another kind.
         """
-        folder = Path(folder)
-        if not (folder / RUN_FILE).is_file():
-            raise LatePromptError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
-        saved = read_json(folder / RUN_FILE, "run file").get("model_settings", {})
-        try:
-            settings = ModelSettings(**saved)
-        except TypeError as error:
-            raise LatePromptError(f"run file {str(folder / RUN_FILE)!r} is of another version: {error}") from None
+        with reading(folder):
+            return cls._load(Path(folder), model, device, check_model)
+
+    @classmethod
+    def _load(cls, folder: Path, model: str | None, device: str | None, check_model: bool) -> Self:
+        run = read_run(folder)
+        settings = model_settings_in(run, folder)
         settings.model = model or settings.model
         settings.device = device
         task = read_task(folder)
         cls.check_task(task, folder)
         adapter = read_adapter_config(folder)
+        check_same(settings, adapter, task, folder)
+        cls.resolve_readout(load_config(settings.model), settings)
         base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        peft_model = wrap(base, adapter)
+        found = model_fingerprint(base)
+        if check_model:
+            saved = section_of(run, BASE_MODEL, folder).get("fingerprint")
+            check_fingerprint(saved, found, model=settings.model, run_file=str(folder / RUN_FILE))
+        with seeded(0):  # for weights that the file's take the place of
+            peft_model = wrap(base, adapter)
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
-        return cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
-
-
-def read_task(folder: Path) -> AnyTask:
-    """The task of a run folder."""
-    path = folder / TASK_FILE
-    try:
-        return task_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LatePromptError(f"task file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def read_adapter_config(folder: Path) -> LatePromptConfig:
-    """The adapter configuration of a run folder; LatePromptError if it is of another PEFT method."""
-    data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
-    if data.get("peft_type") != PEFT_TYPE:
-        raise LatePromptError(
-            f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
-        )
-    config = LatePromptConfig.from_pretrained(str(folder))
-    assert isinstance(config, LatePromptConfig)
-    config.inference_mode = False
-    config.base_model_name_or_path = None
-    return config
-
-
-def load_adapter_weights(model: PeftModel, path: Path) -> None:
-    """Load exactly this adapter's weights, or raise LatePromptError naming the file and what does not fit."""
-    weights, _ = read_tensors(path, "adapter file")
-    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    for name in sorted(set(expected) ^ set(weights)):
-        where = "is missing" if name in expected else "does not belong there"
-        raise LatePromptError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise LatePromptError(
-                f"adapter file {str(path)!r} does not fit the model: {name!r} has shape {tuple(weights[name].shape)}, "
-                f"expected {tuple(tensor.shape)}; give the base model it was trained on"
-            )
-    set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
+        tuned = cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
+        tuned.base_fingerprint = found
+        return tuned

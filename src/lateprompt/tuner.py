@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import nn
 from lateprompt.calls import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.errors import LatePromptError
-from lateprompt.families import core_of, num_layers_of
+from lateprompt.families import core_of, family_of, num_layers_of
 from lateprompt.generation import GenerationWishes, generate_groups
 from lateprompt.layer import LatePromptLayer
 from lateprompt.split import resolve_prompt_layer
@@ -27,6 +28,10 @@ from lateprompt.tuners.base import register
 PREFIX = "late_prompt_"
 _OURS = ("source_mask", "trunk_states", "adapter_names")
 _CHECKPOINT_ROOT = "base_model.model."
+_NO_MERGE = (
+    "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
+    "use unload() to get the base model back"
+)
 
 
 class _HeadlessModel(nn.Module):
@@ -83,7 +88,18 @@ class LatePromptModel(BaseTuner):
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         base = _base_model(model)
         core_of(base)  # an unknown architecture is an error here
+        if isinstance(model, peft.PeftModel) and any(isinstance(m, LatePromptLayer) for m in model.modules()):
+            raise LatePromptError(
+                "this model has a late prompt already; give it another one with model.add_adapter(name, config), "
+                "or take the first one away with unload()"
+            )
         if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
+            if _transformers_call():  # it would go on with the bare model, without a late prompt
+                _forget_failure(model)
+                raise LatePromptError(
+                    f"{type(model).__name__} is a bare backbone, in which a late prompt cannot be put in place; use "
+                    "peft.get_peft_model(model, config) or PeftModel.from_pretrained(model, folder)"
+                )
             model = _HeadlessModel(model)
         below = model.peft_config if isinstance(model, peft.PeftModel) else None
         super().__init__(model, *args, **kwargs)
@@ -138,6 +154,7 @@ class LatePromptModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
             self.peft_config.pop(adapter_name, None)
+            _forget_failure(model)
             raise
         if callable(getattr(type(self.model), "generate", None)):
             # A PeftModel without a task type calls this one, past our `generate`.
@@ -153,12 +170,19 @@ class LatePromptModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
-        if not isinstance(target, LatePromptLayer):
-            layer = LatePromptLayer(target)
-            layer.training = target.training
-            setattr(parent, target_name, layer)
-        layer.update_layer(adapter_name, peft_config)  # type: ignore[operator]
+        at_odds = peft_config.tuner is not None or family_of(target).core  # its names would find no place in the model
+        if at_odds and _transformers_call() == "load_adapter":
+            raise LatePromptError(
+                "transformers' load_adapter cannot load this late prompt; use peft.PeftModel.from_pretrained(model, "
+                "folder)"
+            )
+        if isinstance(target, LatePromptLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = LatePromptLayer(target)
+        layer.training = target.training
+        layer.update_layer(adapter_name, peft_config)  # before it is put in place: an error leaves the model alone
+        setattr(parent, target_name, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         new_module.train(child.training)
@@ -291,9 +315,18 @@ class LatePromptModel(BaseTuner):
                 module.enable_adapters(enabled)
 
     def _check_merge_allowed(self) -> None:
+        raise LatePromptError(_NO_MERGE)
+
+    def unmerge_adapter(self) -> None:
+        """PEFT's way back from a merge, which a late prompt never makes."""
+        raise LatePromptError(_NO_MERGE)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's mean of several LoRA adapters: prompts have none."""
         raise LatePromptError(
-            "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
-            "use unload() to get the base model back"
+            "late prompts cannot be averaged into one: each is made by a generator of its own, and the mean of two "
+            "generators' weights is no generator of their mean; choose one adapter a row with adapter_names, or train "
+            "one adapter on all of the data"
         )
 
     def unload(self) -> torch.nn.Module:
@@ -363,6 +396,22 @@ def _check_adapter_name(name: str, model: nn.Module) -> None:
         raise LatePromptError(
             f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
         )
+
+
+def _transformers_call() -> str:
+    """`add_adapter` or `load_adapter`, if transformers' own one makes this adapter: they change a model in place."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.integrations.peft":
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return ""
+
+
+def _forget_failure(model: Any) -> None:
+    """transformers notes an adapter before it has one: after an error there is none."""
+    if getattr(model, "_hf_peft_config_loaded", False) and not getattr(model, "peft_config", None):
+        model._hf_peft_config_loaded = False
 
 
 def _adapters_of(module: Any) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from lateprompt.errors import LatePromptError
 from lateprompt.padding import pad
 from lateprompt.pretrained import causal_readout
+from lateprompt.randomness import TURN
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.tasks import AnyTask, Example, Row, TargetEncoder, TextTask
 from lateprompt.training.feed import Feed, sorted_batches
@@ -76,7 +77,7 @@ class TextWriter(TunedModel):
         tuner: Any = self.model.base_model  # PeftModel.generate goes past it where there is no task type
         for batch in self._batches(lengths, batch_size):
             ids, mask = pad([examples[i].input_ids[: lengths[i]] for i in batch], filler, left=True)
-            with torch.inference_mode():
+            with TURN, torch.inference_mode():
                 output = tuner.generate(
                     input_ids=ids.to(self.device),
                     attention_mask=mask.to(self.device),

@@ -16,6 +16,7 @@ from lateprompt.compare.plan import FULL, RunSpec
 from lateprompt.methods import is_late, parse_method
 from lateprompt.pretrained import load_config
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.training.fit import plan_steps
 
 _TOKENS = 32
 """Tokens of a text, where none was measured."""
@@ -37,9 +38,9 @@ def units(spec: RunSpec) -> float:
         per_token = 3.0
     if any(part.method.name == "s-idpg" for part in parts):
         per_token = 3.0  # the sentence's encoding is a forward pass of its own
-    recipe = spec.recipe
     rows = _ROWS if spec.shots == FULL else int(spec.shots)
-    steps = recipe.steps or recipe.epochs * -(-rows // (recipe.batch_size * recipe.grad_accumulation))
+    recipe = spec.recipe.resolved(rows, spec.settings.method)
+    _, steps = plan_steps(rows, recipe)
     return crossed * per_token * steps * recipe.batch_size * recipe.grad_accumulation * (_TOKENS + extra)
 
 

@@ -147,7 +147,9 @@ class Plan:
         """One run; `test`: whether the test rows are scored."""
         settings = ModelSettings(**{**self.settings, **method.settings, "model": model.model, "method": method.method})
         settings.options = {**method.set}
-        recipe = RecipeSettings(**{**self.recipe, **method.recipe, "seed": seed})
+        recipe = RecipeSettings(**{"recipe": "paper", **self.recipe, **method.recipe, "seed": seed})
+        if recipe.recipe == "paper":  # a comparison's settings are the same for all methods and sizes
+            recipe = recipe.resolved(0)
         data = DataSettings(
             train=task.train,
             test=[task.test] if test else [],
@@ -219,7 +221,8 @@ class RunSpec:
             "data": data,
             "files": [_file_digest(path) for path in (self.data.train, *self.data.test)],
             "task": _file_digest(str(self.data.task)) if Path(str(self.data.task)).is_file() else self.data.task,
-            "recipe": asdict(self.recipe),
+            # Left out where it says nothing: results of before there was a choice are found again.
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if (k, v) != ("recipe", "paper")},
             "states_dtype": self.states.states_dtype,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

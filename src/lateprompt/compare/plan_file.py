@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lateprompt.calls import first
 from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
 from lateprompt.errors import LatePromptError
@@ -19,6 +17,7 @@ from lateprompt.run import DEV_ROWS
 from lateprompt.suggestions import did_you_mean
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.yaml_files import read_yaml
 
 
 def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
@@ -35,10 +34,7 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
     where = "the plan"
     if path is not None:
         where = f"plan {str(path)!r}"
-        try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise LatePromptError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
+        given = read_yaml(path, "plan")
         if not isinstance(given, dict):
             raise LatePromptError(f"{where} holds no mapping; write keys such as methods: and tasks:")
     given = {**given, **{key: value for key, value in changes.items() if value is not None}}
@@ -132,7 +128,7 @@ def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise LatePromptError(
-                f"{where} has an unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}"
+                f"{where} has an unknown key {key!r}; known are {', '.join(known)}{did_you_mean(key, known)}"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -16,8 +15,10 @@ from queue import Empty, Queue
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lateprompt.compare.cost import estimate
+from lateprompt.compare.folder import CHOSEN_FILE, LOCK_FILE, PLAN_FILE, SEARCH_FILE, check_results, plan_text
 from lateprompt.compare.plan import Plan, RunSpec
 from lateprompt.compare.search import choose, search_runs
 from lateprompt.compare.table import result_of, write_parquet, write_table
@@ -26,11 +27,7 @@ from lateprompt.errors import LatePromptError
 from lateprompt.files import write_lines, write_text
 from lateprompt.progress import Bar
 
-PLAN_FILE = "plan.yaml"
-CHOSEN_FILE = "chosen.yaml"
-SEARCH_FILE = "search.jsonl"
 WORKER = "from lateprompt.compare.worker import main; main()"
-_LOCK = "lock"
 _SIGNALLED_TOGETHER = 2.0
 """Seconds within which a signal that ended a worker ends this process too (Ctrl-C, a scheduler): no failed run."""
 
@@ -55,15 +52,15 @@ def compare(
         quiet: no progress bar.
 
     Raises:
-        LatePromptError: settings that cannot be, or another comparison at work in this folder.
+        LatePromptError: settings that cannot be, another comparison at work in this folder, or files in the places of
+            its own that none has made.
     """
     if workers < 1:
         raise LatePromptError(f"workers {workers!r} is too small; give a whole number from 1")
-    if results.exists() and not results.is_dir():
-        raise LatePromptError(f"output {str(results)!r} is a file; give a folder")
+    results = check_results(results)
     results.mkdir(parents=True, exist_ok=True)
     with _locked(results):
-        write_text(results / PLAN_FILE, yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True))
+        write_text(results / PLAN_FILE, plan_text(plan))
         chosen: dict[tuple[str, str], dict[str, Any]] = {}
         if plan.search is not None:
             searched = [spec for _, _, spec in search_runs(plan)]
@@ -262,11 +259,14 @@ def _cores() -> int:
 @contextmanager
 def _locked(results: Path) -> Iterator[None]:
     """One comparison at a time in a folder; the lock of a dead process is none."""
-    with (results / _LOCK).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LatePromptError(
-                f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
-            ) from None
+    lock = FileLock(results / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LatePromptError(
+            f"another lateprompt compare is at work in {str(results)!r}; wait for it, or give another --output"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -57,7 +57,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
 
 def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dict[str, float]]:
     tuned, values = trained.tuned, {}
-    for path, feed in trained.others.items():
+    for path, feed in trained.test.items():
         if not hasattr(feed, "store"):
             tuned.restore()
         scores = predict_scores(tuned.readout, feed, batch_size=spec.recipe.eval_batch_size, device=tuned.device)

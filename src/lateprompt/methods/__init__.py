@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from torch import nn
 
 from lateprompt.checks import is_of
 from lateprompt.config import NO_PROMPT, LatePromptConfig
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.methods import (
     adapter,
     bitfit,
@@ -30,6 +29,7 @@ from lateprompt.methods import (
 from lateprompt.methods.base import Method, Shape
 from lateprompt.suggestions import did_you_mean
 from lateprompt.training.settings import ModelSettings
+from lateprompt.yaml_files import parse_yaml
 
 _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
@@ -143,7 +143,7 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
         else:
             fields |= fragment
     if settings.method == "head" and extra.get("head_labels") is None:
-        raise LatePromptError("method 'head' trains a head and nothing else; use it with --readout head")
+        raise LatePromptError(f"method 'head' trains a head and nothing else; use it with {option('readout', 'head')}")
     return LatePromptConfig(**{**fields, **extra})
 
 
@@ -176,8 +176,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise LatePromptError(f"--set {pair!r} is no option; give key=value, e.g. --set r=16")
         try:
-            options[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[key.strip().replace("-", "_")] = parse_yaml(value, f"--set {pair!r}")
+        except LatePromptError:
             raise LatePromptError(f"--set {pair!r} has a value that cannot be read; quote it") from None
     return options
 

@@ -10,6 +10,7 @@ from typing import Any
 from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
 from lateprompt.tuners.adapter import PEFT_TYPE
+from lateprompt.tuners.base import Stack
 
 
 def _fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:
@@ -18,8 +19,9 @@ def _fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool) -> int:
     d, m = shape.width, int(options["bottleneck_dim"])
-    layers = shape.layers - (shape.prompt_layer if late else int(options.get("drop_layers", 0)))
-    return layers * 2 * (2 * d * m + m + d)
+    first = shape.prompt_layer if late else int(options.get("drop_layers", 0))
+    layers = Stack.of(shape.backbone).choose(range(first, shape.layers))  # shared ones once
+    return len(layers) * 2 * (2 * d * m + m + d)
 
 
 _OPTIONS = {"bottleneck_dim": 64, "activation": "gelu", "dropout": 0.0}

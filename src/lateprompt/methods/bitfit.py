@@ -1,7 +1,7 @@
 """BitFit (Ben Zaken et al., ACL 2022, https://aclanthology.org/2022.acl-short.1): every bias b becomes b + δ.
 
 Parameters: Σ |b| over the backbone's linear maps and norms (late: of the layers above p): 7 d + f a layer of BERT's
-with inner width f.
+with inner width f. Where there is no bias at all, each linear map of the layers gets one, of its output's width.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from typing import Any
 
 from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuners.bitfit import BitFitModel
+from lateprompt.tuners.base import Stack, under
+from lateprompt.tuners.bitfit import BitFitModel, is_linear
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool) -> int:
-    biased: list[Any] = [module for module in shape.modules(late=late).values() if BitFitModel.accepts(module)]
-    return sum(module.bias.numel() for module in biased)
+    modules = shape.modules(late=late)
+    biased: list[Any] = [module for module in modules.values() if BitFitModel.accepts(module)]
+    if biased:
+        return sum(module.bias.numel() for module in biased)
+    layers = Stack.of(shape.backbone).choose(None)
+    maps: list[Any] = [module for key, module in modules.items() if is_linear(module) and under(key, layers)]
+    return sum(module.out_features for module in maps)
 
 
 METHODS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from lateprompt.generators import parameters_of
 from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
 
@@ -27,14 +28,7 @@ def _fragment(options: Options, settings: ModelSettings, *, generator: str) -> d
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool, *, generator: str) -> int:
-    """fixed k d; npg d m + m + m k d + k d; pooling d m + m + m d + d; atpg k m more; rpg k d + d m + m + k m + m d."""
-    d, m, k = shape.width, settings.bottleneck_dim, tokens_of(generator, settings)
-    if generator == "fixed":
-        return k * d
-    if generator == "rpg":
-        return k * d + d * m + m + k * m + m * d
-    outputs = k * d if generator == "npg" else d
-    return d * m + m + m * outputs + outputs + (k * m if generator == "atpg" else 0)
+    return parameters_of(generator, shape.width, settings.bottleneck_dim, tokens_of(generator, settings))
 
 
 def _method(generator: str, title: str, source: str = SOURCE, **options: Any) -> Method:

@@ -1,7 +1,8 @@
 """LoRA (Hu et al., ICLR 2022, https://openreview.net/forum?id=nZeVKeeFYf9), by PEFT: W x + (lora_alpha / r) B A x.
 
 A is (r, in), B is (out, r) and starts at zero. Parameters: Σ r (in + out) over the wrapped maps: PEFT's choice for the
-architecture (query and value of BERT's layers: 4 r d a layer), or `target_modules`.
+architecture (query and value of BERT's layers: 4 r d a layer), the same of the family's table where PEFT has none, or
+`target_modules`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from peft.tuners.lora import LoraModel
 
+from lateprompt.beneath import default_targets, targets_in
 from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.training.settings import ModelSettings
 
@@ -20,13 +22,11 @@ def _fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool) -> int:
-    names = options["target_modules"] or LoraModel.target_module_mapping[shape.backbone.config.model_type]
-    wrapped = [
-        module
-        for key, module in shape.modules(late=late).items()
-        if any(key.endswith(f".{name}") for name in names) and hasattr(module, "weight")
-    ]
-    return sum(int(options["r"]) * sum(module.weight.shape) for module in wrapped)  # type: ignore[arg-type,misc]
+    core = shape.backbone
+    names = options["target_modules"] or default_targets(LoraModel, core)
+    paths = targets_in(core, names, range(shape.prompt_layer, shape.layers) if late else None)
+    weights = [getattr(core.get_submodule(path), "weight", None) for path in paths]
+    return sum(int(options["r"]) * sum(weight.shape) for weight in weights if weight is not None)
 
 
 METHODS = (

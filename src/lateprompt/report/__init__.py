@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import write_text
+from lateprompt.files import check_output, given_path, write_text
 from lateprompt.report.aggregate import as_json, main_tables
 from lateprompt.report.page import render
-from lateprompt.report.results import read_results
+from lateprompt.report.results import NAMES, read_results
 from lateprompt.report.tables import latex, markdown
 
 __all__ = ["latex", "main_tables", "markdown", "read_results", "render", "write_report"]
@@ -48,14 +48,18 @@ def write_report(
         (markdown_file, lambda: markdown(tables)),
         (latex_file, lambda: latex(tables)),
     ]
-    wanted = [(Path(file), make) for file, make in asked if file is not None]
+    wanted = [(given_path(file), make) for file, make in asked if file is not None]
     names = [read.path.resolve()]
+    folder = read.path.parent
     for file, _ in wanted:
         if file.is_dir():
             raise LatePromptError(f"output {str(file)!r} is a folder; give a file")
         if file.resolve() in names:
             what = "the table of results itself" if file.resolve() == names[0] else "asked for twice"
             raise LatePromptError(f"output {str(file)!r} is {what}; give another file")
+        if (folder / "runs").resolve() in file.resolve().parents:
+            raise LatePromptError(f"output {str(file)!r} is among the files of the runs; give another place")
+        check_output(file, inputs=[folder, *(folder / name for name in NAMES)])
         names.append(file.resolve())
     texts = [(file, make()) for file, make in wanted]  # all are made before the first is written
     for file, text in texts:

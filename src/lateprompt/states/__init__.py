@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from lateprompt.states.manage import list_stores, prune, stores_in, verify_store
+from lateprompt.states.locking import CannotKeep
+from lateprompt.states.manage import list_stores, prune, prune_stores, stores_in, verify_store, verify_stores
 from lateprompt.states.store import TrunkStates, fill_stores
 
-__all__ = ["TrunkStates", "fill_stores", "list_stores", "prune", "stores_in", "verify_store"]
+__all__ = [
+    "CannotKeep",
+    "TrunkStates",
+    "fill_stores",
+    "list_stores",
+    "prune",
+    "prune_stores",
+    "stores_in",
+    "verify_store",
+    "verify_stores",
+]

@@ -1,63 +1,180 @@
-"""Look after the stores in a folder: list, verify, prune."""
+"""Look after the stores in a folder: list, verify, prune. A store that is broken keeps none of the others from it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import os
+import re
+import warnings
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lateprompt.errors import LatePromptError
 from lateprompt.files import write_atomically
-from lateprompt.states.segments import RECORD, Segment
-from lateprompt.states.store import LOCK_FILE, STORE_FILE, TrunkStates, describe
+from lateprompt.states.codec import DTYPES
+from lateprompt.states.facts import STORE_FILE
+from lateprompt.states.locking import LOCK_FILE, Busy, CannotKeep, changing, put_plainly
+from lateprompt.states.segments import RECORD, Segment, segment_files, size_of
+from lateprompt.states.store import TrunkStates
+
+PRUNE_WAIT_SECONDS = 1.0
+"""How long a prune waits for a store that another process changes."""
+VERIFY_WAIT_SECONDS = 10.0
+"""The same of a verify, which goes on waiting while the other adds rows."""
+_STORE_NAME = re.compile(rf".+-p\d+-({'|'.join(DTYPES)})-[0-9a-f]{{16}}")
+# What an interrupted atomic write of ours left: `.store.json.k3j2h1g0`, `.segment-….idx.k3j2h1g0`.
+_LEFTOVER = re.compile(r"\.(store\.json|segment-\d{20}(-[0-9a-f]{8})?\.idx)\.[a-z0-9_]{8}")
 
 
 def stores_in(folder: str | Path) -> list[Path]:
-    """The stores of a folder; LatePromptError if it is none."""
+    """The stores of a folder, broken ones too; LatePromptError if it is none."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise LatePromptError(f"folder {str(folder)!r} with trunk states does not exist")
-    if (folder / STORE_FILE).is_file():
-        return [folder]
-    return sorted(path.parent for path in folder.glob(f"*/{STORE_FILE}"))
+    try:
+        if not folder.is_dir():
+            raise LatePromptError(f"folder {str(folder)!r} with trunk states does not exist")
+        if _is_store(folder):
+            return [folder]
+        return [path for path in sorted(folder.iterdir()) if _is_store(path)]
+    except OSError as error:
+        raise LatePromptError(
+            f"folder {str(folder)!r} with trunk states cannot be read ({error.strerror}); mend its permissions"
+        ) from None
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a folder holds what we made; one that may not be read goes by its name."""
+    try:
+        return STORE_FILE in os.listdir(path) or bool(segment_files(path))
+    except PermissionError:
+        return _STORE_NAME.fullmatch(path.name) is not None
+    except OSError:  # no folder, or removed since
+        return False
+
+
+def _whole_stores(folder: str | Path) -> tuple[list[TrunkStates], list[tuple[Path, str]]]:
+    """The stores that can be read, and what is wrong with the others."""
+    whole: list[TrunkStates] = []
+    problems: list[tuple[Path, str]] = []
+    for path in stores_in(folder):
+        try:
+            whole.append(TrunkStates.attach(path))
+        except (LatePromptError, OSError) as error:
+            if _is_store(path):  # not pruned since
+                problems.append((path, str(error)))
+    return whole, problems
 
 
 def list_stores(folder: str | Path) -> list[dict[str, Any]]:
-    """Each store's name, model type, prompt layer, dtype, rows and bytes."""
-    return [{"store": path.name, **describe(path)} for path in stores_in(folder)]
+    """Each store's name, model type, prompt layer, dtype, rows and bytes; of a broken one, `problem` says why."""
+    whole, problems = _whole_stores(folder)
+    rows: list[dict[str, Any]] = [{**store.describe(), "problem": None} for store in whole]
+    unknown = dict.fromkeys(("format", "model_type", "prompt_layer", "hidden_size", "dtype", "fingerprint", "rows"))
+    for path, problem in problems:
+        size = sum(map(size_of, segment_files(path)))
+        rows.append({"store": path.name, **unknown, "bytes": size, "problem": problem})
+    return sorted(rows, key=lambda row: str(row["store"]))
 
 
 @dataclass
 class Verdict:
-    """What `verify_store` found: rows that are whole, and rows dropped (damaged ones, computed anew when needed)."""
+    """What `verify_store` found: rows that are whole, and rows dropped (damaged ones, computed anew when needed).
+
+    Args:
+        store: its name.
+        rows: rows that are whole; None where they could not be looked at.
+        dropped: rows dropped from the index.
+        problem: why it could not be verified, or not be mended.
+    """
 
     store: str
-    rows: int
+    rows: int | None
     dropped: int
+    problem: str | None = None
+
+
+def verify_stores(folder: str | Path) -> list[Verdict]:
+    """`verify_store` for each store of a folder; one that is broken, or being filled, gets its reason."""
+    verdicts = []
+    for path in stores_in(folder):
+        try:
+            verdicts.append(verify_store(path))
+        except (LatePromptError, OSError) as error:
+            if _is_store(path):
+                verdicts.append(Verdict(path.name, None, 0, str(error)))
+    return verdicts
 
 
 def verify_store(folder: Path) -> Verdict:
-    """Check every row against its checksum and drop the damaged ones from the index."""
+    """Check every row against its checksum and drop the damaged ones from the index.
+
+    A store that may only be read is checked all the same; what is damaged there is said, and stays.
+
+    Raises:
+        LatePromptError: no store, or another process is filling it.
+    """
     store = TrunkStates.attach(folder)
-    with store.writing():
-        bad = {row for row in range(len(store._offset)) if not store._verify(row)}
-        dropped = len(bad)
-        numbers = iter(range(len(store._offset)))
-        for segment in store._segments:
-            records, read = segment.records()
-            keep = [record for record in records if next(numbers) not in bad]
-            dropped += read - len(records)
-            if len(keep) < read:
-                raw = b"".join(record.tobytes() for record in keep)
-                assert len(raw) == len(keep) * RECORD.itemsize
-                write_atomically(segment.index_path, lambda temporary, raw=raw: temporary.write_bytes(raw))  # type: ignore[misc]
-    whole = TrunkStates.attach(folder)
-    return Verdict(folder.name, len(whole), dropped)
+    dropped = 0
+    try:
+        with store.writing(wait_seconds=VERIFY_WAIT_SECONDS), put_plainly(folder):
+            for segment in _segments(store):
+                bad = _damaged(segment)
+                if len(bad):
+                    _drop(segment, bad)
+                    dropped += len(bad)
+            return Verdict(folder.name, len(TrunkStates.attach(folder)), dropped)
+    except Busy:
+        raise
+    except CannotKeep as error:
+        left = sum(len(_damaged(segment)) for segment in _segments(store))
+        problem = f"{left} damaged rows stay: {error}" if left else None
+        return Verdict(folder.name, len(TrunkStates.attach(folder)) - left, dropped, problem)
 
 
-def prune(folder: str | Path, limit_bytes: int, *, keep: Collection[Path] = ()) -> int:
+def _segments(store: TrunkStates) -> list[Segment]:
+    return [Segment(path, store.row_bytes) for path in segment_files(store.folder) if path.suffix == ".bin"]
+
+
+def _damaged(segment: Segment) -> np.ndarray:
+    """The numbers of an index's records that are broken themselves, or whose rows do not match their checksums."""
+    raw = np.fromfile(segment.index_path, RECORD) if segment.index_path.exists() else np.empty(0, RECORD)
+    return np.array([i for i, record in enumerate(raw) if not segment.matches(record)], dtype=np.int64)
+
+
+def _drop(segment: Segment, records: np.ndarray) -> None:
+    kept = np.delete(np.fromfile(segment.index_path, RECORD), records).tobytes()
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(kept)
+
+    write_atomically(segment.index_path, write)
+
+
+@dataclass
+class Pruned:
+    """What a prune did.
+
+    Args:
+        freed_bytes: bytes freed.
+        refused: stores that another process changes, or that may not be changed, by name, and why.
+        broken: stores that are broken and stay, by name, and why.
+        fits: whether the stores fit into the limit now.
+    """
+
+    freed_bytes: int
+    refused: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    fits: bool = True
+
+
+def prune(folder: str | Path, limit_bytes: float, *, keep: Collection[Path] = ()) -> int:
     """Remove the least recently used segments until all stores of a folder fit into `limit_bytes`; bytes freed.
+
+    A process that has filled or opened rows for a training keeps reading them: the disk has their room again when it
+    ends. A broken store stays and is warned of.
 
     Args:
         folder: where stores live.
@@ -65,28 +182,66 @@ def prune(folder: str | Path, limit_bytes: int, *, keep: Collection[Path] = ()) 
         keep: data files of segments that stay in any case.
 
     Raises:
-        LatePromptError: a negative limit, or a store that is being filled.
+        LatePromptError: a negative limit; or, after all others were pruned, a store that stands above the limit and is
+            being filled or may not be changed.
     """
-    if limit_bytes < 0:
+    done = prune_stores(folder, limit_bytes, keep=keep)
+    for name, reason in done.broken.items():
+        warnings.warn(f"store {name!r} was not pruned: {reason}", stacklevel=2)
+    if done.refused and not done.fits:
+        raise LatePromptError(next(iter(done.refused.values())))
+    return done.freed_bytes
+
+
+def prune_stores(folder: str | Path, limit_bytes: float, *, keep: Collection[Path] = ()) -> Pruned:
+    """As `prune`, with what stood in its way as part of the answer."""
+    if not limit_bytes >= 0:
         raise LatePromptError(f"limit {limit_bytes!r} is negative; give a number of bytes from 0")
-    segments: list[tuple[float, Segment, TrunkStates]] = []
-    total = 0
-    for path in stores_in(folder):
-        store = TrunkStates.attach(path)
-        total += store.nbytes
-        segments += [(segment.index_path.stat().st_mtime, segment, store) for segment in store._segments]
-    freed = 0
-    for _, segment, store in sorted(segments, key=lambda item: item[0]):
-        if segment.path in keep:
-            continue
-        if total - freed <= limit_bytes:
-            break
-        with store.writing(wait_seconds=1.0):
-            freed += segment.remove()
-    for path in stores_in(folder):
-        if not list(path.glob("segment-*")):  # nothing left: the folder goes too
-            (path / STORE_FILE).unlink(missing_ok=True)
-            (path / LOCK_FILE).unlink(missing_ok=True)
-            if not any(path.iterdir()):
-                path.rmdir()
-    return freed
+    stores, broken = _whole_stores(folder)
+    done = Pruned(0, broken={path.name: problem for path, problem in broken})
+    with ExitStack() as locks:  # all of them at once: what is looked at is what is removed
+        ours = []
+        for store in stores:
+            try:
+                locks.enter_context(changing(store.folder, PRUNE_WAIT_SECONDS))
+                ours.append(store)
+            except LatePromptError as error:
+                if _is_store(store.folder):
+                    done.refused[store.folder.name] = str(error)
+        left = sum(store.nbytes for store in stores)
+        for segment in _by_use(ours):
+            if left <= limit_bytes:
+                break
+            if segment.path in keep:
+                continue
+            try:
+                freed = segment.remove()
+            except OSError as error:
+                where = segment.path.parent
+                done.refused[where.name] = f"trunk states {str(where)!r} cannot be removed ({error.strerror})"
+                continue
+            left -= freed
+            done.freed_bytes += freed
+        for store in ours:
+            _remove_if_empty(store.folder)
+    done.fits = left <= limit_bytes
+    return done
+
+
+def _by_use(stores: Sequence[TrunkStates]) -> list[Segment]:
+    """All segments, the least recently used first."""
+    found = [segment for store in stores for segment in _segments(store)]
+    return sorted(found, key=lambda segment: (segment.last_used, segment.path))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a store without segments, under its lock; what others put there stays, and the folder with it."""
+    if segment_files(folder):
+        return
+    try:
+        leftovers = [folder / name for name in os.listdir(folder) if _LEFTOVER.fullmatch(name)]
+        for path in (*leftovers, folder / STORE_FILE, folder / LOCK_FILE):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError:  # a file of somebody else's, or a writer that has begun anew
+        return

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import errno
 import os
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +18,17 @@ from torch import nn
 from lateprompt.backbone import LateBackbone
 from lateprompt.errors import LatePromptError
 from lateprompt.families import core_of, num_layers_of
-from lateprompt.files import read_json, write_json
+from lateprompt.files import write_json
 from lateprompt.halves import wide_products
 from lateprompt.padding import pad
+from lateprompt.randomness import in_turn
 from lateprompt.split import Split, resolve_prompt_layer
 from lateprompt.states import codec
+from lateprompt.states.facts import FORMAT, STORE_FILE, find_facts, read_facts
 from lateprompt.states.keys import row_key, trunk_fingerprint
-from lateprompt.states.segments import SEGMENT_BYTES, Segment
+from lateprompt.states.locking import cannot_hold, changing, put_plainly
+from lateprompt.states.segments import SEGMENT_BYTES, Segment, new_segment_path, segment_files, size_of
 
-STORE_FILE = "store.json"
-LOCK_FILE = "lock"
-FORMAT = 1
 BATCH_TOKENS = 8192
 """Tokens (padding included) of one fill batch: what a crash loses at most."""
 
@@ -41,24 +39,37 @@ class TrunkStates:
     """Kept hidden states of one trunk, one row per token sequence; several readers, one writer.
 
     Rows are addressed by content: data sets, splits, seeds and tasks that produce the same token ids share them. Made
-    by `open`; `fill` computes what is missing and gives row numbers, `get` reads them.
+    by `open`; `fill` computes what is missing and gives row numbers, `get` reads them. What the last `fill` gave stays
+    readable as long as this object lives, whoever prunes the store meanwhile.
 
     Args:
         folder: this store's own folder.
         split: the trunk that computes states, or None for a store that is only read.
         width: the hidden size.
         dtype: how states lie on disk.
+        prompt_layer: p.
+        facts: what `store.json` says; the first fill writes it.
     """
 
-    def __init__(self, folder: Path, split: Split | None, width: int, dtype: str, prompt_layer: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split | None,
+        width: int,
+        dtype: str,
+        prompt_layer: int,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.split = split
         self.width = width
         self.dtype = dtype
         self.prompt_layer = prompt_layer
         self.row_bytes = codec.token_bytes(dtype, width)
+        self._facts = facts or {}
         self._segments: list[Segment] = []
         self._seen: list[int] = []
+        self._index: list[int] = []
         self._rows: dict[bytes, int] = {}
         self._segment_of: list[int] = []
         self._offset: list[int] = []
@@ -71,10 +82,10 @@ class TrunkStates:
     def open(
         cls, folder: str | Path, model: nn.Module, prompt_layer: int | float | str, *, dtype: str = "auto"
     ) -> TrunkStates:
-        """The store of `model`'s trunk below `folder`, made if there is none.
+        """The store of `model`'s trunk below `folder`; the first fill makes it if there is none.
 
-        A store belongs to the trunk's weights, the architecture, the prompt layer and the dtype: with any of these
-        changed another store is opened, and its rows are computed anew.
+        A store belongs to the trunk's weights, its architecture, the code and the attention kernel that compute it, the
+        prompt layer and the dtype: with any of these changed another store is opened, and its rows are computed anew.
 
         Args:
             folder: where stores live; each has a folder of its own in it.
@@ -83,6 +94,7 @@ class TrunkStates:
             dtype: float32, bfloat16, float16, int8, or auto: the model's own type.
 
         Raises:
+            CannotKeep: a store that may not be read.
             LatePromptError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
         """
         late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
@@ -105,37 +117,20 @@ class TrunkStates:
             "dtype": dtype,
             "fingerprint": fingerprint,
         }
-        try:
-            own.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        _check_place(Path(folder))
+        found = find_facts(own)
+        if found is not None and found != facts:
+            changed = sorted(k for k in {*facts, *found} if found.get(k) != facts.get(k))
             raise LatePromptError(
-                f"folder {str(folder)!r} cannot hold trunk states: {error.strerror}; choose another, or --states off"
-            ) from None
-        if (own / STORE_FILE).exists():
-            found = read_json(own / STORE_FILE, "trunk states")
-            if found != facts:
-                changed = sorted(k for k in facts if found.get(k) != facts[k])
-                raise LatePromptError(
-                    f"trunk states {str(own)!r} are of another model ({', '.join(changed)} differ); remove them"
-                )
-        else:
-            write_json(own / STORE_FILE, facts)
-        return cls(own, split, width, dtype, layer)
+                f"trunk states {str(own)!r} are of another model ({', '.join(changed)} differ); remove them"
+            )
+        return cls(own, split, width, dtype, layer, facts)
 
     @classmethod
     def attach(cls, folder: Path) -> TrunkStates:
         """A store by its own folder, without a model: it can be read and checked, not filled."""
-        facts = read_json(folder / STORE_FILE, "trunk states")
-        if facts.get("format") != FORMAT:
-            raise LatePromptError(
-                f"trunk states {str(folder)!r} have format {facts.get('format')!r}, expected {FORMAT}; remove them"
-            )
-        absent = [name for name in ("hidden_size", "dtype", "prompt_layer") if name not in facts]
-        if absent:
-            raise LatePromptError(
-                f"trunk states {str(folder / STORE_FILE)!r} say nothing of {absent[0]!r}; remove them"
-            )
-        return cls(folder, None, facts["hidden_size"], facts["dtype"], facts["prompt_layer"])
+        facts = read_facts(folder)
+        return cls(folder, None, facts["hidden_size"], facts["dtype"], facts["prompt_layer"], facts)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,21 +138,29 @@ class TrunkStates:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.folder.glob("segment-*"))
+        return sum(map(size_of, segment_files(self.folder)))
 
     def refresh(self) -> int:
         """See what a writer has added since; returns how many broken records were met."""
         broken = 0
         known = {segment.index_path for segment in self._segments}
-        for path in sorted(set(self.folder.glob("segment-*.idx")) - known):
-            self._segments.append(Segment(path.with_suffix(".bin"), self.row_bytes))
-            self._seen.append(0)
+        for path in segment_files(self.folder):
+            if path.suffix == ".idx" and path not in known:
+                self._new_segment(path.with_suffix(".bin"))
         for number, segment in enumerate(self._segments):
+            index = segment.index_number
+            if index != self._index[number]:  # a verify has written it anew, or it is gone
+                self._index[number], self._seen[number] = index, 0
             records, read = segment.records(self._seen[number])
             self._add(number, records)
             self._seen[number] += read
             broken += read - len(records)
         return broken
+
+    def _new_segment(self, path: Path) -> None:
+        self._segments.append(Segment(path, self.row_bytes))
+        self._seen.append(0)
+        self._index.append(0)
 
     def _add(self, segment: int, records: np.ndarray) -> None:
         for record in records:
@@ -194,7 +197,7 @@ class TrunkStates:
         lengths = [self._length[row] for row in numbers]
         out = codec.empty(len(numbers), length or max(lengths, default=0), self.width, self.dtype)
         for i, row in enumerate(numbers):
-            if not self._verified[row] and not self._verify(row):
+            if not self._is_whole(row):
                 raise LatePromptError(
                     f"trunk states {str(self.folder)!r}: row {row} is gone or does not match its checksum; "
                     "run lateprompt states verify, which drops it, and fill again"
@@ -203,19 +206,30 @@ class TrunkStates:
         return out
 
     def hold(self, rows: Sequence[int] | np.ndarray) -> set[Path]:
-        """Keep the segments of these rows readable here, whoever prunes them meanwhile; their data files."""
+        """Keep the segments of these rows readable here, whoever prunes them meanwhile; their data files.
+
+        Under the lock (`writing`), or for rows that `missing` has just found whole. They count as used now.
+        """
         held = [self._segments[number] for number in {self._segment_of[int(row)] for row in rows}]
         for segment in held:
             segment.hold()
+            segment.touch()
         return {segment.path for segment in held}
 
     def _raw(self, row: int) -> np.ndarray:
         return self._segments[self._segment_of[row]].read(self._offset[row], self._length[row])
 
+    def _is_whole(self, row: int) -> bool:
+        """Whether a row's bytes are mapped and have been checked; what is mapped cannot go any more."""
+        segment = self._segments[self._segment_of[row]]
+        mapped = segment.maps(self._offset[row], self._length[row])
+        return (mapped and self._verified[row]) or self._verify(row)
+
     def _verify(self, row: int) -> bool:
         try:
             raw = self._raw(row)
-        except (FileNotFoundError, ValueError):  # pruned, or cut to nothing
+        except (OSError, ValueError):  # pruned, not ours to read, on a broken disk; or cut to nothing
+            self._verified[row] = False
             return False
         whole = len(raw) == self._length[row] * self.row_bytes
         self._verified[row] = whole and zlib.crc32(raw.data) == self._checksum[row]
@@ -227,30 +241,23 @@ class TrunkStates:
     def writing(self, wait_seconds: float = 600.0) -> Iterator[None]:
         """Be the one writer: waits for another to finish, repairs what a killed one left, and says so.
 
+        Args:
+            wait_seconds: how long to wait for a writer that adds nothing; while it adds rows, waiting goes on.
+
         Raises:
-            LatePromptError: another process writes for longer than `wait_seconds`.
+            CannotKeep: another process keeps the store to itself, or it cannot be written.
         """
-        handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            deadline = time.monotonic() + wait_seconds
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise LatePromptError(
-                            f"another process is filling trunk states {str(self.folder)!r}; wait, or use another folder"
-                        ) from None
-                    time.sleep(0.05)
+        create = self.split is not None
+        with changing(self.folder, wait_seconds, create=create, progress=lambda: self.nbytes):
+            if create and not (self.folder / STORE_FILE).exists():
+                with put_plainly(self.folder):
+                    write_json(self.folder / STORE_FILE, self._facts)
             self._repair()
             yield
-        finally:
-            os.close(handle)  # releases the lock
 
     def _repair(self) -> None:
         dropped = 0
-        for path in sorted({p.with_suffix(".bin") for p in self.folder.glob("segment-*.*")}):
+        for path in sorted({path.with_suffix(".bin") for path in segment_files(self.folder)}):
             dropped += Segment(path, self.row_bytes).repair()
         if dropped:
             warnings.warn(
@@ -278,10 +285,11 @@ class TrunkStates:
             token_ids: token sequences, special tokens included, no padding.
             token_type_ids: their token types, or None.
             progress: called with the number of rows done.
-            wait_seconds: how long to wait for another writer.
+            wait_seconds: how long to wait for another writer that adds nothing.
 
         Raises:
-            LatePromptError: an empty sequence, a full disk, another writer, or a store opened without a model.
+            CannotKeep: a full disk, a store that cannot be written, or another writer.
+            LatePromptError: an empty sequence, or a store opened without a model.
         """
         return fill_stores([self], token_ids, token_type_ids, progress=progress, wait_seconds=wait_seconds)[0]
 
@@ -294,35 +302,48 @@ class TrunkStates:
         return self._not_whole(self.rows_of(keys))
 
     def _not_whole(self, rows: np.ndarray) -> np.ndarray:
-        for i, row in enumerate(rows):
-            if row >= 0 and not self._verified[row] and not self._verify(row):
-                rows[i] = -1
-        return np.flatnonzero(rows < 0)
+        return np.array([i for i, row in enumerate(rows) if row < 0 or not self._is_whole(row)], dtype=np.int64)
 
-    def _kept(self, key: bytes) -> bool:
+    def has(self, key: bytes) -> bool:
+        """Whether the row of an address is there, as far as `missing` or `append` have looked."""
         row = self._rows.get(key, -1)
         return row >= 0 and self._verified[row]
 
     def append(self, keys: Sequence[bytes], states: Sequence[torch.Tensor]) -> None:
         """Add rows of states (length, hidden); only inside `writing`."""
+        if not keys:
+            return
         last = self._segments[-1] if self._segments else None
-        if last is None or not last.index_path.exists() or last.data_bytes >= SEGMENT_BYTES:
-            # A name is never used twice: whoever still reads a pruned segment cannot mistake another for it.
-            self._segments.append(Segment(self.folder / f"segment-{time.time_ns():020d}.bin", self.row_bytes))
-            self._seen.append(0)
+        full = last is None or not last.index_path.exists() or last.data_bytes >= SEGMENT_BYTES
+        if full or not (last is not None and last.is_writable):
+            self._new_segment(new_segment_path(self.folder))
+        segment = self._segments[-1]
         rows = [codec.encode(state, self.dtype) for state in states]
         first = len(self._verified)
-        records = self._segments[-1].append(keys, [len(state) for state in states], rows)
+        records = segment.append(keys, [len(state) for state in states], rows)
         self._add(len(self._segments) - 1, records)
         self._verified[first:] = [True] * len(records)
         self._seen[-1] += len(records)
+        self._index[-1] = segment.index_number
 
     def sync(self) -> None:
-        """Make the last segment durable, and remember that all of them were used."""
-        for segment in self._segments:
-            segment.touch()
+        """Make the last segment durable."""
         if self._segments:
             self._segments[-1].sync()
+
+    def describe(self) -> dict[str, Any]:
+        """The store's name, facts, rows and bytes."""
+        return {"store": self.folder.name, **self._facts, "rows": len(self), "bytes": self.nbytes}
+
+
+def _check_place(folder: Path) -> None:
+    """Raise LatePromptError where no folder can be."""
+    try:
+        place = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+        if not place.is_dir():
+            raise cannot_hold(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    except PermissionError:  # said when it comes to reading or writing
+        return
 
 
 @torch.no_grad()
@@ -349,11 +370,16 @@ def fill_stores(
         if len(ids) == 0:
             raise LatePromptError(f"token sequence {i} is empty; give at least one token")
     types: Sequence[Ids | None] = token_type_ids or [None] * len(token_ids)
+    keys = [row_key(ids, kinds) for ids, kinds in zip(token_ids, types, strict=True)]
+    for store in stores:
+        store.refresh()
+    if not any(len(store.missing_keys(keys)) for store in stores):  # all there: nothing is locked or written
+        if progress is not None:
+            progress(len(keys))
+        return [_held(store, keys) for store in stores]
     with _all_writing(stores, wait_seconds):
-        wanted = sorted({int(i) for store in stores for i in store.missing(token_ids, token_type_ids)})
-        keys = {i: row_key(token_ids[i], types[i]) for i in wanted}
-        unique = list({key: i for i, key in keys.items()}.values())
-        unique.sort(key=lambda i: len(token_ids[i]))
+        wanted = sorted({int(i) for store in stores for i in store.missing_keys(keys)})
+        unique = sorted({keys[i]: i for i in wanted}.values(), key=lambda i: len(token_ids[i]))
         if progress is not None:
             progress(len(token_ids) - len(unique))
         was_training = split.trunk.training
@@ -363,7 +389,7 @@ def fill_stores(
                 rows = [unique[j] for j in batch]
                 states = _states(split, [token_ids[i] for i in rows], [types[i] for i in rows], stores)
                 for store, own in zip(stores, states, strict=True):
-                    absent = [j for j, i in enumerate(rows) if not store._kept(keys[i])]
+                    absent = [j for j, i in enumerate(rows) if not store.has(keys[i])]
                     store.append([keys[rows[j]] for j in absent], [own[j, : len(token_ids[rows[j]])] for j in absent])
                 if progress is not None:
                     progress(len(rows))
@@ -371,7 +397,13 @@ def fill_stores(
             split.trunk.train(was_training)
         for store in stores:
             store.sync()
-    return [store.find(token_ids, token_type_ids) for store in stores]
+        return [_held(store, keys) for store in stores]  # before another may prune them
+
+
+def _held(store: TrunkStates, keys: Sequence[bytes]) -> np.ndarray:
+    rows = store.rows_of(keys)
+    store.hold(rows)
+    return rows
 
 
 @contextmanager
@@ -395,6 +427,7 @@ def batches_of(lengths: Sequence[int]) -> Iterator[range]:
         start = stop
 
 
+@in_turn
 def _states(
     split: Split, ids: Sequence[Ids], types: Sequence[Ids | None], stores: Sequence[TrunkStates]
 ) -> list[torch.Tensor]:
@@ -418,6 +451,5 @@ def _states(
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """A store's facts, rows and bytes."""
-    store = TrunkStates.attach(folder)
-    return {**json.loads((folder / STORE_FILE).read_text(encoding="utf-8")), "rows": len(store), "bytes": store.nbytes}
+    """A store's name, facts, rows and bytes."""
+    return TrunkStates.attach(folder).describe()

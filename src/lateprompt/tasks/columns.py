@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from lateprompt.errors import LatePromptError
 from lateprompt.tasks.loading import AnyTask
@@ -51,6 +52,22 @@ def chosen_columns(task: AnyTask | None, columns: Mapping[str, str | None] | Non
             "choose --label-column for classes, --target-column for texts to be written"
         )
     return chosen
+
+
+def with_columns(task: AnyTask, columns: Mapping[str, str | None]) -> AnyTask:
+    """A task that remembers the chosen columns, so that what reads rows for it later takes the same ones.
+
+    Raises:
+        LatePromptError: as `chosen_columns`, or a label column for a task whose answers are texts, or the reverse.
+    """
+    chosen = chosen_columns(task, columns)
+    other = "label" if isinstance(task, TextTask) else "target"
+    if other in chosen:
+        kind = "texts to be written" if other == "label" else "labels"
+        raise LatePromptError(
+            f"--{other}-column {chosen[other]!r}: task {task.name!r} has {kind} for answers; leave the option out"
+        )
+    return replace(task, chosen_columns=dict(chosen)) if chosen else task
 
 
 def find_columns(names: Collection[str], task: AnyTask | None, chosen: Columns | None = None) -> Columns:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 from lateprompt.names import READOUTS as READOUTS
 from lateprompt.suggestions import unknown
 from lateprompt.tasks.loading import AnyTask
@@ -18,6 +17,9 @@ from lateprompt.tasks.readers import Row
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.template import LITERAL, Piece, split_template
 from lateprompt.tasks.words import WordTokenizer, label_word_problems, tokenizer_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEXTS = ("text", "text_pair")
 
@@ -278,7 +280,8 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use `--readout label` for a causal model, or `--readout head`"
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
     )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import not_utf8
 from lateprompt.tasks.characters import check_record, written
-from lateprompt.tasks.lines import LONGEST, byte_chunks, byte_lines, not_utf8
+from lateprompt.tasks.lines import LONGEST, byte_chunks, byte_lines
 from lateprompt.tasks.tables import Entry, Table, Unreadable
 
 DEEPEST = 100

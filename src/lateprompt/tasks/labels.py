@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -52,6 +53,22 @@ def label_name(value: Any) -> str | None:
     raise LatePromptError(
         f"label {written(str(value)[:60])!r} is {type(value).__name__}, not a name; give a text, a number or a boolean"
     )
+
+
+def spelled_words(words: Mapping[Any, str]) -> dict[str, str]:
+    """Label words by their labels' names.
+
+    Raises:
+        LatePromptError: a key that is no label, or two that are the same label.
+    """
+    found: dict[str, str] = {}
+    for label, word in words.items():
+        name = label_name(label)
+        if name is None or name in found:
+            problem = "is no label" if name is None else f"is label {name!r} once more"
+            raise LatePromptError(f"label_words: {label!r} {problem}; give one word per label")
+        found[name] = word
+    return found
 
 
 def _from_text(text: str) -> str | None:

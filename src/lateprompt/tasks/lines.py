@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import check_file, refuse_pointer
 
 CHUNK = 1 << 20
 LONGEST = 1 << 26
 """Most bytes of a line: what is longer is no row, and would fill the memory."""
-_LFS = b"version https://git-lfs.github.com/spec/"
 _OTHER_FILES = {
     b"\x1f\x8b": "compressed with gzip; add .gz to its name",
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or name it .xlsx",
@@ -28,61 +27,6 @@ _OTHER_FILES = {
     b"%PDF": "a PDF; give a table of rows",
 }
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a regular file: reading a FIFO or a device could wait for ever."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long is no file, nor is one with a NUL
-        return False
-
-
-def check_file(path: Path, what: str = "") -> None:
-    """Raise LatePromptError unless `path` is a regular file and not just a pointer to one.
-
-    Args:
-        path: the file.
-        what: what it is to be, for the message: "task file", "plan".
-    """
-    name = f"{what} {str(path)!r}".lstrip()
-    if path.is_dir():
-        raise LatePromptError(f"{name} is a folder; give a file")
-    if not is_file(path):
-        kind = _kind(path)
-        if kind is None:
-            raise LatePromptError(f"{name} does not exist; give a file")
-        raise LatePromptError(f"{name} is {kind}, not a file; write its content to a file and give that")
-    with path.open("rb") as file:
-        _refuse_pointer(name, file.read(len(_LFS)))
-
-
-def read_text(path: Path, what: str = "", *, limit: int = LONGEST) -> str:
-    """The whole text of a small file.
-
-    Raises:
-        LatePromptError: no regular file, one that is larger than `limit` bytes, or not UTF-8.
-    """
-    check_file(path, what)
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    name = f"{what} {str(path)!r}".lstrip()
-    if len(content) > limit:
-        raise LatePromptError(f"{name} is larger than {limit:,} bytes; give a smaller file")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise LatePromptError(f"{name}, line {line}: {not_utf8(error)}") from None
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are no UTF-8, and how to mend it."""
-    byte = error.object[error.start]
-    return (
-        f"not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, e.g. with: "
-        "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE"
-    )
 
 
 def byte_lines(path: Path, *, any_end: bool = True) -> Iterator[bytes]:
@@ -162,7 +106,7 @@ def _from_utf16(stream: IO[bytes], chunk: bytes, path: Path) -> Iterator[bytes]:
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
-    _refuse_pointer(str(path), start)
+    refuse_pointer(str(path), start)
     for signature, kind in _OTHER_FILES.items():
         if start.startswith(signature):
             raise LatePromptError(f"{path} is {kind}")
@@ -170,18 +114,3 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
         raise LatePromptError(
             f"{path}, line 1: NUL bytes, so it is no text, or UTF-16 without its mark; save the file as UTF-8"
         )
-
-
-def _refuse_pointer(name: str, start: bytes) -> None:
-    if start.startswith(_LFS):
-        raise LatePromptError(f"{name} is a Git LFS pointer, not the data; fetch the data with: git lfs pull")
-
-
-def _kind(path: Path) -> str | None:
-    """What a path is that is no file, in words; None where nothing is."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return None
-    kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
-    return next((name for is_kind, name in kinds if is_kind(mode)), "a device")

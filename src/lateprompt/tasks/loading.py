@@ -5,14 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import check_file, is_file
 from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.task import Task
 from lateprompt.tasks.text_task import TextTask, is_text_task
+from lateprompt.yaml_files import parse_yaml, read_yaml
 
 AnyTask = Task | TextTask
+AS_TEXT = ("labels", "label_words", "label_map", "columns", "chosen_columns")
+"""Keys of a task file whose values are text as it is written, so that no label becomes a boolean or a number."""
 
 
 def task_from_dict(data: object, source: str) -> AnyTask:
@@ -43,14 +45,26 @@ def load_task(name_or_path: str) -> AnyTask:
     names = task_names()
     if name_or_path in names:
         file = resources.files("lateprompt.tasks") / "library" / f"{name_or_path}.yaml"
-        return _parse(file.read_bytes(), f"task {name_or_path}")
+        text = file.read_text(encoding="utf-8")
+        return task_from_dict(parse_yaml(text, f"task {name_or_path}", as_text=AS_TEXT), f"task {name_or_path}")
     path = Path(name_or_path)
-    if not path.is_file():
+    if not is_file(path):
+        if str(name_or_path).strip() and path.exists():
+            check_file(path, "task file")
         raise LatePromptError(
             f"task {str(name_or_path)!r} is unknown{did_you_mean(name_or_path, names)}; "
             f"choose one of {', '.join(names)}, or give a YAML file"
         )
-    return _parse(path.read_bytes(), str(path))
+    return read_task_file(path)
+
+
+def read_task_file(path: Path) -> AnyTask:
+    """The task in a YAML file.
+
+    Raises:
+        LatePromptError: a file that cannot be read, or is no task.
+    """
+    return task_from_dict(read_yaml(path, "task file", as_text=AS_TEXT), str(path))
 
 
 def load_label_task(name_or_path: str) -> Task:
@@ -65,31 +79,3 @@ def load_label_task(name_or_path: str) -> Task:
             f"task {name_or_path!r} has texts for answers; this works with labels: use lateprompt train"
         )
     return task
-
-
-def _parse(content: bytes, source: str) -> AnyTask:
-    try:
-        text = content.decode("utf-8-sig")
-        _refuse_doubled_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
-        data = yaml.safe_load(text)
-    except UnicodeDecodeError:
-        raise LatePromptError(f"{source}: not UTF-8; save the file as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise LatePromptError(f"{source}{line}: no valid YAML ({problem}); quote texts with braces or colons") from None
-    return task_from_dict(data, source)
-
-
-def _refuse_doubled_keys(node: yaml.Node | None, source: str) -> None:
-    """PyYAML keeps the last of two equal keys without a word, which would lose a label."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[object] = set()
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                raise LatePromptError(f"{source}, line {key.start_mark.line + 1}: {key.value!r} occurs twice; keep one")
-            seen.add(key.value)
-        _refuse_doubled_keys(value, source)

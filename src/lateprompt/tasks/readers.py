@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import check_file, is_file
 from lateprompt.tasks.characters import check_characters
 from lateprompt.tasks.columns import Columns, advice, chosen_columns, find_columns, has_target
 from lateprompt.tasks.formats import SUFFIXES, read_table
 from lateprompt.tasks.hub import is_hub_id, read_hub
 from lateprompt.tasks.labels import label_name
-from lateprompt.tasks.lines import check_file, is_file
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table, Unreadable
 from lateprompt.tasks.task import Task
@@ -64,16 +64,17 @@ def read_rows(
     labelled: bool = True,
     split: str = "train",
     columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
 ) -> list[Row]:
     """The rows of a file or of a data set on the Hugging Face hub, all at once; `iter_rows` says what is read and how.
 
     Args:
-        data, task, labelled, split, columns: as in `iter_rows`.
+        data, task, labelled, split, columns, any_label: as in `iter_rows`.
 
     Raises:
         LatePromptError: nothing there, or a row that does not fit; the message names the file and the line.
     """
-    return list(iter_rows(data, task=task, labelled=labelled, split=split, columns=columns))
+    return list(iter_rows(data, task=task, labelled=labelled, split=split, columns=columns, any_label=any_label))
 
 
 @overload
@@ -84,6 +85,7 @@ def iter_rows(
     labelled: bool = True,
     split: str = "train",
     columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
     on_error: Literal["stop"] = "stop",
 ) -> Iterator[Row]: ...
 @overload
@@ -94,6 +96,7 @@ def iter_rows(
     labelled: bool = True,
     split: str = "train",
     columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
     on_error: str,
 ) -> Iterator[Row | BadRow]: ...
 def iter_rows(
@@ -103,6 +106,7 @@ def iter_rows(
     labelled: bool = True,
     split: str = "train",
     columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
     on_error: str = "stop",
 ) -> Iterator[Row | BadRow]:
     """Read the rows of a file one after the other; memory does not grow with the file.
@@ -121,6 +125,7 @@ def iter_rows(
             is the task's is kept.
         split: the split of a data set on the hub.
         columns: our field (`text`, `text_pair`, `label`, `target`) to the column that holds it.
+        any_label: whether a label may be one that the task does not have.
         on_error: `stop` raises at the first row that does not fit; `skip` gives a `BadRow` in its place.
 
     Raises:
@@ -135,7 +140,7 @@ def iter_rows(
         raise LatePromptError(f"on_error {on_error!r} is unknown; choose stop or skip")
     chosen = chosen_columns(task, columns)
     table = _open(data, task, split, chosen)
-    rows = _Rows(table, task, labelled, chosen)
+    rows = _Rows(table, task, labelled, chosen, any_label)
     if table.names is not None:
         rows.check_columns(table.names)
     return rows.read(skip=on_error == "skip")
@@ -161,13 +166,17 @@ class _Rows:
         table: the table.
         task, labelled: as in `iter_rows`.
         chosen: our field to the column that was chosen by name.
+        any_label: as in `iter_rows`.
     """
 
-    def __init__(self, table: Table, task: AnyTask | None, labelled: bool, chosen: Columns) -> None:
+    def __init__(
+        self, table: Table, task: AnyTask | None, labelled: bool, chosen: Columns, any_label: bool = False
+    ) -> None:
         self.table = table
         self.task = task
         self.labelled = labelled
         self.chosen = chosen
+        self.any_label = any_label
         self._labels = frozenset(task.labels) if isinstance(task, Task) else None
         self._columns: Columns = {}
         self._written = False  # whether the rows are answered by texts
@@ -280,6 +289,8 @@ class _Rows:
         if not names:
             raise LatePromptError(self._missing(record, "label", "every row needs a label here"))
         known = self._in_task(names)
+        if known is None and self.any_label:
+            return names[0]
         if known is None:
             assert isinstance(self.task, Task)
             raise LatePromptError(

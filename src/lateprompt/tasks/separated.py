@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import not_utf8
 from lateprompt.tasks.columns import Columns
-from lateprompt.tasks.lines import LONGEST, byte_lines, not_utf8
+from lateprompt.tasks.lines import LONGEST, byte_lines
 from lateprompt.tasks.tables import Entry, Table, Unreadable
 
 SEPARATORS = (",", ";", "\t")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.tasks.lines import check_file
+from lateprompt.inputs import check_file
 from lateprompt.tasks.separated import is_blank, named_table
 from lateprompt.tasks.tables import Entry, Table, Unreadable
 

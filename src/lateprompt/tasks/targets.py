@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from lateprompt.errors import LatePromptError
 from lateprompt.tasks.encoding import Example, SourceEncoder, special_ids
 from lateprompt.tasks.readers import Row
 from lateprompt.tasks.text_task import TextTask
 from lateprompt.tasks.words import WordTokenizer, tokenizer_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What stands for the texts while the chat template is taken apart; no template changes letters.
 _USER, _ANSWER = "LATEPROMPTUSERTEXT", "LATEPROMPTANSWERTEXT"

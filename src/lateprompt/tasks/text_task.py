@@ -17,6 +17,7 @@ PLAIN = "{text}\n{target}"
 PLAIN_PAIR = "{text}\n{text_pair}\n{target}"
 DATA_FIELDS = ("text", "text_pair", "target")
 CHATS = ("auto", "on", "off")
+_SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
 KEYS = ("name", "template", "decoder_template", "metrics", "columns", "chat", "system", "chosen_columns")
 
 
@@ -147,7 +148,8 @@ def _arguments(data: object) -> dict[str, Any]:
     if "text_pair" in arguments["columns"] and "template" not in data and "decoder_template" not in data:
         arguments["template"] = PLAIN_PAIR
     chat = data.get("chat", "auto")
-    arguments["chat"] = ("on" if chat else "off") if isinstance(chat, bool) else chat  # YAML's on and off are booleans
+    # YAML's on and off are booleans, and written in more than one way.
+    arguments["chat"] = _SWITCH.get(str(chat).lower(), chat) if isinstance(chat, bool | str) else chat
     arguments["system"] = data.get("system")
     arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
     return arguments

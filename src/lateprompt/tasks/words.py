@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from lateprompt.tasks.task import Task
+from lateprompt.vocabulary import check_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 4096
 """Texts per call of the tokenizer: fast, and a fast tokenizer keeps several times the text in memory per call."""
@@ -46,7 +49,9 @@ class WordTokenizer:
 
     def literal(self, text: str) -> list[int]:
         """Token ids of a template's literal; its author may name special tokens, as in `<|im_start|>user`."""
-        return self._call([self.spaced(text)], split=False)[0]
+        ids = self._call([self.spaced(text)], split=False)[0]
+        check_ids(self.tokenizer, ids, text)
+        return ids
 
     def spaced(self, text: str) -> str:
         """`text` less the space before it, where the tokenizer puts one anyway."""

@@ -19,6 +19,10 @@ class DataSettings:
         template: the plain task's template, with {text}, {text_pair} and, by readout, {mask} or {label}, or {target}.
         label_words: the plain task's label words as a mapping, label to word.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
+        text_column: the column with the texts, if it is not called text.
+        text_pair_column: the column with the second texts of pairs.
+        label_column: the column with the labels.
+        target_column: the column with the texts that are to be written.
         dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
     """
 
@@ -30,6 +34,15 @@ class DataSettings:
     label_words: dict[str, str] | None = None
     shots: int | None = None
     dev_rows: int | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    target_column: str | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Our field to the column chosen for it, as `read_rows` takes it."""
+        return {name: getattr(self, f"{name}_column") for name in ("text", "text_pair", "label", "target")}
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""

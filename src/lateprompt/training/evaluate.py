@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from lateprompt.randomness import TURN
 from lateprompt.readout import Readout, TextReadout
 from lateprompt.training.feed import Feed, sorted_batches
-from lateprompt.training.metrics import compute_metrics
+from lateprompt.training.metrics import UNKNOWN, compute_metrics
 from lateprompt.training.parallel import processes
 
 
@@ -34,7 +35,8 @@ def predict_scores(
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             for rows, batch in zip(order, feed.batches(order), strict=True):
-                parts.append(readout.scores(batch.to(device)).float())
+                with TURN:
+                    parts.append(readout.scores(batch.to(device)).float())
                 if progress is not None:
                     progress(len(rows))
     finally:
@@ -64,6 +66,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of the predictions, and the mean loss (cross-entropy over the labels' scores).
 
+    A label that the task does not have counts as wrong, and has no loss.
+
     Of texts it is the perplexity of the targets, exp of the mean loss over all their tokens; the loss is the mean over
     rows. Metrics of what a model writes are not among them: writing takes longer.
     """
@@ -72,6 +76,7 @@ def evaluate(
         scores = scores.astype(np.float64)
         per_token = -scores[:, 0].sum() / scores[:, 1].sum()
         return {"perplexity": float(np.exp(per_token)), "loss": float(-(scores[:, 0] / scores[:, 1]).mean())}
-    chosen = softmax(scores)[np.arange(len(scores)), feed.labels]
+    known = np.flatnonzero(feed.labels != UNKNOWN)
+    chosen = softmax(scores)[known, feed.labels[known]] if len(known) else np.zeros(1)
     values = compute_metrics(metrics, feed.labels, scores.argmax(1), scores.shape[1])
     return {**values, "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean())}

@@ -43,10 +43,12 @@ class Feed:
     Args:
         examples: the rows, unpadded.
         pad_token_id: what padding is filled with.
+        weights: (rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
     """
 
-    def __init__(self, examples: Sequence[Example], pad_token_id: int) -> None:
+    def __init__(self, examples: Sequence[Example], pad_token_id: int, weights: np.ndarray | None = None) -> None:
         self.examples = examples
+        self.weights = None if weights is None else weights.astype(np.float32)
         self.pad_token_id = pad_token_id
         self.lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
         self.labels = np.array([example.label for example in examples], dtype=np.int64)
@@ -73,6 +75,7 @@ class Feed:
             token_type_ids=types,
             padded=bool((self.lengths[rows] < ids.shape[1]).any()),
             targets=targets,
+            weights=None if self.weights is None else torch.from_numpy(self.weights[rows]),
         )
 
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:

@@ -16,13 +16,14 @@ from transformers import get_linear_schedule_with_warmup
 
 from lateprompt.errors import LatePromptError
 from lateprompt.progress import Bar
+from lateprompt.randomness import RunNumbers
 from lateprompt.readout import Batch, Readout
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.metrics import is_better, primary_metric
 from lateprompt.training.parallel import processes
-from lateprompt.training.settings import RecipeSettings
+from lateprompt.training.settings import PAPER_EPOCHS, RecipeSettings
 
 
 @dataclass
@@ -55,13 +56,13 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
     plain = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, fused=fused)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.peak_rate, fused=fused)
 
 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     """Optimiser steps per epoch and in all."""
     per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
-    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * recipe.epochs
+    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
 def _step_batches(
@@ -108,6 +109,8 @@ def fit(
 ) -> FitResult:
     """Train what is trainable in `model` on `train`; with dev rows, keep the weights that were best on them.
 
+    Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor changed.
+
     Args:
         model: the PEFT model; its trainable parameters are trained in place.
         readout: gives loss and scores of a batch.
@@ -118,7 +121,13 @@ def fit(
         checkpoint: a folder to write the state to at each evaluation, and to resume from if it holds one.
         settings: what the run is, as JSON: a checkpoint of another run is refused.
         quiet: no progress bar.
+
+    Raises:
+        LatePromptError: the loss or a weight is no number any more. After this, an interruption or any other error the
+            weights are those from before.
     """
+    parameters = trainable_parameters(model)
+    before = {name: value.to("cpu") for name, value in _snapshot(parameters).items()}
     turns = fit_turns(
         model,
         readout,
@@ -131,11 +140,19 @@ def fit(
         settings=settings,
         quiet=quiet,
     )
-    while True:
-        try:
-            next(turns)
-        except StopIteration as finished:
-            return cast(FitResult, finished.value)
+    try:
+        while True:
+            try:
+                next(turns)
+            except StopIteration as finished:
+                return cast(FitResult, finished.value)
+    except BaseException:
+        turns.close()
+        for parameter in parameters.values():
+            parameter.grad = None
+        _restore(parameters, before)
+        readout.layer.eval()
+        raise
 
 
 def fit_turns(
@@ -152,17 +169,20 @@ def fit_turns(
     quiet: bool = True,
 ) -> Generator[dict[str, Any], None, FitResult]:
     """`fit` in turns: yields the history's entry after each evaluation, and goes on when asked for the next one."""
+    recipe = recipe.resolved(len(train))
     parameters = trainable_parameters(model)
     optimizer = make_optimizer(parameters, recipe)
     per_epoch, total = plan_steps(len(train), recipe)
     eval_every = recipe.eval_every or per_epoch
     progress, best = Progress(), cast(Weights, {})
-    resumed = load_checkpoint(checkpoint, optimizer, settings) if checkpoint is not None else None
+    own, tokens = processes(), 0
+    numbers = RunNumbers(recipe.seed, device, own.rank)  # weights start alike; dropout is each process's own
+    resumed = load_checkpoint(checkpoint, optimizer, settings, numbers) if checkpoint is not None else None
     if resumed is not None:
         progress, weights, best = resumed
         _restore(parameters, weights)
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", recipe.lr)
+        group.setdefault("initial_lr", recipe.peak_rate)
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(recipe.warmup * total), total, last_epoch=progress.step - 1
     )
@@ -171,23 +191,22 @@ def fit_turns(
     patience = recipe.early_stop if dev is not None else None
     stop = total if patience is None or progress.waited < patience else progress.step
     readout.layer.train()
-    own, tokens = processes(), 0
-    if own.rank:  # weights started alike; dropout is each process's own
-        torch.manual_seed((recipe.seed + 7919 * own.rank) % 2**32)
+    quick = bool(getattr(readout.layer, "drops_out_quickly", False))  # a rival drops out as PEFT has it
     with Bar("training", total, quiet=quiet or not own.is_main, start=progress.step) as bar:
         for batches in _step_batches(train, recipe, progress.step, stop):
             started = time.perf_counter()
-            for batch, share in batches:
-                # Lengths are known here without asking the device.
-                tokens += int(batch.attention_mask.sum()) if share else 0
-                with torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
-                    loss = readout.loss(batch.to(device)) * share
-                loss.backward()
-                loss_sum += loss.detach()
-            own.add_gradients(parameters.values())
-            if recipe.clip:
-                nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
-            optimizer.step()
+            with numbers.step(quick=quick) as dropout:
+                for batch, share in batches:
+                    # Lengths are known here without asking the device.
+                    tokens += int(batch.attention_mask.sum()) if share else 0
+                    with dropout(), torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
+                        loss = readout.loss(batch.to(device)) * share
+                    loss.backward()
+                    loss_sum += loss.detach()
+                own.add_gradients(parameters.values())
+                if recipe.clip:
+                    nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+                optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
@@ -218,12 +237,18 @@ def fit_turns(
                     bar.note(f"loss {mean_loss:.3f}, dev {metric} {values[metric]:.3f}")
                 progress.history.append(entry)
                 if checkpoint is not None and progress.step < total and own.is_main:
-                    save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings)
+                    save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings, numbers)
                 yield entry
                 if patience is not None and progress.waited >= patience:
                     break
     if best:
         _restore(parameters, best)
+    broken = next((name for name, value in parameters.items() if not bool(value.isfinite().all())), None)
+    if broken is not None:  # the last step did it: no loss has shown it
+        raise LatePromptError(
+            f"training diverged: {broken} is no number after step {progress.step} at lr {recipe.lr!r}; "
+            "lower lr, or clip gradients"
+        )
     readout.layer.eval()
     return FitResult(
         metrics=_metrics_at(progress) if dev is not None else {},

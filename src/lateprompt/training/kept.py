@@ -20,7 +20,7 @@ from lateprompt.errors import LatePromptError
 from lateprompt.progress import Bar
 from lateprompt.readout import Batch, PhraseReadout, Readout
 from lateprompt.split import resolve_prompt_layer
-from lateprompt.states import TrunkStates, fill_stores, prune
+from lateprompt.states import CannotKeep, TrunkStates, fill_stores, prune_stores
 from lateprompt.tasks import Row
 from lateprompt.training.feed import Feed, batch_order
 from lateprompt.training.fit import plan_steps
@@ -29,6 +29,7 @@ from lateprompt.training.states_settings import FOLDER_VARIABLE as FOLDER_VARIAB
 from lateprompt.training.states_settings import StatesSettings as StatesSettings
 
 if TYPE_CHECKING:
+    from lateprompt.training.phrases import PhraseStates
     from lateprompt.tuned import TunedModel
 
 SPARE_BYTES = 1 << 30
@@ -45,7 +46,7 @@ class StatesFeed(Feed):
     """
 
     def __init__(self, feed: Feed, store: TrunkStates, numbers: np.ndarray) -> None:
-        super().__init__(feed.examples, feed.pad_token_id)
+        super().__init__(feed.examples, feed.pad_token_id, feed.weights)
         self.store = store
         self.numbers = numbers
 
@@ -116,7 +117,8 @@ def keep_states(
     """Feeds with kept states, and the seconds that filling took (0.0 if all were there).
 
     Feeds come back as they were when states are off, when label words of several tokens need the trunk (architectures
-    that take no branches), or when they would not fit on the disk or into the limit; the latter is said.
+    that take no branches), or, which is said, when states would not fit on the disk or into the limit, or are missing
+    in a store that cannot be written. What is kept stays readable for these feeds, whoever prunes it meanwhile.
 
     Args:
         model: the model with the late backbone.
@@ -131,47 +133,85 @@ def keep_states(
     if folder is None or (isinstance(readout, PhraseReadout) and not can_branch(readout.layer)):
         return plain, 0.0
     started = time.perf_counter()
-    store = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
-    ids = [feed.examples[i].input_ids for feed, rows in feeds for i in rows]
-    types = [feed.examples[i].token_type_ids for feed, rows in feeds for i in rows]
-    phrases = None
-    if isinstance(readout, PhraseReadout):
-        from lateprompt.training.phrases import PhraseFeed, PhraseStates
-
-        phrases = PhraseStates(store, readout, ids)
-    missing = store.missing(ids, types) if phrases is None else phrases.missing()
-    positions = sum(map(len, ids)) if phrases is None else phrases.positions
-    whole = positions * store.row_bytes
-    needed = whole * len(missing) / max(1, len(ids))
-    if phrases is None:
-        needed = sum(len(ids[i]) for i in missing) * store.row_bytes
-    limit = int(settings.states_limit_gb * 1e9)
-    if whole > limit or needed > shutil.disk_usage(store.folder).free - SPARE_BYTES:
-        warnings.warn(
-            f"trunk states of {whole / 1e9:.1f} GB do not fit ({settings.states_limit_gb:g} GB allowed in "
-            f"{str(folder)!r}, or its disk is full): the trunk is computed at each step; raise --states-limit-gb or "
-            "choose --states-dtype int8",
-            stacklevel=2,
-        )
+    limit = settings.states_limit_gb * 1e9
+    try:
+        store = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
+        wanted = _Wanted(store, readout, feeds)
+        missing = wanted.missing()
+        if len(missing) and not wanted.fits(missing, limit):
+            raise CannotKeep(
+                f"trunk states of {wanted.bytes / 1e9:.1f} GB do not fit ({settings.states_limit_gb:g} GB allowed in "
+                f"{str(folder)!r}, or its disk is full); raise --states-limit-gb or choose --states-dtype int8"
+            )
+        numbers = wanted.fill(prompt_layer, quiet=quiet or not len(missing))
+    except CannotKeep as reason:
+        warnings.warn(f"{reason}; until then the trunk is computed at each step", stacklevel=2)
         return plain, 0.0
-    with Bar("trunk states", len(ids), quiet=quiet or not len(missing)) as bar:
-        if phrases is None:
-            numbers = store.fill(ids, types, progress=bar.advance)[:, None]
-        else:
-            numbers = phrases.fill(readout.layer, prompt_layer, bar.advance)
     seconds = time.perf_counter() - started if len(missing) else 0.0
     if len(missing):
-        held = store.hold(numbers[numbers >= 0])
-        with contextlib.suppress(LatePromptError):  # another run is filling, and prunes when it is done
-            prune(folder, limit, keep=held)
+        with contextlib.suppress(LatePromptError):  # a folder that may be written, but not listed
+            prune_stores(folder, limit, keep=store.hold(numbers[numbers >= 0]))
     kept: list[Feed] = []
     start = 0
     for feed, rows in feeds:
         own = np.full((len(feed), numbers.shape[1]), -1, dtype=np.int64)
         own[rows] = numbers[start : start + len(rows)]
         start += len(rows)
-        if phrases is None:
-            kept.append(StatesFeed(feed, store, own[:, 0]))
-        else:
-            kept.append(PhraseFeed(feed, store, own[:, 0], own[:, 1:], phrases.tokens.shape[1]))
+        kept.append(wanted.feed(feed, own))
     return kept, seconds
+
+
+class _Wanted:
+    """The states that some feeds ask of a store: the sources, and behind each the label words of several tokens.
+
+    Args:
+        store: the store.
+        readout: who will read the batches.
+        feeds: each with the numbers of its rows that will be read.
+    """
+
+    def __init__(self, store: TrunkStates, readout: Readout, feeds: Sequence[tuple[Feed, np.ndarray]]) -> None:
+        self.store = store
+        self.readout = readout
+        self.ids = [feed.examples[i].input_ids for feed, rows in feeds for i in rows]
+        self.types = [feed.examples[i].token_type_ids for feed, rows in feeds for i in rows]
+        self.phrases: PhraseStates | None = None
+        if isinstance(readout, PhraseReadout):
+            from lateprompt.training.phrases import PhraseStates
+
+            self.phrases = PhraseStates(store, readout, self.ids)
+
+    def missing(self) -> Sequence[int] | np.ndarray:
+        """The rows that are not kept whole."""
+        return self.store.missing(self.ids, self.types) if self.phrases is None else self.phrases.missing()
+
+    @property
+    def bytes(self) -> int:
+        """What all rows would take on the disk."""
+        positions = sum(map(len, self.ids)) if self.phrases is None else self.phrases.positions
+        return positions * self.store.row_bytes
+
+    def fits(self, missing: Sequence[int] | np.ndarray, limit: float) -> bool:
+        """Whether all rows fit into the limit, and those that are missing onto the disk."""
+        if self.phrases is None:
+            needed: float = sum(len(self.ids[i]) for i in missing) * self.store.row_bytes
+        else:
+            needed = self.bytes * len(missing) / max(1, len(self.ids))
+        place = next(path for path in (self.store.folder, *self.store.folder.absolute().parents) if path.exists())
+        return self.bytes <= limit and needed <= shutil.disk_usage(place).free - SPARE_BYTES
+
+    def fill(self, prompt_layer: int, *, quiet: bool) -> np.ndarray:
+        """Compute what is missing; row numbers (rows, 1 + labels)."""
+        with Bar("trunk states", len(self.ids), quiet=quiet) as bar:
+            if self.phrases is None:
+                return self.store.fill(self.ids, self.types, progress=bar.advance)[:, None]
+            assert isinstance(self.readout, PhraseReadout)
+            return self.phrases.fill(self.readout.layer, prompt_layer, bar.advance)
+
+    def feed(self, feed: Feed, numbers: np.ndarray) -> StatesFeed:
+        """A feed with the states of these row numbers."""
+        if self.phrases is None:
+            return StatesFeed(feed, self.store, numbers[:, 0])
+        from lateprompt.training.phrases import PhraseFeed
+
+        return PhraseFeed(feed, self.store, numbers[:, 0], numbers[:, 1:], self.phrases.tokens.shape[1])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.errors import LatePromptError
-from lateprompt.suggestions import unknown
+from lateprompt.suggestions import did_you_mean
 from lateprompt.tasks.text_task import TEXT_METRICS
 
 Labels = np.ndarray[Any, np.dtype[Any]]
@@ -25,10 +25,12 @@ def accuracy(labels_true: Labels, labels_pred: Labels) -> float:
 
 
 def macro_f1(labels_true: Labels, labels_pred: Labels) -> float:
-    """Mean F1 over the classes that occur in either argument; 0 for a class that is never right."""
+    """Mean F1 over the task's classes that occur in either argument; 0 for a class that is never right."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels_true, labels_pred, average="macro", zero_division=0))
+    occurring = np.unique(np.concatenate([labels_true, labels_pred]))
+    known = occurring[occurring != UNKNOWN]
+    return float(f1_score(labels_true, labels_pred, labels=known, average="macro", zero_division=0))
 
 
 def mcc(labels_true: Labels, labels_pred: Labels) -> float:
@@ -62,6 +64,8 @@ METRICS: dict[str, Callable[[Labels, Labels], float]] = {
 }
 """Metric name to function of true and predicted class ids, each `(examples,)`."""
 
+UNKNOWN = -2
+"""The class id of a label that the task does not have: no prediction is right."""
 ALWAYS = ("accuracy", "macro_f1", "mcc")
 
 
@@ -72,7 +76,7 @@ def compute_metrics(
 
     Args:
         names: names in `METRICS`.
-        labels_true: class ids, `(examples,)`.
+        labels_true: class ids, `(examples,)`; `UNKNOWN` for a label that the task does not have.
         labels_pred: class ids, `(examples,)`.
         num_labels: number of classes.
 
@@ -87,8 +91,8 @@ def compute_metrics(
         )
     if not labels_true.size:
         raise LatePromptError("there are no examples to score; give at least one")
-    for labels in (labels_true, labels_pred):
-        if labels.min() < 0 or labels.max() >= num_labels:
+    for labels in (labels_true[labels_true != UNKNOWN], labels_pred):
+        if labels.size and (labels.min() < 0 or labels.max() >= num_labels):
             raise LatePromptError(
                 f"class ids go from {labels.min()} to {labels.max()}; {num_labels} labels have 0 to {num_labels - 1}"
             )
@@ -175,4 +179,6 @@ LOWER_IS_BETTER = ("perplexity", "loss")
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
-            raise LatePromptError(unknown("metric", name, METRICS))
+            raise LatePromptError(
+                f"metric {name!r} is unknown{did_you_mean(name, METRICS)}; choose from {', '.join(METRICS)}"
+            )

@@ -43,7 +43,8 @@ class Processes:
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for dtype in {gradient.dtype for gradient in gradients}:
+        # In one order everywhere: a set's order is each process's own, and sums would meet other processes' others.
+        for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
             own = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = torch.cat([gradient.reshape(-1) for gradient in own])
             distributed.all_reduce(flat)

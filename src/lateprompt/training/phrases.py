@@ -59,6 +59,10 @@ class PhraseStates:
     @torch.no_grad()
     def fill(self, layer: LateBackbone, prompt_layer: int, progress: Callable[[int], None]) -> np.ndarray:
         """Compute and keep what is missing; row numbers (sources, 1 + labels), -1 for labels of one word."""
+        self.store.refresh()
+        if not self.missing():  # all there: nothing is locked or written
+            progress(len(self.sources))
+            return self._held()
         with self.store.writing():
             wanted = {self.keys[i][0]: i for i in self.missing()}
             order = sorted(wanted.values(), key=lambda i: len(self.sources[i]))
@@ -71,8 +75,14 @@ class PhraseStates:
                 self._append(rows, states)
                 progress(len(rows))
             self.store.sync()
-        numbers = [self.store.rows_of([b"" if key is None else key for key in keys]) for keys in self.keys]
-        return np.array(numbers)
+            return self._held()  # before another may prune them
+
+    def _held(self) -> np.ndarray:
+        numbers = np.array(
+            [self.store.rows_of([b"" if key is None else key for key in keys]) for keys in self.keys], dtype=np.int64
+        )
+        self.store.hold(numbers[numbers >= 0])
+        return numbers
 
     def _states(self, layer: LateBackbone, prompt_layer: int, sources: Sequence[list[int]]) -> torch.Tensor:
         device, _ = layer.placement

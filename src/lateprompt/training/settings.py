@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
-from lateprompt.names import DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
 from lateprompt.suggestions import unknown
 
 
@@ -70,31 +71,49 @@ class ModelSettings:
             raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
 
 
+RECIPES = ("auto", "paper")
+PAPER_EPOCHS, PAPER_LR = 10, 1e-3
+"""The authors' encoder settings (Liu et al. 2022, appendix)."""
+FEW_ROWS = 1000
+"""Below so many training rows a late prompt's generator takes `FEW_ROWS_LR` (dev rows' figures: docs/results.md)."""
+FEW_ROWS_LR = 5e-3
+LEAST_STEPS = 400
+"""Optimiser steps of a run whose length nobody has set, at least."""
+EVALUATIONS = 10
+"""Evaluations of a run whose length nobody has set, as often as the paper's few-shot runs evaluate."""
+
+
 @dataclass
 class RecipeSettings:
-    """How it is trained: optimiser, schedule, evaluation (defaults are the authors' encoder settings).
+    """How it is trained: optimiser, schedule, evaluation.
+
+    What is left out follows from the number of training rows and the method (`resolved`); what is given holds.
 
     Args:
-        epochs: passes over the training rows; ignored when steps is given.
-        steps: number of optimiser steps.
+        recipe: where lr, epochs and steps are left out: auto (10 epochs but at least 400 steps; a learning rate of 5e-3
+            for the generators of late prompts below 1,000 training rows, else 1e-3) or paper (10 epochs, 1e-3).
+        epochs: passes over the training rows; ignored when steps is given; default see recipe.
+        steps: number of optimiser steps; default see recipe.
         batch_size: rows in a batch.
         grad_accumulation: batches per optimiser step.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW; default see recipe.
         weight_decay: weight decay, not on biases and normalisation weights.
         warmup: share of the steps over which the rate rises; afterwards it falls linearly to 0.
         clip: largest norm of the gradient; 0 for no clipping.
-        eval_every: evaluate on dev rows every so many steps; default once an epoch.
+        eval_every: evaluate on dev rows every so many steps; default once an epoch (with recipe auto and no epochs
+            given, at most ten times).
         early_stop: stop after so many evaluations without a better dev metric; default never.
         eval_batch_size: rows in a batch when evaluating.
         precision: fp32, or bf16 for bfloat16 autocast.
         seed: seed of initialisation, order of rows and dropout.
     """
 
-    epochs: int = 10
+    recipe: str = "auto"
+    epochs: int | None = None
     steps: int | None = None
     batch_size: int = 32
     grad_accumulation: int = 1
-    lr: float = 1e-3
+    lr: float | None = None
     weight_decay: float = 0.1
     warmup: float = 0.06
     clip: float = 1.0
@@ -107,12 +126,13 @@ class RecipeSettings:
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        for name in ("epochs", "batch_size", "grad_accumulation", "eval_batch_size"):
+        _one_of("recipe", self.recipe, RECIPES)
+        for name in ("batch_size", "grad_accumulation", "eval_batch_size"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "eval_every", "early_stop"):
+        for name in ("epochs", "steps", "eval_every", "early_stop"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
-        if not self.lr > 0:
+        if self.lr is not None and not self.lr > 0:
             raise LatePromptError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
         for name in ("weight_decay", "clip"):
             if getattr(self, name) < 0:
@@ -122,6 +142,33 @@ class RecipeSettings:
         _one_of("precision", self.precision, PRECISIONS)
         if not 0 <= self.seed < 2**32:
             raise LatePromptError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
+
+    def resolved(self, rows: int, method: str | None = None) -> RecipeSettings:
+        """Fill in what was left out, for so many training rows and a method (None: any but a generator's).
+
+        Example:
+            >>> recipe = RecipeSettings().resolved(60, "npg")
+            >>> recipe.steps, recipe.lr, recipe.eval_every
+            (400, 0.005, 40)
+        """
+        auto = self.recipe == "auto"
+        per_epoch = math.ceil(math.ceil(rows / self.batch_size) / self.grad_accumulation)
+        found: dict[str, Any] = {}
+        if self.lr is None:
+            few = auto and rows < FEW_ROWS and method in GENERATORS
+            found["lr"] = FEW_ROWS_LR if few else PAPER_LR
+        if self.epochs is None:
+            found["epochs"] = PAPER_EPOCHS
+            if auto and self.steps is None and per_epoch * PAPER_EPOCHS < LEAST_STEPS:
+                found["steps"] = LEAST_STEPS
+                if self.eval_every is None:
+                    found["eval_every"] = max(per_epoch, LEAST_STEPS // EVALUATIONS)
+        return replace(self, **found)
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, `PAPER_LR` where it is still left out."""
+        return PAPER_LR if self.lr is None else self.lr
 
 
 def _one_of(name: str, value: str, known: object) -> None:

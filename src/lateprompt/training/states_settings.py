@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lateprompt.checks import check_types
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, option
 
 FOLDER_VARIABLE = "LATEPROMPT_STATES"
 
@@ -35,11 +35,12 @@ class StatesSettings:
             check_dtype(self.states_dtype)
         if not self.states_limit_gb > 0:
             raise LatePromptError(
-                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or --states off"
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or "
+                f"{option('states', 'off')}"
             )
         if trunk_dropout and self.states != "off":
             raise LatePromptError(
-                "trunk_dropout makes the trunk's states change at each step; use it with --states off"
+                f"trunk_dropout makes the trunk's states change at each step; use it with {option('states', 'off')}"
             )
 
     @property

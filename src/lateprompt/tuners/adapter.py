@@ -21,10 +21,11 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
-from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, Stack, register
+from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register
 
-PEFT_TYPE = "HOULSBY_ADAPTER"
+PEFT_TYPE = PeftName("HOULSBY_ADAPTER")
 _NO_MERGE = (
     "an adapter cannot be merged: it is a non-linear map behind a projection, not a change of its weights; "
     "use unload() to get the base model back"
@@ -59,6 +60,7 @@ class AdapterConfig(LayerTunerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        check_types(self, ("activation", "init_std", "dropout"))
         for name, least in (("bottleneck_dim", 1), ("drop_layers", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -112,7 +114,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name in self.houlsby_down:
                 down: Any = self.houlsby_down[name]
-                inner = self.houlsby_activation[name](down(hidden.to(down.weight.dtype)))
+                dtype = next((p.dtype for p in down.parameters()), torch.float32)  # quantised by torch: it takes floats
+                inner = self.houlsby_activation[name](down(hidden.to(dtype)))
                 result = result + self.houlsby_up[name](inner).to(hidden.dtype)
         return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,14 @@ from torch import nn
 
 from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, core_of, family_of, num_layers_of
+
+
+class PeftName(str):
+    """A method's name where PEFT has an entry of its enum: a text with a `value`, which PEFT and transformers read."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
 
 
 @dataclass
@@ -38,9 +46,14 @@ class LayerTunerConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        layers = self.layers_to_transform
+        names, layers = self.target_modules, self.layers_to_transform
+        known = isinstance(names, (list, tuple, set)) and all(isinstance(name, str) for name in names)
+        if names is not None and not known and not isinstance(names, str):
+            raise LatePromptError(f"target_modules {names!r} is no list of names; give one, or a regular expression")
         if isinstance(layers, int) and not isinstance(layers, bool):
             self.layers_to_transform = layers = [layers]
+        if layers is not None and not isinstance(layers, (list, tuple, set, range)):
+            raise LatePromptError(f"layers_to_transform {layers!r} is no list of layers; give one, or None for all")
         if layers is not None and not layers:
             raise LatePromptError(f"layers_to_transform {layers!r} has no layer; give some, or None for all")
         if self.target_modules is not None and not self.target_modules:
@@ -100,6 +113,13 @@ class Stack:
 class LayerTuner(BaseTuner):
     """A PEFT method that wraps single modules. Subclasses say which ones they can wrap, and which by default."""
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's mean of several adapters: there is none here."""
+        raise LatePromptError(
+            f"add_weighted_adapter is for LoRA: {type(self).__name__} has no mean of several adapters; activate them "
+            "together to add them up, base_model.set_adapter([name, other])"
+        )
+
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own class attribute)
     wraps: str
     """What `accepts` takes, for error messages."""
@@ -117,8 +137,11 @@ class LayerTuner(BaseTuner):
         """Paths of the layers that a configuration keeps to; None: it does not ask for any in particular."""
         return None if config.layers_to_transform is None else stack.choose(config.layers_to_transform)
 
-    def _candidates(self, config: Any, model: nn.Module) -> set[str]:
+    def _candidates(
+        self, config: Any, model: nn.Module, accepts: Callable[[nn.Module], bool] | None = None
+    ) -> set[str]:
         """Paths of what can be wrapped: nothing inside a wrapped module or one that `modules_to_save` copies."""
+        accepts = accepts or self.accepts
         found: set[str] = set()
         closed: list[str] = []
         for key, module in model.named_modules():
@@ -128,7 +151,7 @@ class LayerTuner(BaseTuner):
                 closed.append(key)
             saved = any(re.match(rf"(^|.*\.){name}($|\..*)", key) for name in config.modules_to_save or ())
             inner = module.get_base_layer() if isinstance(module, self.tuner_layer_cls) else module
-            if not saved and self.accepts(inner):
+            if not saved and accepts(inner):
                 found.add(key)
         return found
 

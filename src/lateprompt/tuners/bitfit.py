@@ -7,6 +7,9 @@ exactly.
 Trained parameters: Σ |b| over the wrapped modules. In BERT's layers, of width d and inner width f, that is 7 d + f a
 layer (query, key, value, two outputs, two norms: d each; the inner map: f), and d for the embeddings' norm and d for
 the pooler, where there is one: 24 · (7 · 1024 + 4096) + 1024 = 271,360 for RoBERTa-large's encoder.
+
+Where the chosen layers have no bias at all (Llama, Gemma, Phi-3, ModernBERT, …) every linear map in them gets one that
+starts at 0, which is not in the paper: Σ of their output widths.
 """
 
 from __future__ import annotations
@@ -22,9 +25,13 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lateprompt.errors import LatePromptError
-from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, Stack, register, under
+from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register, under
 
-PEFT_TYPE = "BITFIT"
+PEFT_TYPE = PeftName("BITFIT")
+_NO_BIAS = (
+    "BitFit cannot be merged here: the architecture has no biases, so a saved model would lose the merged ones; keep "
+    "the adapter, or use unload() to get the base model back"
+)
 
 
 @dataclass
@@ -33,7 +40,8 @@ class BitFitConfig(LayerTunerConfig):
 
     Args:
         target_modules: names of modules with a bias (the ends of their paths), or a regular expression for whole paths;
-            None: every one of the backbone, its embeddings and pooler included, its head not.
+            None: every one of the backbone, its embeddings and pooler included, its head not; if there is no bias at
+            all, the linear maps of the layers.
         layers_to_transform: layers of the backbone, counted from 0, to which the tuner keeps; None: all, and what lies
             outside the layers.
         modules_to_save: modules of the model that are trained and saved besides (PEFT's own option).
@@ -42,6 +50,11 @@ class BitFitConfig(LayerTunerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether BitFit can give the module a bias that it lacks."""
+    return isinstance(module, nn.Linear)
 
 
 def _linear(module: Any, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -97,8 +110,13 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
 
     @property
     def _base_bias(self) -> torch.Tensor:
-        bias: torch.Tensor = self.get_base_layer().bias  # type: ignore[assignment]
-        return bias
+        base: Any = self.get_base_layer()
+        bias: torch.Tensor | None = base.bias
+        if bias is not None:
+            return bias
+        # Quantised weights are whole numbers: a difference is none.
+        dtype = base.weight.dtype if base.weight.is_floating_point() else torch.get_default_dtype()
+        return torch.zeros(base.out_features, device=base.weight.device, dtype=dtype)
 
     def _sum(self, bias: torch.Tensor, names: list[str]) -> torch.Tensor:
         total = bias
@@ -115,7 +133,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             return base(x, *args, **kwargs)  # type: ignore[no-any-return]
         run = _direct(base)
         if run is not None and not args and not kwargs:
-            return run(base, x, self._sum(base.bias, names))
+            return run(base, x, self._sum(self._base_bias, names))
         y: torch.Tensor = base(x, *args, **kwargs)
         delta = self._sum(torch.zeros_like(self.bitfit_delta[names[0]]), names)
         if isinstance(base, nn.Conv1d):
@@ -129,11 +147,13 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         """Put the active (or the named) adapters' differences into the module's own bias.
 
         Raises:
-            LatePromptError: with `safe_merge`, a bias that is not finite.
+            LatePromptError: a module without a bias; with `safe_merge`, a bias that is not finite.
         """
         names = self._own(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
+        if not BitFitModel.accepts(self.get_base_layer()):
+            raise LatePromptError(_NO_BIAS)
         frozen = self._base_bias.detach().clone() if self._frozen_bias is None else self._frozen_bias
         with torch.no_grad():
             merged = self._sum(frozen, [*self.merged_adapters, *names])
@@ -167,6 +187,20 @@ class BitFitModel(LayerTuner):
 
     def default_targets(self, candidates: set[str], stack: Stack, layers: list[str] | None) -> set[str]:
         return {key for key in candidates if under(key, [stack.root] if layers is None else layers)}
+
+    def _find_targets(self, config: Any, model: nn.Module) -> set[str]:
+        if config.target_modules is None:
+            stack = Stack.of(model)
+            layers = self.layers_of(config, stack)
+            if not self.default_targets(self._candidates(config, model), stack, layers):
+                places = stack.choose(None) if layers is None else layers
+                return {key for key in self._candidates(config, model, is_linear) if under(key, places)}
+        return super()._find_targets(config, model)
+
+    def _check_merge_allowed(self) -> None:
+        if any(isinstance(m, BitFitLayer) and not self.accepts(m.get_base_layer()) for m in self.model.modules()):
+            raise LatePromptError(_NO_BIAS)
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
 
 
 register(PEFT_TYPE, BitFitConfig, BitFitModel)

@@ -1,0 +1,144 @@
+"""What a run folder holds, read and checked: settings, task, adapter and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from lateprompt.config import PEFT_TYPE, LatePromptConfig
+from lateprompt.errors import LatePromptError
+from lateprompt.files import read_json, read_tensors
+from lateprompt.methods import check_method
+from lateprompt.tasks import AnyTask, Task
+from lateprompt.tasks.loading import read_task_file
+from lateprompt.training.metrics import check_metrics
+from lateprompt.training.settings import ModelSettings
+
+ADAPTER = "default"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TASK_FILE = "task.yaml"
+RUN_FILE = "run.json"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What is in the run file; LatePromptError if there is none, or it is broken."""
+    if not (folder / RUN_FILE).exists():
+        raise LatePromptError(f"{str(folder)!r} is no finished run folder: it has no {RUN_FILE}")
+    return read_json(folder / RUN_FILE, "run file")
+
+
+def broken_run(folder: Path, part: str, why: object) -> LatePromptError:
+    """The error for a part of a run file that cannot be."""
+    return LatePromptError(f"run file {str(folder / RUN_FILE)!r} is broken: {part}: {why}")
+
+
+def section_of(run: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """A part of a run file; LatePromptError if it is no mapping."""
+    value = run.get(name, {})
+    if not isinstance(value, dict):
+        raise broken_run(folder, name, f"{str(value)[:40]!r} is no mapping")
+    return value
+
+
+def settings_in(run: Mapping[str, Any], name: str, kind: type[Any], folder: Path) -> Any:
+    """A part of a run file as checked settings (a dataclass with `check`).
+
+    Raises:
+        LatePromptError: a setting that is unknown, of a wrong type, or cannot be; the message names file and setting.
+    """
+    file = str(folder / RUN_FILE)
+    try:
+        settings = kind(**section_of(run, name, folder))
+    except TypeError as error:
+        raise LatePromptError(
+            f"run file {file!r} is of another version, or broken: {name} does not fit ({error})"
+        ) from None
+    try:
+        settings.check()
+    except LatePromptError as error:
+        raise broken_run(folder, name, error) from None
+    return settings
+
+
+def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
+    """The model's settings in a run file; LatePromptError for what cannot be."""
+    settings: ModelSettings = settings_in(run, "model_settings", ModelSettings, folder)
+    try:
+        check_method(settings.method, settings.options)
+    except LatePromptError as error:
+        raise broken_run(folder, "model_settings", error) from None
+    return settings
+
+
+def check_same(settings: ModelSettings, adapter: LatePromptConfig, task: AnyTask, folder: Path) -> None:
+    """Raise LatePromptError where the run file or the task says something else than the adapter's configuration."""
+    pairs = {"prompt_layer": (settings.prompt_layer, adapter.prompt_layer)}
+    if settings.readout == "head":
+        pairs["head_pooling"] = (settings.head_pooling or "cls", adapter.head_pooling)
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise LatePromptError(
+                f"run file {str(folder / RUN_FILE)!r} has {name} {ours!r}, {ADAPTER_CONFIG} has {theirs!r}; take both "
+                "from the same run"
+            )
+    if settings.readout == "head" and isinstance(task, Task) and adapter.head_labels != len(task.labels):
+        raise LatePromptError(
+            f"task file {str(folder / TASK_FILE)!r} has {len(task.labels)} labels, {ADAPTER_CONFIG} has head_labels "
+            f"{adapter.head_labels!r}; take both from the same run"
+        )
+
+
+def read_task(folder: Path) -> AnyTask:
+    """The task of a run folder."""
+    path = folder / TASK_FILE
+    task = read_task_file(path)
+    try:
+        check_metrics(task.metrics)
+    except LatePromptError as error:
+        raise LatePromptError(f"{path}: {error}") from None
+    return task
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise LatePromptError for NaN or infinity, naming the tensor: what it predicts would be no number either."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise LatePromptError(
+                f"{what} has NaN or infinity in {name!r}; train again, with a lower lr if it diverged"
+            )
+
+
+def read_adapter_config(folder: Path) -> LatePromptConfig:
+    """The adapter configuration of a run folder; LatePromptError if it is of another PEFT method."""
+    data = read_json(folder / ADAPTER_CONFIG, "adapter configuration")
+    if data.get("peft_type") != PEFT_TYPE:
+        raise LatePromptError(
+            f"{str(folder / ADAPTER_CONFIG)!r} has peft_type {data.get('peft_type')!r}, expected {PEFT_TYPE!r}"
+        )
+    config = LatePromptConfig.from_pretrained(str(folder))
+    assert isinstance(config, LatePromptConfig)
+    config.inference_mode = False
+    config.base_model_name_or_path = None
+    return config
+
+
+def load_adapter_weights(model: PeftModel, path: Path) -> None:
+    """Load exactly this adapter's weights, or raise LatePromptError naming the file and what does not fit."""
+    weights, _ = read_tensors(path, "adapter file")
+    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    for name in sorted(set(expected) ^ set(weights)):
+        where = "is missing" if name in expected else "does not belong there"
+        raise LatePromptError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise LatePromptError(
+                f"adapter file {str(path)!r} does not fit the model: {name!r} has shape {tuple(weights[name].shape)}, "
+                f"expected {tuple(tensor.shape)}; give the base model it was trained on"
+            )
+    check_finite(weights, f"adapter file {str(path)!r}")
+    set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
