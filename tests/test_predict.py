@@ -309,7 +309,7 @@ def test_formats_that_are_not_written(run, quick, many, tmp_path, name, capsys):
 
 
 def test_what_is_no_number_is_null(run, quick, tmp_path):
-    row = '{"text": "a film", "x": NaN, "y": {"z": [1, Infinity, -Infinity]}}'
+    row = '{"text": "a film", "x": NaN, "inf": -Infinity, "y": {"z": [1, Infinity, -Infinity]}}'
     (tmp_path / "rows.jsonl").write_text(row + "\n")
     assert predict(run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl") == 0
     text = (tmp_path / "out.jsonl").read_text()
@@ -319,7 +319,7 @@ def test_what_is_no_number_is_null(run, quick, tmp_path):
     assert predict(run, tmp_path / "rows.parquet", tmp_path / "out2.jsonl") == 0
     assert "NaN" not in (tmp_path / "out2.jsonl").read_text()
     assert predict(run, tmp_path / "rows.jsonl", tmp_path / "out.csv") == 0
-    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith('a film,,"{""z"": [1, null, null]}",')
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith('a film,,,"{""z"": [1, null, null]}",')
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -144,8 +144,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def plain_text(value: Any) -> str | None:
-    """A value as the text in a table's cell, None for nothing (NaN too): a text is itself, the rest is its JSON."""
-    if value is None or (isinstance(value, float) and value != value):
+    """A value as text in a table, None for nothing (NaN and infinity too): a text is itself, the rest its JSON."""
+    if value is None or (isinstance(value, float) and value - value != 0):
         return None
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
