@@ -166,7 +166,7 @@ def test_a_near_miss_gets_a_suggestion(arguments, expected, capsys):
     [
         (b"model: m\nlearning_rate: 1\n", "did you mean '--lr'?"),
         (b"lr: fast\n", "--lr 'fast' is no value"),
-        (b"a: " + b"[" * 3000 + b"]" * 3000, "nested too deeply"),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "nested too deep"),
         (b"caf\xe9: \xff", "not UTF-8"),
         (b"a: b: c", "config"),
         (None, "does not exist"),

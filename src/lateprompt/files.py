@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lateprompt.errors import LatePromptError
+
+if TYPE_CHECKING:
+    import torch
 
 STAGING = ".lateprompt-new"
 """In a run folder: where the files of a new run wait until all of them are there."""
@@ -260,9 +261,14 @@ def as_json(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    if isinstance(value, Decimal | UUID | timedelta | os.PathLike | torch.device):
+    if isinstance(value, Decimal | UUID | timedelta | os.PathLike) or _is_device(value):
         return str(value)
     raise TypeError(f"{type(value).__name__} {str(value)[:60]!r} cannot be written as JSON")
+
+
+def _is_device(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has not imported it has no device
+    return torch is not None and isinstance(value, torch.device)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -276,6 +282,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file."""
+    from safetensors.torch import save_file
+
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 

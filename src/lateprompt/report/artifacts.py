@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lateprompt.errors import LatePromptError
@@ -74,4 +74,7 @@ def _lines(run: Run, name: str) -> list[tuple[str, Mapping[str, Any]]] | None:
     if run.folder is None or not (run.folder / name).is_file():
         return None
     file = run.folder / name
-    return [(f"{file}, line {number}", record) for number, record in read_table(file, None).records]
+    table = read_table(file, None)
+    # Results of other tools may hold half characters: shown with U+FFFD in their place.
+    entries = ((number, getattr(entry, "source", None) or entry) for number, entry in table.entries)
+    return [(f"{file}, line {number}", record) for number, record in replace(table, entries=entries).records]
