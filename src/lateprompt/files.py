@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 STAGING = ".lateprompt-new"
 """In a run folder: where the files of a new run wait until all of them are there."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that mean: there is no room."""
+TEMPORARY_END = r"\.(?:[0-9a-f]{8}\.tmp|\w{8})"
+"""A pattern: what follows `.` and a file's name (40 characters of it at most) in the name that `write_atomically`
+writes under first; without `.tmp` from earlier versions."""
 
 
 class FullDiskError(LatePromptError):
@@ -223,7 +227,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = error_number(error)
-        if number in _FULL:
+        if number in FULL:
             raise FullDiskError(
                 f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
             ) from error
