@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -106,13 +105,11 @@ def _rows(args: Namespace, tuned: Any) -> Iterator[Any]:
 
 
 def _survey(args: Namespace, tuned: Any, *, table: bool) -> Any:
-    """What a first pass over the rows tells, where there can be one and it is needed: to stop, or to know columns."""
+    """What a first pass over the rows tells, where one is needed: to stop before any work, or for a table's columns."""
     from lateprompt.outputs import Survey
     from lateprompt.predicting import check_rows
 
-    path = Path(args.data)
-    comes_once = path.exists() and not path.is_file()  # through a pipe; a data set of the hub can be read twice
-    if comes_once or (args.on_error == "skip" and not table):
+    if args.on_error == "skip" and not table:
         return None
     rows = _rows(args, tuned)
     return Survey().of(rows if args.on_error == "skip" else check_rows(tuned, rows, max_new_tokens=args.max_new_tokens))

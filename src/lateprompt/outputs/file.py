@@ -182,17 +182,17 @@ class PredictionFile:
             self._target, self._place = path, _partial(path)
             self._held = os.open(path, os.O_RDONLY)
             _claim(self._held, self.name)
+        kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
         handle = os.open(self._place, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _claim(handle, self.name)
-        except LatePromptError:
+            os.ftruncate(handle, 0)
+            if self._target is not None:
+                keep_permissions(self._place, self._target.stat())
+            return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
+        except BaseException:
             os.close(handle)
             raise
-        os.ftruncate(handle, 0)
-        if self._target is not None:
-            keep_permissions(self._place, self._target.stat())
-        kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
-        return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
 
 
 def _partial(path: Path) -> Path:
