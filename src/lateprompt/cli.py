@@ -12,7 +12,6 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.arguments import dashes_to_underscores
-from lateprompt.errors import LatePromptError
 from lateprompt.figures import print_metrics as print_metrics
 from lateprompt.outcome import BAD_INPUT, finish, versions
 from lateprompt.suggestions import did_you_mean
@@ -214,10 +213,4 @@ def _run(name: str, words: Sequence[str]) -> int | None:
 
     check_arguments(words)
     parser = build_parser(name)
-    try:
-        args = parser.parse_args([dashes_to_underscores(word) for word in words])
-    except RecursionError:
-        raise LatePromptError("--config names a file that is nested too deeply; give a flat YAML file") from None
-    except UnicodeDecodeError as error:
-        raise LatePromptError(f"--config names a file that is not UTF-8 ({error}); save it as UTF-8") from None
-    return COMMANDS[name][2](args)
+    return COMMANDS[name][2](parser.parse_args([dashes_to_underscores(word) for word in words]))

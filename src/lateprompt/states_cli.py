@@ -80,8 +80,10 @@ def _look_after(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], li
 
 
 def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    from lateprompt.run import DataSettings, kind_of, resolve_task
+    from lateprompt.run import kind_of
+    from lateprompt.run_rows import resolve_task
     from lateprompt.tasks import TextTask, load_task, read_rows
+    from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.kept import fill_layers
     from lateprompt.training.settings import ModelSettings
 

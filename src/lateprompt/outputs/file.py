@@ -55,7 +55,8 @@ class PredictionFile:
 
     Example:
         >>> with PredictionFile("labels.csv", labels=classifier.task.labels) as file:
-        ...     file.write(predict_rows(classifier, rows))
+        ...     for window in predict_windows(classifier, rows):
+        ...         file.write(window)
     """
 
     def __init__(
