@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import make_rows, write_rows
 
-from lateprompt import run as run_module
 from lateprompt.cli import main
 from lateprompt.errors import LatePromptError
+from lateprompt.row_checks import shared_rows
 from lateprompt.run import DataSettings, load_run, train_run
 from lateprompt.tasks import Row
 from lateprompt.training import fit as fit_module
@@ -121,9 +121,7 @@ def test_separate_sets_are_no_warning(masked_lm, data, tmp_path, capfd):
 
 
 def test_pairs_are_shared_as_pairs():
-    shared = run_module.shared_rows(
-        {"train": [Row("a", "b"), Row("c")], "dev": [Row("a", "c"), Row("c"), Row("a", "b ")]}
-    )
+    shared = shared_rows({"train": [Row("a", "b"), Row("c")], "dev": [Row("a", "c"), Row("c"), Row("a", "b ")]})
     assert shared == [{"rows": 2, "of": "dev", "in": "train", "total": 3}]
 
 
