@@ -260,3 +260,11 @@ def test_a_fitted_estimator_can_be_copied(fitted, copied):
 def test_cross_validation_gives_its_estimators_back(headless):
     found = cross_validate(small(headless), TEXTS, LABELS, cv=2, return_estimator=True)
     assert [len(estimator.predict(TEXTS)) for estimator in found["estimator"]] == [32, 32]
+
+
+def test_a_blank_folder_is_not_the_working_directory(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for work in (lambda: fitted.save("", overwrite=True), lambda: LatePromptClassifier.load("")):
+        with pytest.raises(ValueError, match="is no name"):
+            work()
+    assert not any(tmp_path.iterdir())

@@ -156,8 +156,8 @@ def device(path: Path) -> None:
 
 
 FILES = {
-    "pipe": (pipe, "pipe, socket or device"),
-    "device": (device, "pipe, socket or device"),
+    "pipe": (pipe, "is a pipe"),
+    "device": (device, "is a device"),
     "folder": (into_folder, "is a folder"),
     "gone": (lambda path: path.unlink(), "does not exist"),
     "pointer": (lambda path: path.write_text(LFS), "git lfs pull"),

@@ -103,6 +103,7 @@ def test_only_rows_that_will_be_read_are_filled(masked_lm, tmp_path):
     [
         (["--trunk-dropout"], "--states off"),
         (["--states-dtype", "int4"], "states dtype 'int4'"),
+        (["--states", ""], "states '' is no folder"),
         (["--states-limit-gb", "0"], "states_limit_gb 0"),
     ],
 )

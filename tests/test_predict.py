@@ -54,8 +54,7 @@ def tuned(run) -> TextClassifier:
 @pytest.fixture
 def quick(monkeypatch, tuned):
     """The command line without loading the model again."""
-    original = predict_cli.predict
-    monkeypatch.setattr(predict_cli, "predict", lambda args, load: original(args, lambda args: tuned))
+    monkeypatch.setattr(predict_cli, "load", lambda args: tuned)
 
 
 @pytest.fixture

@@ -282,3 +282,12 @@ def test_an_edited_checkpoint(tmp_path, masked_lm, data):
         (folder / "state.json").write_text(json.dumps(state))
         with pytest.raises(LatePromptError, match=r"checkpoint .* is broken"):
             train_run(settings, rows, RecipeSettings(steps=2), tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_with_a_long_template_is_taken_up(headless, data, tmp_path):
+    """A template longer than any name of a file is no path to look for."""
+    settings = ModelSettings(headless, prompt_layer=2, bottleneck_dim=4, readout="head")
+    rows = DataSettings(data["train"], template="{text}" + " terrible" * 30)
+    recipe = RecipeSettings(steps=1, batch_size=8)
+    measured = train_run(settings, rows, recipe, tmp_path / "run")[1]
+    assert train_run(settings, rows, recipe, tmp_path / "run", resume=True)[1] == measured

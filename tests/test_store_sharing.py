@@ -25,6 +25,7 @@ from tiny_models import tiny_model
 
 from lateprompt.cli import main
 from lateprompt.errors import LatePromptError
+from lateprompt.files import _new_file as new_file
 from lateprompt.states import CannotKeep, TrunkStates, list_stores, manage, prune, prune_stores, segments, verify_stores
 from lateprompt.states import store as store_module
 from lateprompt.states.facts import STORE_FILE
@@ -343,7 +344,7 @@ def test_prune_leaves_what_it_did_not_make(model, tmp_path):
     store.fill(sequences(3))
     for name in ("segment-notes.txt", "segment-1.bin", "thesis.docx", ".store.json.swp"):
         (store.folder / name).write_text("mine")
-    (store.folder / ".store.json.k3_2h1g0").write_text("half")  # of an interrupted write of ours
+    (store.folder / ".store.json.k3_2h1g0").write_text("half")  # of an interrupted write of an early version
     prune(tmp_path, 0)
     assert sorted(path.name for path in store.folder.iterdir()) == [
         ".store.json.swp",
@@ -351,6 +352,16 @@ def test_prune_leaves_what_it_did_not_make(model, tmp_path):
         "segment-notes.txt",
         "thesis.docx",
     ]
+
+
+def test_prune_removes_what_a_kill_in_the_middle_of_a_write_left(model, tmp_path):
+    store = TrunkStates.open(tmp_path, model, 2)
+    store.fill(sequences(3))
+    index = next(path for path in segments.segment_files(store.folder) if path.suffix == ".idx")
+    for path in (store.folder / STORE_FILE, index):
+        new_file(path)
+    prune(tmp_path, 0)
+    assert not any(tmp_path.iterdir())
 
 
 def test_stores_of_before_are_listed_verified_and_pruned(model, tmp_path):
@@ -466,6 +477,18 @@ def test_a_store_that_may_not_be_read(masked_lm, shared, capsys):
     closed.chmod(0o755)
 
 
+def test_facts_that_may_not_be_read(masked_lm, shared):
+    tuned = classifier(masked_lm)
+    feed = tuned.feed(ROWS)
+    tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    (closed,) = shared.glob(f"*/{STORE_FILE}")
+    shared.chmod(0o755)
+    closed.chmod(0)
+    with _not_root(), pytest.warns(UserWarning, match="cannot be read"):
+        (same,), _ = tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    assert same is feed
+
+
 @contextmanager
 def _not_root():
     if os.geteuid() != 0:
@@ -499,6 +522,19 @@ def test_a_full_disk_leaves_whole_rows_and_training_goes_on(masked_lm, tmp_path,
         warnings.simplefilter("error")  # nothing to repair
         (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     assert isinstance(kept, StatesFeed)
+
+
+def test_a_disk_that_is_full_already_is_no_reason_to_stop(masked_lm, tmp_path):
+    tuned = classifier(masked_lm)
+    feed = tuned.feed(ROWS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.warns(UserWarning, match="no room for trunk states"):
+            (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same is feed
 
 
 def test_records_that_a_reader_may_have_seen_stay(tmp_path):

@@ -342,7 +342,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
         check_is_fitted(self)
-        save_estimator(self, Path(folder), overwrite=overwrite)
+        save_estimator(self, folder, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
@@ -366,4 +366,4 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             LatePromptError: no run folder, or one that is broken; another base model.
         """
-        return load_estimator(cls, Path(folder), model=model, device=device, check_model=check_model)
+        return load_estimator(cls, folder, model=model, device=device, check_model=check_model)

@@ -30,7 +30,7 @@ _FILES = "_files"
 _DEVICE = "_device"
 
 
-def save_estimator(estimator: LatePromptClassifier, folder: Path, *, overwrite: bool) -> None:
+def save_estimator(estimator: LatePromptClassifier, folder: str | Path, *, overwrite: bool) -> None:
     """Write the run folder of a fitted estimator.
 
     Raises:
@@ -65,7 +65,12 @@ def save_estimator(estimator: LatePromptClassifier, folder: Path, *, overwrite: 
 
 
 def load_estimator(
-    kind: type[LatePromptClassifier], folder: Path, *, model: str | None, device: str | None, check_model: bool = True
+    kind: type[LatePromptClassifier],
+    folder: str | Path,
+    *,
+    model: str | None,
+    device: str | None,
+    check_model: bool = True,
 ) -> LatePromptClassifier:
     """The estimator of a run folder.
 
@@ -73,7 +78,7 @@ def load_estimator(
         LatePromptError: no run folder, or one that is broken.
     """
     with reading(folder):
-        return _load(kind, folder, model, device, check_model)
+        return _load(kind, Path(folder), model, device, check_model)
 
 
 def _load(
@@ -115,7 +120,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or JSON beyond all measure
         raise LatePromptError(f"history {str(path)!r} is broken: {error}") from None
 
 

@@ -24,13 +24,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lateprompt.errors import LatePromptError
+from lateprompt.inputs import check_file
 
 if TYPE_CHECKING:
     import torch
 
 STAGING = ".lateprompt-new"
 """In a run folder: where the files of a new run wait until all of them are there."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that mean: there is no room."""
+TEMPORARY_END = r"\.(?:[0-9a-f]{8}\.tmp|\w{8})"
+"""A pattern: what follows `.` and a file's name (40 characters of it at most) in the name that `write_atomically`
+writes under first; without `.tmp` from earlier versions."""
 
 
 class FullDiskError(LatePromptError):
@@ -223,7 +228,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = error_number(error)
-        if number in _FULL:
+        if number in FULL:
             raise FullDiskError(
                 f"{str(path)!r} cannot be written: {os.strerror(number)}; free some space, or choose another place"
             ) from error
@@ -288,35 +293,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     write_atomically(path, lambda temporary: save_file(whole, temporary, metadata))
 
 
-_LFS = b"version https://git-lfs"
-
-
-def check_regular(path: Path, what: str) -> None:
-    """Raise LatePromptError unless `path` is an ordinary file with its own content: reading a pipe would never end."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise LatePromptError(f"{what} {str(path)!r} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error}") from None
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise LatePromptError(f"{what} {str(path)!r} is {kind}; give an ordinary file")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS))
-    except OSError as error:
-        raise LatePromptError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
-    if start == _LFS:
-        raise LatePromptError(
-            f"{what} {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
-            "download the file"
-        )
-
-
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
-    check_regular(path, what)
+    check_file(path, what)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -339,7 +318,7 @@ def _shortened(value: Any) -> str:
 
 def tensor_names(path: Path, what: str) -> set[str]:
     """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
-    check_regular(path, what)
+    check_file(path, what)
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys())
@@ -349,7 +328,7 @@ def tensor_names(path: Path, what: str) -> set[str]:
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
-    check_regular(path, what)
+    check_file(path, what)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,4 +77,5 @@ def _resolved(value: Any) -> Any:
     """A setting with paths, alone or in a list, as they are on the disk."""
     if isinstance(value, list):
         return [_resolved(part) for part in value]
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    # Not Path's: it raises for a template that is longer than any path.
+    return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value

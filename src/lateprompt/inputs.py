@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lateprompt.errors import LatePromptError
 
-_LFS = b"version https://git-lfs.github.com/spec/"
+_LFS = b"version https://git-lfs"
 
 
 def is_file(path: Path) -> bool:
@@ -19,20 +19,30 @@ def is_file(path: Path) -> bool:
 
 
 def check_file(path: Path, what: str = "") -> None:
-    """Raise LatePromptError unless `path` is a regular file and not just a pointer to one.
+    """Raise LatePromptError unless `path` is a regular file that may be read, and not just a pointer to one.
 
     Args:
         path: the file.
         what: what it is to be, for the message: "task file", "plan".
     """
     name = f"{what} {str(path)!r}".lstrip()
-    if not is_file(path):
-        kind = kind_of(path)
-        if kind is None:
-            raise LatePromptError(f"{name} does not exist; give a file")
+    try:
+        kind, start = kind_of(path), b""
+        if is_file(path):
+            with path.open("rb") as file:
+                start = file.read(len(_LFS))
+        elif kind is None:
+            path.stat()  # whatever keeps it from being seen
+    except (FileNotFoundError, NotADirectoryError):
+        raise LatePromptError(f"{name} does not exist; give a file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LatePromptError(f"{name} cannot be read: {reason}; give another file, or mend its permissions") from None
+    if kind == "a folder":
+        raise LatePromptError(f"{name} is a folder; give a file")
+    if kind is not None:
         raise LatePromptError(f"{name} is {kind}, not a file; write its content to a file and give that")
-    with path.open("rb") as file:
-        refuse_pointer(name, file.read(len(_LFS)))
+    refuse_pointer(name, start)
 
 
 def read_text(path: Path, what: str = "", *, limit: int) -> str:
@@ -66,14 +76,16 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 def refuse_pointer(name: str, start: bytes) -> None:
     """Raise LatePromptError for the start of a file that only points to another."""
     if start.startswith(_LFS):
-        raise LatePromptError(f"{name} is a Git LFS pointer, not the data; fetch the data with: git lfs pull")
+        raise LatePromptError(f"{name} is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull")
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is that is no file, in words; None where nothing is."""
+    """What a path is that is no file, in words; None for a file, and where nothing is."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode):
         return None
     kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")

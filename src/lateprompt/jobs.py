@@ -37,9 +37,11 @@ from lateprompt.progress import Bar
 from lateprompt.randomness import RunNumbers
 from lateprompt.readout import PhraseReadout, Readout
 from lateprompt.rivals import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
-from lateprompt.run import DataSettings, Rows, check_sets, fingerprint, load_rows, versions
+from lateprompt.run import versions
+from lateprompt.run_rows import Rows, check_sets, fingerprint, load_rows
 from lateprompt.suggestions import did_you_mean, unknown
 from lateprompt.tasks import TextTask
+from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import FitResult, fit_turns, plan_steps, trainable_parameters
 from lateprompt.training.kept import StatesFeed, StatesSettings, rows_needed

@@ -52,7 +52,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         self._check_sizes(config)
         try:
             self._add_adapter(name, config)
-        except Exception:
+        except BaseException:  # interrupted by Ctrl-C too
             self._forget(name)
             raise
 

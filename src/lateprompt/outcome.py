@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, TextIO
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.interruption import exit_code, terminable
 
 BAD_INPUT = 2
@@ -56,7 +56,7 @@ def finish(work: Callable[[], int | None], *, going_on: str = "", debug: bool = 
         return exit_code(stop)
     except Exception as error:
         if _is_out_of_memory(error):
-            return _say(f"out of memory ({_first_line(error)}); use a smaller model, batch or length", debug)
+            return _say(f"out of memory ({first_line(error)}); use a smaller model, batch or length", debug)
         traceback.print_exc()
         print(
             "lateprompt: this is a fault in lateprompt, not in what you gave it. Please report it, with the lines "
@@ -87,11 +87,7 @@ def _of_file(error: OSError) -> str:
     advice = _ADVICE.get(error.errno or 0, "choose another place or mend its permissions")
     if error.filename is not None:
         return f"{error.strerror}: {str(error.filename)!r}; {advice}"
-    return f"{error.strerror}; {advice}" if error.strerror else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{error.strerror}; {advice}" if error.strerror else first_line(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from lateprompt.errors import LatePromptError
+from lateprompt.evaluate_cli import add_run, load
 from lateprompt.interruption import exit_code
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from lateprompt.parser import Parser
 
 SKIPPED = 3
 """The exit code of a predict that is through, with rows that have an error in their place."""
 
 
-def add_predict(parser: ArgumentParser) -> None:
-    """Everything but the run and where it is computed."""
+def add_predict(parser: Parser) -> None:
+    """Its arguments."""
+    add_run(parser)
     parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed, and not read")
     parser.add_argument(
         "--output",
@@ -45,21 +49,21 @@ def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
 
 
-def predict(args: Namespace, load: Callable[[Namespace], Any]) -> int:
-    """Run what `add_predict` has parsed; `load` gives the model of the run.
+def predict(args: Namespace) -> int:
+    """Run what `add_predict` has parsed.
 
     Returns:
         The exit code: 0, 3 with rows that have an error, 130 after SIGINT and 143 after SIGTERM.
     """
     left = [""]
     try:
-        return _predict(args, load, left)
+        return _predict(args, left)
     except KeyboardInterrupt as stop:
         print(f"lateprompt: interrupted; {left[0] or 'nothing was written'}", file=sys.stderr)
         return exit_code(stop)
 
 
-def _predict(args: Namespace, load: Callable[[Namespace], Any], left: list[str]) -> int:
+def _predict(args: Namespace, left: list[str]) -> int:
     from lateprompt.files import check_output
     from lateprompt.outputs import PredictionFile, check_existing
     from lateprompt.training.parallel import processes
@@ -106,13 +110,11 @@ def _rows(args: Namespace, tuned: Any) -> Iterator[Any]:
 
 
 def _survey(args: Namespace, tuned: Any, *, table: bool) -> Any:
-    """What a first pass over the rows tells, where there can be one and it is needed: to stop, or to know columns."""
+    """What a first pass over the rows tells, where one is needed: to stop before any work, or for a table's columns."""
     from lateprompt.outputs import Survey
     from lateprompt.predicting import check_rows
 
-    path = Path(args.data)
-    comes_once = path.exists() and not path.is_file()  # through a pipe; a data set of the hub can be read twice
-    if comes_once or (args.on_error == "skip" and not table):
+    if args.on_error == "skip" and not table:
         return None
     rows = _rows(args, tuned)
     return Survey().of(rows if args.on_error == "skip" else check_rows(tuned, rows, max_new_tokens=args.max_new_tokens))

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lateprompt.config import LatePromptConfig
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.families import core_of, family_of
+from lateprompt.inputs import check_file
 from lateprompt.layer import LatePromptLayer
 
 _FIXED_KEY = "prompt_embedding.weight"
@@ -111,17 +112,17 @@ def _read(source: Mapping[str, torch.Tensor] | str | Path) -> Mapping[str, torch
     if isinstance(source, Mapping):
         return source
     path = Path(source)
-    if not path.is_file():
-        raise LatePromptError(f"checkpoint {str(path)!r} does not exist; give a .safetensors or .bin file")
+    check_file(path, "checkpoint")
     loaded: Any
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LatePromptError(f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}") from None
+    except Exception as error:  # torch raises a dozen kinds for a file that is no checkpoint
+        raise LatePromptError(
+            f"checkpoint {str(path)!r} cannot be read as tensors alone: {first_line(error)}"
+        ) from None
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise LatePromptError(f"checkpoint {str(path)!r} holds more than named tensors; save its state dict alone")
     return loaded

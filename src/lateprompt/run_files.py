@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import STAGING, write_json
+from lateprompt.files import STAGING, TEMPORARY_END, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".lateprompt.lock"
@@ -33,10 +33,10 @@ KNOWN = (
 """What a run leaves, in the order in which it takes its place: a folder with a `run.json` has what `load` reads."""
 _FORMAT = "lateprompt run folder"
 _NAMES = "|".join(re.escape(name) for name in (*KNOWN, MANIFEST))
-_TEMPORARY = re.compile(rf"\.({_NAMES})\.(\w{{8}}|[0-9a-f]{{8}}\.tmp)")
-"""What a kill in the middle of a write leaves; without `.tmp` from earlier versions."""
+_TEMPORARY = re.compile(rf"\.({_NAMES}){TEMPORARY_END}")
+"""What a kill in the middle of a write leaves."""
 _STATE_FILES = rf"{re.escape(STARTED)}|{re.escape(STATE)}|tensors-\d+\.safetensors"
-_IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES})\.(\w{{8}}|[0-9a-f]{{8}}\.tmp)")
+_IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES}){TEMPORARY_END}")
 
 Hashes = dict[str, str]
 

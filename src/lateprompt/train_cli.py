@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.arguments import settings_of
+from lateprompt.figures import print_metrics
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -64,7 +65,6 @@ def _names(settings: Any) -> list[str]:
 
 def train(args: Namespace) -> None:
     """Run what `add_train` has parsed."""
-    from lateprompt.cli import print_metrics
     from lateprompt.methods import parse_options
     from lateprompt.run import DataSettings, train_run
     from lateprompt.training.parallel import processes

@@ -13,7 +13,7 @@ import yaml
 from peft import PeftModel, get_peft_model_state_dict
 
 from lateprompt.config import LatePromptConfig
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.families import FAMILIES
 from lateprompt.files import write_json, write_tensors, write_text
 from lateprompt.fingerprints import check_fingerprint, model_fingerprint
@@ -63,7 +63,7 @@ def pick_device(device: str | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise LatePromptError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
+        raise LatePromptError(f"device {device!r} is not available: {first_line(error)}") from None
     return chosen
 
 

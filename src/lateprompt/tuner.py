@@ -152,7 +152,7 @@ class LatePromptModel(BaseTuner):
         try:
             _check_adapter_name(adapter_name, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except Exception:
+        except BaseException:  # interrupted by Ctrl-C too
             self.peft_config.pop(adapter_name, None)
             _forget_failure(model)
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import check_regular
+from lateprompt.inputs import check_file
 
 _FEWEST = 50
 """A tokenizer with fewer tokens than the embedding's rows over this is refused: vocabularies are padded by a few
@@ -78,7 +78,7 @@ def check_tokenizer_files(folder: Path) -> None:
         )
     for name in ("tokenizer.json", *_PAIR, "vocab.txt"):
         if folder.is_dir() and (folder / name).exists():
-            check_regular(folder / name, "tokenizer file")
+            check_file(folder / name, "tokenizer file")
 
 
 def has_tokenizer_files(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, tensor_names
+from lateprompt.inputs import kind_of
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _LARGEST = {
@@ -33,14 +33,9 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise LatePromptError(f"model {str(folder)!r} cannot be loaded: it is a folder without a usable config.json")
     for path in sorted(folder.iterdir()):
-        try:
-            mode = path.stat().st_mode
-        except OSError:
-            continue  # a dangling link: whoever needs the file says so
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise LatePromptError(
-                f"model {str(folder)!r} cannot be loaded: {path.name!r} is a pipe, socket or device; remove it"
-            )
+        kind = kind_of(path)
+        if kind not in (None, "a folder"):
+            raise LatePromptError(f"model {str(folder)!r} cannot be loaded: {path.name!r} is {kind}; remove it")
     read_json(folder / "config.json", "model configuration")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.inputs import read_text
 
 LONGEST = 1_000_000
@@ -77,7 +77,7 @@ def _read(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise LatePromptError(f"{source}{line}: no valid YAML ({problem}); quote texts with braces or colons") from None
     except RecursionError:
         raise LatePromptError(f"{source}: nested too deep; a file of settings needs a few levels") from None
@@ -85,8 +85,7 @@ def _read(
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         # PyYAML's, for a value that is not what it looks like: 2001-99-99, !!int x, a number of 10,000 digits.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LatePromptError(f"{source}: a value that YAML cannot read ({reason}); quote it") from None
+        raise LatePromptError(f"{source}: a value that YAML cannot read ({first_line(error)}); quote it") from None
     finally:
         if loader is not None:
             loader.dispose()

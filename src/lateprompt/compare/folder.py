@@ -11,6 +11,7 @@ import yaml
 from lateprompt.compare.plan import Plan
 from lateprompt.errors import LatePromptError
 from lateprompt.files import check_place, given_path
+from lateprompt.yaml_files import read_yaml
 
 PLAN_FILE = "plan.yaml"
 CHOSEN_FILE = "chosen.yaml"
@@ -67,7 +68,7 @@ def _is_ours(folder: Path) -> bool:
     lock = folder / LOCK_FILE
     if lock.is_file() and not lock.is_symlink() and not lock.stat().st_size:
         return True
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        saved = yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    with suppress(LatePromptError, OSError):
+        saved = read_yaml(folder / PLAN_FILE, "plan")
         return isinstance(saved, dict) and {field.name for field in fields(Plan)} <= set(saved)
     return False

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.run import DEV_ROWS, DataSettings, check_run
+from lateprompt.run import check_run
+from lateprompt.run_rows import DEV_ROWS
 from lateprompt.tasks import load_label_task
+from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 

@@ -13,7 +13,7 @@ from lateprompt.calls import first
 from lateprompt.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
 from lateprompt.errors import LatePromptError
 from lateprompt.methods import check_method
-from lateprompt.run import DEV_ROWS
+from lateprompt.run_rows import DEV_ROWS
 from lateprompt.suggestions import did_you_mean
 from lateprompt.training.kept import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings

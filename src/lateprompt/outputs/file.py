@@ -55,7 +55,8 @@ class PredictionFile:
 
     Example:
         >>> with PredictionFile("labels.csv", labels=classifier.task.labels) as file:
-        ...     file.write(predict_rows(classifier, rows))
+        ...     for window in predict_windows(classifier, rows):
+        ...         file.write(window)
     """
 
     def __init__(
@@ -182,17 +183,17 @@ class PredictionFile:
             self._target, self._place = path, _partial(path)
             self._held = os.open(path, os.O_RDONLY)
             _claim(self._held, self.name)
+        kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
         handle = os.open(self._place, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _claim(handle, self.name)
-        except LatePromptError:
+            os.ftruncate(handle, 0)
+            if self._target is not None:
+                keep_permissions(self._place, self._target.stat())
+            return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
+        except BaseException:
             os.close(handle)
             raise
-        os.ftruncate(handle, 0)
-        if self._target is not None:
-            keep_permissions(self._place, self._target.stat())
-        kind: Any = ParquetSink if self.format.kind == "parquet" else LineSink
-        return kind(handle, self.format, self.columns, self.survey)  # type: ignore[no-any-return]
 
 
 def _partial(path: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.outputs.columns import Columns, Line, Survey, plain_text, refuse_new_columns
 from lateprompt.outputs.formats import Format
 from lateprompt.outputs.sinks import names_of
@@ -134,5 +134,5 @@ class ParquetSink:
         except (self._arrow.ArrowException, OverflowError, TypeError) as error:
             raise LatePromptError(
                 f"column {field.name!r} has other values from row {self.rows + 1} on than before ({field.type}: "
-                f"{str(error).splitlines()[0]}), and a .parquet column has one type; write .jsonl"
+                f"{first_line(error)}), and a .parquet column has one type; write .jsonl"
             ) from None

@@ -36,6 +36,7 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise LatePromptError(f"trunk states {str(path)!r} are no regular file; remove them")
+        path.open("rb").close()  # may it be read? `read_json` does not tell that from a broken file
         facts = read_json(path, "trunk states")
     except FileNotFoundError:
         return None
@@ -46,8 +47,6 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
             f"trunk states {str(folder)!r} cannot be read ({error.strerror}); mend its permissions, use another "
             "folder, or --states off"
         ) from None
-    except RecursionError:
-        raise LatePromptError(f"trunk states {str(path)!r} are broken: nested too deep; remove them") from None
     except LatePromptError:
         if not path.exists():  # removed between the two looks
             return None

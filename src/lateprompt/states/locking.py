@@ -15,9 +15,9 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from lateprompt.errors import LatePromptError
+from lateprompt.files import FULL, FullDiskError
 
 LOCK_FILE = "lock"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -37,15 +37,15 @@ def put_plainly(folder: Path) -> Iterator[None]:
     """Raise `CannotKeep` for what the disk or its permissions refuse; any other error stays as it is."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
+    except (OSError, FullDiskError) as error:
+        if isinstance(error, FullDiskError) or error.errno in FULL:
             raise CannotKeep(
                 f"no room for trunk states on the disk of {str(folder)!r}; free some (lateprompt states prune), use "
                 "another folder, or --states off"
             ) from None
         if error.errno in _NO_PERMISSION:
             raise CannotKeep(
-                f"trunk states {str(folder)!r} cannot be written ({error.strerror}); mend its permissions, use another "
+                f"trunk states {str(folder)!r} cannot be written ({error.strerror}); mend its permissions, use "
                 "another folder, or --states off"
             ) from None
         raise

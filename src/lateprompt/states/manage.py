@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.errors import LatePromptError
-from lateprompt.files import write_atomically
+from lateprompt.files import TEMPORARY_END, write_atomically
 from lateprompt.states.codec import DTYPES
 from lateprompt.states.facts import STORE_FILE
 from lateprompt.states.locking import LOCK_FILE, Busy, CannotKeep, changing, put_plainly
@@ -26,8 +26,8 @@ PRUNE_WAIT_SECONDS = 1.0
 VERIFY_WAIT_SECONDS = 10.0
 """The same of a verify, which goes on waiting while the other adds rows."""
 _STORE_NAME = re.compile(rf".+-p\d+-({'|'.join(DTYPES)})-[0-9a-f]{{16}}")
-# What an interrupted atomic write of ours left: `.store.json.k3j2h1g0`, `.segment-….idx.k3j2h1g0`.
-_LEFTOVER = re.compile(r"\.(store\.json|segment-\d{20}(-[0-9a-f]{8})?\.idx)\.[a-z0-9_]{8}")
+# What an interrupted atomic write of ours left; names of segments are too long to be there as a whole.
+_LEFTOVER = re.compile(rf"\.(store\.json|segment-\d{{20}}(-[0-9a-f]{{8}})?\.idx?){TEMPORARY_END}")
 
 
 def stores_in(folder: str | Path) -> list[Path]:

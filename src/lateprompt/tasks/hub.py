@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.tasks.columns import Columns
 from lateprompt.tasks.loading import AnyTask
 from lateprompt.tasks.tables import Table
@@ -48,10 +48,9 @@ def read_hub(data: str, task: AnyTask | None, split: str, chosen: Columns) -> Ta
     try:
         rows = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # the library raises a dozen kinds, from its own and its HTTP client's
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LatePromptError(
             f"{data!r}: the file does not exist, and the Hugging Face hub could not be reached or has no such data set "
-            f"or split {split!r} ({reason})"
+            f"or split {split!r} ({first_line(error)})"
         ) from None
     columns = {field: chosen.get(field) or _column(field, rows.column_names, task) for field in ALIASES}
     names = {column: getattr(feature, "names", None) for column, feature in rows.features.items()}

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lateprompt.errors import LatePromptError
+from lateprompt.errors import LatePromptError, first_line
 from lateprompt.inputs import check_file
 from lateprompt.tasks.separated import is_blank, named_table
 from lateprompt.tasks.tables import Entry, Table, Unreadable
@@ -66,8 +66,7 @@ def _records(batch: Any) -> list[dict[str, Any] | Unreadable]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path}: no readable parquet file ({reason}); write or fetch it again"
+    return f"{path}: no readable parquet file ({first_line(error)}); write or fetch it again"
 
 
 def _class_names(metadata: Any) -> dict[str, list[str]]:
@@ -101,8 +100,9 @@ def read_excel(path: Path) -> Table:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         sheet = book.worksheets[0]
     except Exception as error:  # the library raises what zipfile, its XML parsers and its own checks do
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LatePromptError(f"{path}: no readable Excel workbook ({reason}); save it again as .xlsx") from None
+        raise LatePromptError(
+            f"{path}: no readable Excel workbook ({first_line(error)}); save it again as .xlsx"
+        ) from None
     sheet.reset_dimensions()  # what a file says of its size may be wrong, or all columns there can be
     rows = enumerate((list(row) for row in sheet.iter_rows(values_only=True)), 1)
     header, cells = next(((n, row) for n, row in rows if not all(map(is_blank, row))), (1, []))

@@ -127,7 +127,7 @@ def fit(
             weights are those from before.
     """
     parameters = trainable_parameters(model)
-    before = {name: value.to("cpu") for name, value in _snapshot(parameters).items()}
+    before = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
     turns = fit_turns(
         model,
         readout,

@@ -29,6 +29,11 @@ class StatesSettings:
     def check(self, trunk_dropout: bool) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
+        if not self.states.strip():
+            raise LatePromptError(
+                f"states {self.states!r} is no folder; give one, or {option('states', 'on', 'off')} (. for the working "
+                "directory)"
+            )
         if self.states_dtype != "auto":
             from lateprompt.states.codec import check_dtype
 
