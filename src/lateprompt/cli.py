@@ -153,11 +153,13 @@ def _add_states(parser: _Parser) -> None:
 
 
 def _states(args: Namespace) -> None:
+    from lateprompt.files import given_path
     from lateprompt.progress import print_table
     from lateprompt.training.states_settings import StatesSettings
 
-    folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
-    assert folder is not None
+    folder = given_path(args.folder, "folder") if args.folder is not None else StatesSettings().folder
+    if folder is None:
+        raise LatePromptError("there is no home folder with trunk states; give --folder")
     result, problems = _fill_states(args, folder) if args.action == "fill" else _look_after_states(args, folder)
     if args.json:
         print(json.dumps(result))

@@ -24,12 +24,12 @@ import torch
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, write_json, write_lines, write_text
-from lateprompt.finished import check_same_rows, check_same_settings
+from lateprompt.finished import check_same_rows, check_same_settings, check_same_task
 from lateprompt.methods import check_method
 from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
-from lateprompt.saved_run import TASK_FILE, read_task
+from lateprompt.saved_run import TASK_FILE, asked_by, read_task
 from lateprompt.tasks import (
     AnyTask,
     Row,
@@ -337,7 +337,8 @@ def train_model(
         "labels": list(rows.task.labels),
         "num_layers": tuned.layer.num_layers,
     }
-    settings = json.dumps({"model": asdict(tuned.settings), **facts}, sort_keys=True)
+    asked = {"task": asked_by(rows.task), "model weights": tuned.base_fingerprint}
+    settings = json.dumps({"model": asdict(tuned.settings), **facts, **asked}, sort_keys=True)
     facts["data"] |= check_sets(rows)
     checkpoint = prepare()
     together = processes()
@@ -395,7 +396,9 @@ def train_run(
         folder.settle()
         if folder.is_finished:  # nothing to go on with
             check_same_settings(folder.path, model, data, recipe)
-            check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout).fingerprints())
+            rows = load_rows(data, recipe.seed, model.readout)
+            check_same_rows(folder.path, rows.fingerprints())
+            check_same_task(folder.path, rows.task)
             tuned = load_run(folder.path, device=model.device)
             return tuned, read_json(folder.path / METRICS_FILE, "metrics")
     inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]

@@ -36,6 +36,7 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise LatePromptError(f"trunk states {str(path)!r} are no regular file; remove them")
+        path.open("rb").close()  # what the disk refuses is told from what is broken
         facts = read_json(path, "trunk states")
     except FileNotFoundError:
         return None
@@ -48,10 +49,12 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
         ) from None
     except RecursionError:
         raise LatePromptError(f"trunk states {str(path)!r} are broken: nested too deep; remove them") from None
-    except LatePromptError:
+    except LatePromptError as error:
         if not path.exists():  # removed between the two looks
             return None
-        raise
+        raise LatePromptError(
+            f"{str(error).partition('; ')[0]}; remove {str(folder)!r}, which is computed anew"
+        ) from None
     _check(folder, facts)
     return facts
 

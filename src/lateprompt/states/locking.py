@@ -46,7 +46,7 @@ def put_plainly(folder: Path) -> Iterator[None]:
         if error.errno in _NO_PERMISSION:
             raise CannotKeep(
                 f"trunk states {str(folder)!r} cannot be written ({error.strerror}); mend its permissions, use another "
-                "another folder, or --states off"
+                "folder, or --states off"
             ) from None
         raise
 
