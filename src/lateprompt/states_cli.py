@@ -44,7 +44,8 @@ def states(args: Namespace) -> None:
     from lateprompt.training.states_settings import StatesSettings
 
     folder = given_path(args.folder, "folder") if args.folder is not None else StatesSettings().folder
-    assert folder is not None
+    if folder is None:
+        raise LatePromptError("there is no home folder with trunk states; give --folder")
     result, problems = _fill(args, folder) if args.action == "fill" else _look_after(args, folder)
     if args.json:
         print(json.dumps(result))
