@@ -27,7 +27,14 @@ from lateprompt.files import read_json, write_json, write_lines, write_text
 from lateprompt.finished import check_same_rows, check_same_settings
 from lateprompt.methods import check_method
 from lateprompt.model_card import CARD_FILE, model_card
-from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
+from lateprompt.row_checks import (
+    check_choosing_labels,
+    shared_rows,
+    unknown_labels,
+    warn_gaps,
+    warn_shared,
+    warn_unknown,
+)
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
 from lateprompt.saved_run import TASK_FILE, read_task
 from lateprompt.tasks import (
@@ -82,6 +89,8 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = None if data.label_words is None else spelled_words(data.label_words)
+    if words is None:
+        warn_gaps(rows, data.train)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
