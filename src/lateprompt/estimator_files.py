@@ -12,7 +12,8 @@ import numpy as np
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
-from lateprompt.files import as_json, check_regular, read_json, write_json, write_lines, write_text
+from lateprompt.files import as_json, read_json, write_json, write_lines, write_text
+from lateprompt.inputs import check_file
 from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.plain import classes_from_plain, classes_to_plain, from_plain, to_plain
 from lateprompt.run import HISTORY_FILE, versions
@@ -118,7 +119,7 @@ def _load(
 def _read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    check_regular(path, "history")
+    check_file(path, "history")
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
