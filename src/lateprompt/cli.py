@@ -6,6 +6,7 @@ Errors are one line on stderr and exit code 2.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -156,6 +157,8 @@ def _states(args: Namespace) -> None:
     from lateprompt.progress import print_table
     from lateprompt.training.states_settings import StatesSettings
 
+    if args.folder is not None and not args.folder.strip():
+        raise LatePromptError(f"folder {args.folder!r} is no folder; give one, or leave --folder out")
     folder = Path(args.folder) if args.folder is not None else StatesSettings().folder
     assert folder is not None
     result, problems = _fill_states(args, folder) if args.action == "fill" else _look_after_states(args, folder)
@@ -188,6 +191,8 @@ def _look_after_states(args: Namespace, folder: Path) -> tuple[list[dict[str, An
         done = prune_stores(folder, limit * 1e9)
         refused = [] if done.fits else list(done.refused.values())
         return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
+    if not os.path.lexists(folder):  # nothing has been kept yet
+        return [], []
     result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
     return result, [row["problem"] for row in result if row["problem"] is not None]
 
@@ -387,6 +392,9 @@ def _command(words: Sequence[str]) -> str:
         print(help_text(), file=sys.stderr)
         raise SystemExit(BAD_INPUT)
     name = words[0]
+    if name == "help" and len(words) > 1 and words[1] in COMMANDS:
+        build_parser(words[1]).print_help()
+        raise SystemExit(0)
     if name in ("-h", "--help", "help"):
         print(help_text())
         raise SystemExit(0)

@@ -29,6 +29,8 @@ class StatesSettings:
     def check(self, trunk_dropout: bool) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
+        if not self.states.strip() or "\0" in self.states:
+            raise LatePromptError(f"states {self.states!r} is no folder; give one, or on or off")
         if self.states_dtype != "auto":
             from lateprompt.states.codec import check_dtype
 
