@@ -30,7 +30,7 @@ class StatesSettings:
     def check(self, trunk_dropout: bool) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        if not self.states.strip():
+        if not self.states.strip() or "\0" in self.states:
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or {option('states', 'on', 'off')} (. for the working "
                 "directory)"
