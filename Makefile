@@ -30,7 +30,7 @@ example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write 
 	$(BIN)/python examples/text_to_text.py models/smollm2
 
 test: $(VENV)/.test-models ## Run the tests on two cores; ARGS='-k split' passes options to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed ## Check style, format and types
 	$(BIN)/ruff check .

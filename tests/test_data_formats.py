@@ -37,6 +37,9 @@ AB = [("a", None, "1"), ("b", None, "2")]
         ("a.csv", '"text";"label"\n"a";"1"\n"b";"2"\n'),
         ("a.csv", "sep=;\ntext;label\na;1\nb;2\n"),
         ("a.csv", "text\tlabel\na\t1\nb\t2\n"),
+        ("a.csv", "text|label\na|1\nb|2\n"),
+        ("a.csv", 'text, label\n"a", "1"\nb, 2\n'),
+        ("a.csv", '"label"; "text";\n"1"; "a";\n2; b;\n'),
         ("a.tsv", "text,label\na,1\nb,2\n"),
         ("a.csv", "text,label\ra,1\rb,2\r"),
         ("a.csv", "text,label\r\na,1\r\nb,2"),
@@ -209,6 +212,63 @@ def test_bad_rows_are_skipped(tmp_path: Path) -> None:
         list(iter_rows(tmp_path / "a.csv"))
     with pytest.raises(LatePromptError, match="on_error 'ignore'"):
         iter_rows(tmp_path / "a.csv", on_error="ignore")
+
+
+@pytest.mark.parametrize("rest", ['"b,1\nc,1\nd,2\n', '"b,1\nc,1\n"d",2\ne,1\n', '"b\n', 'b,"1\n"c",1\n', 'b,1\n"'])
+@pytest.mark.parametrize("before", [1, 300])
+def test_rows_that_an_open_quote_takes_in_are_not_skipped(tmp_path: Path, rest: str, before: int) -> None:
+    path = put(tmp_path, "a.csv", "text,label\n" + "a,1\n" * before + rest)
+    found = []
+    with pytest.raises(LatePromptError, match=rf"line {before + 2 + (rest[0] == 'b' and rest[2] == '1')}: .*a quote"):
+        found.extend(row.text for row in iter_rows(path, on_error="skip") if isinstance(row, Row))
+    assert found == ["a"] * before + (["b"] if rest.startswith("b,1") else [])
+
+
+@pytest.mark.parametrize(("name", "task"), [("a.csv", None), ("a.tsv", "sst2")])
+def test_nul_bytes_are_no_text(tmp_path: Path, name: str, task: str | None) -> None:
+    content = b"sentence\tlabel\na\t1\nb\0\t0\nc\t1\n\0\0\0\n" if task else b"text,label\na,1\nb\0,0\nc,1\n\0\0\0\n"
+    path = put(tmp_path, name, content)
+    kind = None if task is None else load_task(task)
+    found = list(iter_rows(path, task=kind, labelled=False, on_error="skip"))
+    assert [row.text if isinstance(row, Row) else row.number for row in found] == ["a", 3, "c", 5]
+    with pytest.raises(LatePromptError, match="line 3: NUL bytes"):
+        read_rows(path, task=kind, labelled=False)
+    # Where they are written as a character they are one.
+    assert read_rows(put(tmp_path, "a.jsonl", '{"text": "a\\u0000b"}'), labelled=False)[0].text == "a\0b"
+
+
+def test_space_around_names_of_columns(tmp_path: Path) -> None:
+    pd.DataFrame({" text": ["a", "b"], "label ": [1, 2], " Kind ": ["x", "y"]}).to_parquet(tmp_path / "a.parquet")
+    assert plain(read_rows(tmp_path / "a.parquet")) == AB
+    assert (
+        plain(read_rows(put(tmp_path, "a.jsonl", '{" text": "a", "label ": 1}\n{" text": "b", "label ": 2}\n'))) == AB
+    )
+    rows = read_rows(tmp_path / "a.parquet", columns={"label": "Kind"})
+    assert [row.label for row in rows] == ["x", "y"]
+    assert list(rows[0].source) == [" text", "label ", " Kind "]  # predict writes them as they were
+    with pytest.raises(LatePromptError, match="this row"):
+        read_rows(put(tmp_path, "b.jsonl", '{"text": "a", " target": "x"}\n{"text": "b", "label ": 2}\n'))
+
+
+def test_a_column_that_occurs_twice_in_a_parquet_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table([["a"], ["b"], ["1"]], names=["text", "text", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(LatePromptError, match="'text' occurs twice"):
+        read_rows(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("row", [["#N/A", "pos"], ["good", "#DIV/0!"]])
+def test_errors_of_formulas_are_no_texts(tmp_path: Path, row: list[str]) -> None:
+    book = openpyxl.Workbook()
+    for cells in (["text", "label"], ["good", "pos"], row, ["bad", None, None]):
+        book.active.append(cells)
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(LatePromptError, match=r"row 3: .* is the error '#.*' of a formula"):
+        read_rows(tmp_path / "a.xlsx")
+    found = list(iter_rows(tmp_path / "a.xlsx", on_error="skip"))
+    assert [row.error for row in found if isinstance(row, BadRow)][-1].startswith("'label' is empty")
 
 
 @pytest.mark.parametrize("label", ["-1", '"?"', "[1]", '{"a": 1}', '"other"', "NaN", "Infinity", "null", '""'])

@@ -41,6 +41,7 @@ from transformers import (
 
 from lateprompt import LatePromptConfig
 from lateprompt.config import PEFT_TYPE
+from lateprompt.errors import LatePromptError
 
 # -- every family under every head -------------------------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ def test_truncated_weights(tmp_path):
 
 def test_an_adapter_of_another_shape(tmp_path):
     late_model("bert").save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(LatePromptError, match=r"have shape .* and this model and configuration need"):
         PeftModel.from_pretrained(tiny_model("bert", MASKED, hidden_size=16), tmp_path)
 
 

@@ -391,6 +391,33 @@ def test_dates_bytes_and_decimals_in_tables(run, quick, tmp_path):
     assert (again["when"][0], again["raw"][0]) == (pd.Timestamp("2026-11-25"), b"ab")
 
 
+def test_nanoseconds_stay_in_a_parquet_file(run, quick, tmp_path):
+    when = pd.to_datetime([1_700_000_000_000_000_001, None])
+    table = pd.DataFrame({"text": ["a", "b"], "when": when, "there": when.tz_localize("Europe/Berlin")})
+    table["long"] = pd.to_timedelta([1, None], unit="ns")
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert predict(run, tmp_path / "rows.parquet", tmp_path / "out.parquet") == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet")[list(table)], table)
+
+
+def test_a_table_of_text_has_no_nul(run, quick, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", [{"text": "a film", "x": "a\0b"}])
+    assert predict(run, data, tmp_path / "out.csv") == 0
+    assert read_rows(tmp_path / "out.csv", labelled=False)[0].source["x"] == "a\ufffdb"
+    assert predict(run, data, tmp_path / "out.jsonl") == 0
+    assert lines_of(tmp_path / "out.jsonl")[0]["x"] == "a\0b"
+
+
+def test_an_open_quote_ends_the_work_also_with_skip(run, quick, tmp_path, capsys):
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "a film,1\n" * 5 + '"open,1\n' + "a film,1\n" * 5)
+    assert predict(run, data, tmp_path / "out.jsonl", "--on-error", "skip") == 2
+    message = capsys.readouterr().err
+    assert "line 7: broken quoting" in message
+    assert "the first 5 rows" in message
+    assert len(lines_of(tmp_path / "out.jsonl")) == 5
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_column_that_turns_up_late(tuned, tmp_path, monkeypatch, suffix):
     """Without a survey (rows from a pipe) the first rows say which columns a table has."""

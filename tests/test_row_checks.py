@@ -223,3 +223,12 @@ def test_an_interrupted_run_on_other_rows_is_not_resumed(masked_lm, tmp_path, mo
     write_rows(tmp_path / "train.jsonl", make_rows(17))
     with pytest.raises(LatePromptError, match=r"other settings \(data: train\)"):
         train_run(settings(masked_lm), rows, RECIPE, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(("gap", "expected"), [("NA", 1), ("nan", 1), ("<NA>", 1), ("none", 0)])
+def test_labels_that_may_stand_for_none_are_said(gap, expected, tmp_path, capfd):
+    path = tmp_path / "train.csv"
+    path.write_text(f"text,label\na film,good\na walk,bad\na river,{gap}\n", encoding="utf-8")
+    task = run_module.load_rows(DataSettings(train=str(path)), 0).task
+    assert gap in task.labels
+    assert capfd.readouterr().err.count("1 of 3 rows") == expected

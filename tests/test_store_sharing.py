@@ -571,3 +571,64 @@ def test_a_segment_of_another_user_is_read_and_left_alone(model, tmp_path, monke
     assert_right(store, model, 2, ids)
     assert theirs.read_bytes() == before
     assert len(files(store, ".bin")) == 2
+
+
+def test_facts_that_may_not_be_read_mean_a_warning_and_the_trunk(masked_lm, shared):
+    tuned = classifier(masked_lm)
+    feed = tuned.feed(ROWS)
+    tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    for path in shared.rglob("store.json"):
+        path.chmod(0)
+    with _not_root(), pytest.warns(UserWarning, match="cannot be read"):
+        (same,), _ = tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    assert same is feed
+
+
+@pytest.mark.parametrize("when", ["store.json", "segment"])
+def test_a_store_that_is_removed_while_it_is_filled(when, masked_lm, tmp_path, monkeypatch):
+    tuned = classifier(masked_lm)
+    feed = tuned.feed(ROWS)
+    if when == "segment":
+        append = TrunkStates.append
+
+        def then_remove(self, *args):
+            append(self, *args)
+            shutil.rmtree(self.folder)
+
+        monkeypatch.setattr(TrunkStates, "append", then_remove)
+    else:
+        monkeypatch.setattr(store_module, "write_json", lambda path, facts: (path.parent / "gone").stat())
+    with pytest.warns(UserWarning, match="removed while they were filled"):
+        (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+    assert same is feed
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_pipe_in_the_place_of_a_segment_is_left_alone(suffix, model, tmp_path):
+    store = TrunkStates.open(tmp_path, model, 2)
+    store.fill(sequences(6))
+    (path,) = store.folder.glob(f"*{suffix}")
+    path.unlink()
+    os.mkfifo(path)
+    assert [found["rows"] for found in list_stores(tmp_path)] == [0]  # reading it would wait for ever
+    assert [found.rows for found in verify_stores(tmp_path)] == [0]
+    again = TrunkStates.open(tmp_path, model, 2)
+    assert (again.fill(sequences(6)) >= 0).all()
+    prune(tmp_path, 0)
+    assert path.is_fifo()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "~/states", "a\0b"])
+def test_a_folder_of_states_without_a_name(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LatePromptError, match="states"):
+        StatesSettings(name).check(False)
+    assert main(["states", "prune", "--limit-gb", "0", "--folder", name]) == 2
+    assert "folder" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_trains_without_states(monkeypatch):
+    monkeypatch.delenv("LATEPROMPT_STATES")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.warns(UserWarning, match="no home folder"):
+        assert StatesSettings().folder is None

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
+from lateprompt.checks import check_types
 from lateprompt.config import LatePromptConfig
 from lateprompt.dropout import FastDropout
 from lateprompt.errors import LatePromptError
@@ -36,6 +37,7 @@ from lateprompt.rivals import RivalBackbone, prompt_tuning, rival_words
 from lateprompt.run import peak_memory_bytes
 from lateprompt.split import resolve_prompt_layer
 from lateprompt.suggestions import unknown
+from lateprompt.training.settings import check_seed
 from lateprompt.tuned import pick_device
 
 _LARGE: dict[str, Any] = {
@@ -80,6 +82,8 @@ class BenchSettings:
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
+        check_types(self)
+        check_seed(self.seed)
         for name in ("batch", "length", "repeats"):
             if getattr(self, name) < 1:
                 raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")

@@ -192,6 +192,9 @@ def _command(words: Sequence[str]) -> str:
         print(help_text(), file=sys.stderr)
         raise SystemExit(BAD_INPUT)
     name = words[0]
+    if name == "help" and len(words) > 1 and words[1] in COMMANDS:
+        build_parser(words[1]).print_help()
+        raise SystemExit(0)
     if name in ("-h", "--help", "help"):
         print(help_text())
         raise SystemExit(0)

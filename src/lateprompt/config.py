@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from peft.utils import CONFIG_NAME
-
+from lateprompt.adapter_files import CheckedConfig
 from lateprompt.beneath import FULL, LAYERS, PROMPT_LEARNING, make_config
 from lateprompt.checks import check_types, is_of
 from lateprompt.errors import LatePromptError
-from lateprompt.files import read_json
 from lateprompt.generators import check_generator
 from lateprompt.names import POOLINGS as POOLINGS
 from lateprompt.sizes import depth_of
@@ -31,7 +27,7 @@ FIXED_INITS = ("normal", "vocabulary")
 
 
 @dataclass
-class LatePromptConfig(PeftConfig):
+class LatePromptConfig(CheckedConfig):
     """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
 
     Args:
@@ -119,20 +115,6 @@ class LatePromptConfig(PeftConfig):
             raise LatePromptError(
                 "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
             )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[no-untyped-def]
-        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
-    ):
-        """PEFT's, which would wait for a pipe, and stops with a traceback at what is no JSON object.
-
-        Raises:
-            LatePromptError: a local `adapter_config.json` that cannot be read.
-        """
-        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
-        if folder.is_dir():
-            read_json(folder / CONFIG_NAME, "adapter configuration")
-        return super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
 
     @property
     def input_tokens(self) -> int:

@@ -21,7 +21,7 @@ from lateprompt.training.evaluate import evaluate
 from lateprompt.training.feed import Feed
 from lateprompt.training.fit import fit
 from lateprompt.training.kept import StatesSettings
-from lateprompt.training.settings import FEW_ROWS, ModelSettings, RecipeSettings
+from lateprompt.training.settings import FEW_ROWS, ModelSettings, RecipeSettings, check_seed
 
 HELD_OUT = 1000
 SIZES = (100, 2000)
@@ -85,6 +85,7 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
     Returns:
         The table's rows.
     """
+    check_seed(seed)
     console = screen()
     pool = reviews()
     held_out, rest = few_shot(pool, HELD_OUT, seed, dev_size=len(pool))

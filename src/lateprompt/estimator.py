@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             draw = seed.randint if isinstance(seed, np.random.RandomState) else seed.integers
             seed = int(draw(2**31))
         parameters = {**self.get_params(deep=False), "method": self._method(), "seed": seed}
-        parameters["options"] = dict(self.options or {})
+        options = {} if self.options is None else self.options
+        parameters["options"] = dict(options) if isinstance(options, Mapping) else options
         for name in ("model", "task", "device"):  # paths and devices as users have them
             if isinstance(parameters[name], os.PathLike | torch.device):
                 parameters[name] = str(parameters[name])

@@ -13,6 +13,7 @@ import numpy as np
 from lateprompt.classifier import TextClassifier
 from lateprompt.errors import LatePromptError
 from lateprompt.files import as_json, read_json, write_json, write_lines, write_text
+from lateprompt.inputs import check_file
 from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.plain import classes_from_plain, classes_to_plain, from_plain, to_plain
 from lateprompt.run import HISTORY_FILE, versions
@@ -118,10 +119,14 @@ def _load(
 def _read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
+    check_file(path, "history")
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or JSON beyond all measure
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
         raise LatePromptError(f"history {str(path)!r} is broken: {error}") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise LatePromptError(f"history {str(path)!r} is broken: each of its lines must be a JSON object")
+    return rows
 
 
 def pickled_state(estimator: LatePromptClassifier, state: dict[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,12 @@ _READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
 
 
 def given_path(value: str | os.PathLike[str], what: str = "output") -> Path:
-    """A path as a user gave it; LatePromptError for a blank one (`Path('')` is the working directory)."""
+    """A path as a user gave it; LatePromptError for a blank one (`Path('')` is the working directory), or ~."""
     text = os.fspath(value)
     if not text.strip() or "\0" in text:
         raise LatePromptError(f"{what} {text!r} is no name; give a path, or . for the working directory")
+    if text == "~" or text.startswith("~/"):  # a folder called ~ is made by mistake, and removed with the home
+        raise LatePromptError(f"{what} {text!r} begins with ~, which only a shell replaces; write the whole path")
     return Path(text)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json
 from lateprompt.run_folder import METRICS_FILE
-from lateprompt.saved_run import read_run, section_of
+from lateprompt.saved_run import asked_by, read_run, read_task, section_of
 from lateprompt.split import resolve_prompt_layer
+from lateprompt.tasks import AnyTask
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 
@@ -64,6 +65,17 @@ def check_same_rows(folder: Path, fingerprints: Mapping[str, Mapping[str, Any]])
         raise LatePromptError(
             f"{str(folder)!r} holds a finished run on other rows: {', '.join(changed)} changed since; use --overwrite "
             "without --resume to train again"
+        )
+
+
+def check_same_task(folder: Path, task: AnyTask) -> None:
+    """Raise LatePromptError unless a finished run was asked what this task asks: its file may have been edited."""
+    theirs, ours = asked_by(read_task(folder)), asked_by(task)
+    changed = [name for name, value in ours.items() if theirs.get(name) != value]
+    if changed:
+        raise LatePromptError(
+            f"{str(folder)!r} holds a finished run of another task: {', '.join(changed)} of {task.name!r} changed "
+            "since; use --overwrite without --resume to train again"
         )
 
 

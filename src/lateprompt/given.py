@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Number, Real
 from typing import Any
@@ -28,6 +28,10 @@ def as_texts(X: Any, what: str = "X") -> Texts:
         raise LatePromptError(f"{what} is one string ({X[:40]!r}); give a list of texts")
     if not np.iterable(X) and not hasattr(X, "__array__"):
         raise LatePromptError(f"{what} is {X!r}; give a list of texts")
+    if isinstance(X, Set | Mapping):
+        raise LatePromptError(f"{what} is a {type(X).__name__}, which has no rows in an order; give a list of texts")
+    if hasattr(X, "to_pylist") and not hasattr(X, "column_names"):  # a column of pyarrow
+        X = X.to_pylist()
     values = X.to_numpy() if hasattr(X, "to_numpy") else X if np.iterable(X) else np.asarray(X)
     rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
     texts: Texts = []
@@ -163,8 +167,10 @@ def as_weights(sample_weight: Any, rows: int) -> np.ndarray | None:
     if values.dtype.kind not in "biuf":
         try:
             values = values.astype(np.float64)
-        except (TypeError, ValueError):
-            raise LatePromptError(f"sample_weight {values[:3]!s} is no array of numbers; give numbers") from None
+        except (TypeError, ValueError, OverflowError):
+            raise LatePromptError(
+                f"sample_weight {str(values[:3])[:80]} is no array of numbers; give numbers"
+            ) from None
     values = values.astype(np.float64)
     wrong = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if len(wrong):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, cast
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from lateprompt.adapter_files import check_weights
 from lateprompt.backbone import LateBackbone, PromptSlot
 from lateprompt.beneath import FULL, PROMPT_LEARNING, Beneath
 from lateprompt.config import NO_PROMPT, SENTENCE, LatePromptConfig
@@ -28,7 +28,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone)
         self.__dict__["beneath"] = {}
-        self.register_load_state_dict_pre_hook(_check_finite)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_weights)  # type: ignore[no-untyped-call]
 
     def selected_adapter(self) -> str | None:
         if self.disable_adapters:
@@ -107,6 +107,9 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         for table in (self.late_prompt_generators, self.late_prompt_heads):
             if name in table and not any(p.device.type == "meta" for p in table[name].parameters()):
                 table[name].to(device=device, dtype=dtype)
+        for table in (self.late_prompt_generators, self.late_prompt_heads, self.late_prompt_beneath):
+            if name in table:  # new modules are made in training mode, and would drop out in a model that predicts
+                table[name].train(self.training)
 
     def _add_sentence_prompt(self, name: str, config: LatePromptConfig) -> None:
         base: Any = self.base_layer
@@ -183,14 +186,3 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
 
     def _all_available_adapter_names(self) -> list[str]:
         return sorted(self.slots)  # an adapter may have a head and no generator, or the other way round
-
-
-def _check_finite(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before weights are loaded, by whomever: those of adapters must be finite."""
-    for key, value in state.items():
-        ours = key.startswith(f"{prefix}late_prompt_") and isinstance(value, torch.Tensor)
-        if ours and value.is_floating_point() and value.device.type != "meta" and not bool(value.isfinite().all()):
-            raise LatePromptError(
-                f"adapter weights {key.removeprefix(prefix)!r} are not finite: the file is damaged, or its training "
-                "diverged; restore it, or train again"
-            )

@@ -175,7 +175,9 @@ class Parser(ArgumentParser):
             )
         if found := re.search(r"argument (--\S+): expected (at least )?one argument", message):
             return f"{_dashes(found[1])} needs a value behind it"
-        if found := re.search(r"Parser key ['\"]([^'\"]+)['\"]: .*?(?:Got|Given) value: (.*)$", message):
+        if found := re.search(r"argument (--\S+): ignored explicit argument (.*)$", message):
+            return f"{_dashes(found[1])} takes no value; leave out {found[2]}"
+        if found := re.search(r"Parser key ['\"]([^'\"]+)['\"]: .*(?:Got|Given) value: (.*)$", message):
             wanted = [words for kind, words in _KINDS_IN_WORDS.items() if re.search(rf"\b{kind}\b", message)]
             if wanted:
                 return f"--{_dashes(found[1])} {found[2]!r} is no value for it; give {' or '.join(wanted)}"

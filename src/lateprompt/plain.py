@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ def to_plain(value: Any) -> Any:
         return {"__tuple__": [to_plain(part) for part in value]}
     if isinstance(value, list):
         return [to_plain(part) for part in value]
+    if isinstance(value, Decimal):
+        return {"__decimal__": str(value)}
     if isinstance(value, datetime.datetime):
         return {"__datetime__": value.isoformat()}
     if isinstance(value, datetime.date):
@@ -45,6 +48,8 @@ def from_plain(value: Any) -> Any:
         kind, content = next(iter(value.items()))
         if kind == "__tuple__":
             return tuple(from_plain(part) for part in content)
+        if kind == "__decimal__":
+            return Decimal(content)
         if kind == "__datetime__":
             return datetime.datetime.fromisoformat(content)
         if kind == "__date__":
@@ -75,7 +80,7 @@ def classes_from_plain(saved: Any, source: str) -> np.ndarray | None:
         classes = np.empty(len(values), dtype=dtype) if dtype.kind == "O" else np.array(values, dtype=dtype)
         if dtype.kind == "O":
             classes[:] = values
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise LatePromptError(
             f"{source}: its classes {str(saved)[:60]!r} are broken ({error}); save it again"
         ) from None

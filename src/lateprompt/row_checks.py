@@ -11,6 +11,9 @@ from typing import Any
 from lateprompt.errors import LatePromptError
 from lateprompt.tasks import AnyTask, Row, Task
 
+GAPS = ("NA", "N/A", "NaN", "nan", "NaT", "<NA>", "NULL", "null", "None", "\\N")
+"""What R, pandas, Python and SQL write for a missing value. In JSON and Parquet, and as an empty cell, it is none."""
+
 
 def shared_rows(sets: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """How many rows of each set have the texts of a row in a set before it.
@@ -65,6 +68,16 @@ def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
         warn(
             f"{sum(unknown.values()):,} of {total:,} rows in {source!r} have labels that the task does not have "
             f"({_some(unknown)}); they count as wrong"
+        )
+
+
+def warn_gaps(rows: Sequence[Row], source: str) -> None:
+    """Say which labels are what programs write where there is none: as text, each is a class of its own."""
+    found = Counter(row.label for row in rows if row.label in GAPS)
+    if found:
+        warn(
+            f"{sum(found.values()):,} of {len(rows):,} rows in {source!r} have a label that may stand for none "
+            f"({_some(found)}), and is taken for a class; leave out these rows if it is none"
         )
 
 

@@ -21,7 +21,7 @@ import torch
 
 from lateprompt.classifier import TextClassifier
 from lateprompt.files import read_json, write_json, write_lines, write_text
-from lateprompt.finished import check_same_rows, check_same_settings
+from lateprompt.finished import check_same_rows, check_same_settings, check_same_task
 from lateprompt.methods import check_method
 from lateprompt.model_card import CARD_FILE, model_card
 from lateprompt.run_folder import METRICS_FILE, RunFolder, reading
@@ -31,7 +31,7 @@ from lateprompt.run_rows import check_sets as check_sets
 from lateprompt.run_rows import fingerprint as fingerprint
 from lateprompt.run_rows import load_rows as load_rows
 from lateprompt.run_rows import resolve_task as resolve_task
-from lateprompt.saved_run import TASK_FILE, read_task
+from lateprompt.saved_run import TASK_FILE, asked_by, read_task
 from lateprompt.tasks import AnyTask, TextTask
 from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.feed import Feed
@@ -183,7 +183,8 @@ def train_model(
         "labels": list(rows.task.labels),
         "num_layers": tuned.layer.num_layers,
     }
-    settings = json.dumps({"model": asdict(tuned.settings), **facts}, sort_keys=True)
+    asked = {"task": asked_by(rows.task), "model weights": tuned.base_fingerprint}
+    settings = json.dumps({"model": asdict(tuned.settings), **facts, **asked}, sort_keys=True)
     facts["data"] |= check_sets(rows)
     checkpoint = prepare()
     together = processes()
@@ -241,7 +242,9 @@ def train_run(
         folder.settle()
         if folder.is_finished:  # nothing to go on with
             check_same_settings(folder.path, model, data, recipe)
-            check_same_rows(folder.path, load_rows(data, recipe.seed, model.readout).fingerprints())
+            rows = load_rows(data, recipe.seed, model.readout)
+            check_same_rows(folder.path, rows.fingerprints())
+            check_same_task(folder.path, rows.task)
             tuned = load_run(folder.path, device=model.device)
             return tuned, read_json(folder.path / METRICS_FILE, "metrics")
     inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]

@@ -33,10 +33,13 @@ KNOWN = (
 """What a run leaves, in the order in which it takes its place: a folder with a `run.json` has what `load` reads."""
 _FORMAT = "lateprompt run folder"
 _NAMES = "|".join(re.escape(name) for name in (*KNOWN, MANIFEST))
+_SAFETENSORS = r"\.tmp\w{6}"
+"""What a kill in the middle of safetensors' own writing leaves."""
 _TEMPORARY = re.compile(rf"\.({_NAMES}){TEMPORARY_END}")
 """What a kill in the middle of a write leaves."""
+_WAITING = re.compile(rf"{_NAMES}|{_TEMPORARY.pattern}|{_SAFETENSORS}")
 _STATE_FILES = rf"{re.escape(STARTED)}|{re.escape(STATE)}|tensors-\d+\.safetensors"
-_IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES}){TEMPORARY_END}")
+_IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES}){TEMPORARY_END}|{_SAFETENSORS}")
 
 Hashes = dict[str, str]
 
@@ -55,9 +58,11 @@ def write_manifest(folder: Path) -> None:
 
 def manifest_of(folder: Path) -> Hashes | None:
     """The hashes of the files that a run wrote, by name; None where there is no manifest of ours."""
+    if not is_plain(folder / MANIFEST):  # reading a pipe would never end
+        return None
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not is_plain(folder / MANIFEST) or data["format"] != _FORMAT:
+        if data["format"] != _FORMAT:
             return None
         return {name: str(facts["sha256"]) for name, facts in data["files"].items() if name == Path(name).name}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -120,8 +125,7 @@ def foreign_entries(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _foreign_inside(folder: Path) -> Iterator[tuple[str, str]]:
     if folder.name == STAGING:
-        known = {*KNOWN, MANIFEST}
-        bad = [p for p in folder.iterdir() if not (is_plain(p) and (p.name in known or _TEMPORARY.fullmatch(p.name)))]
+        bad = [p for p in folder.iterdir() if not (is_plain(p) and _WAITING.fullmatch(p.name))]
     elif folder.name in CHECKPOINTS and is_checkpoint(folder):
         bad = [p for p in folder.iterdir() if not (is_plain(p) and _IN_CHECKPOINT.fullmatch(p.name))]
     else:
@@ -153,7 +157,7 @@ def clear_staging(folder: Path) -> None:
     if not staging.is_dir() or staging.is_symlink():
         return
     for path in sorted(staging.iterdir(), key=lambda path: path.name != MANIFEST):
-        if is_plain(path) and (path.name in (*KNOWN, MANIFEST) or _TEMPORARY.fullmatch(path.name)):
+        if is_plain(path) and _WAITING.fullmatch(path.name):
             path.unlink()
     if not any(staging.iterdir()):
         staging.rmdir()

@@ -53,7 +53,7 @@ class RunFolder:
     def __init__(self, folder: str | Path) -> None:
         self.shown = given_path(folder)
         self.path = Path(os.path.realpath(self.shown))
-        self._made = False
+        self._made: list[Path] = []
 
     # -- before the work ---------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class RunFolder:
             LatePromptError: another process (or thread) is at work here.
         """
         with naming(self.shown):
-            self._made = not self.path.exists()
+            self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK)
             try:
@@ -127,9 +127,9 @@ class RunFolder:
             with suppress(OSError):  # while it is held, so that nobody's else is removed
                 (self.path / LOCK).unlink()
             lock.release()
-            if self._made:
-                with suppress(OSError):  # nothing came of it
-                    self.path.rmdir()
+            with suppress(OSError):  # nothing came of it
+                for place in self._made:
+                    place.rmdir()
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class RunFolder:
                 remove_checkpoint(old)
         with naming(self.shown):
             chosen.mkdir(exist_ok=True)
-        if not is_checkpoint(chosen):
+        if not any((chosen / name).is_file() for name in (STARTED, STATE)):
             write_json(chosen / STARTED, {"format": "lateprompt checkpoint"})
         return chosen
 
@@ -279,5 +279,6 @@ def reading(folder: str | Path) -> Iterator[None]:
 
 def _manifest_bytes(folder: Path) -> bytes | None:
     with suppress(OSError):
-        return (folder / MANIFEST).read_bytes()
+        if is_plain(folder / MANIFEST):
+            return (folder / MANIFEST).read_bytes()
     return None

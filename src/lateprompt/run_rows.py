@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lateprompt.errors import LatePromptError
-from lateprompt.row_checks import check_choosing_labels, shared_rows, unknown_labels, warn_shared, warn_unknown
+from lateprompt.row_checks import (
+    check_choosing_labels,
+    shared_rows,
+    unknown_labels,
+    warn_gaps,
+    warn_shared,
+    warn_unknown,
+)
 from lateprompt.tasks import (
     AnyTask,
     Row,
@@ -54,6 +61,8 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         return plain_text_task(pair=pair, template=data.template)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = None if data.label_words is None else spelled_words(data.label_words)
+    if words is None:
+        warn_gaps(rows, data.train)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"

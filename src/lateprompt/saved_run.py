@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from lateprompt.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.errors import LatePromptError
 from lateprompt.files import read_json, read_tensors
-from lateprompt.methods import check_method
+from lateprompt.methods import adapter_config, check_method
 from lateprompt.tasks import AnyTask, Task
 from lateprompt.tasks.loading import read_task_file
 from lateprompt.training.metrics import check_metrics
@@ -23,6 +23,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TASK_FILE = "task.yaml"
 RUN_FILE = "run.json"
+ASKED = "asked"
+"""In the run file: what the task asked when the run was trained."""
+_NOT_ASKED = ("name", "columns", "chosen_columns", "label_map")
+"""Of a task, what only reads rows."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -72,14 +76,39 @@ def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
         check_method(settings.method, settings.options)
     except LatePromptError as error:
         raise broken_run(folder, "model_settings", error) from None
+    if settings.readout == "auto":
+        raise broken_run(folder, "model_settings", "readout 'auto' is none; give the one that it was trained with")
     return settings
+
+
+def asked_by(task: AnyTask) -> dict[str, Any]:
+    """Of a task, what results depend on beside the rows: templates, labels, words, metrics."""
+    return {name: value for name, value in task.to_dict().items() if name not in _NOT_ASKED}
+
+
+def check_same_asked(run: Mapping[str, Any], task: AnyTask, folder: Path) -> None:
+    """Raise LatePromptError where the task asks something else than the one that the run was trained on."""
+    saved = section_of(run, ASKED, folder)  # early versions have none
+    now = {name: value for name, value in asked_by(task).items() if name != "metrics"}  # others may be measured
+    changed = [name for name, value in now.items() if saved.get(name, value) != value]
+    if changed:
+        raise LatePromptError(
+            f"task file {str(folder / TASK_FILE)!r} was changed since the run was trained ({', '.join(changed)}); "
+            f"give it back what {RUN_FILE} has under {ASKED!r}, or train again"
+        )
 
 
 def check_same(settings: ModelSettings, adapter: LatePromptConfig, task: AnyTask, folder: Path) -> None:
     """Raise LatePromptError where the run file or the task says something else than the adapter's configuration."""
-    pairs = {"prompt_layer": (settings.prompt_layer, adapter.prompt_layer)}
+    pairs: dict[str, tuple[Any, ...]] = {"prompt_layer": (settings.prompt_layer, adapter.prompt_layer)}
     if settings.readout == "head":
         pairs["head_pooling"] = (settings.head_pooling or "cls", adapter.head_pooling)
+    made = adapter_config(settings, {"head_labels": adapter.head_labels})
+    for name in ("generator", "bottleneck_dim", "prompt_dropout", "trunk_dropout", "tuner_layers"):
+        pairs[name] = (getattr(made, name), getattr(adapter, name))
+    pairs["tuner"] = tuple((config.tuner or {}).get("peft_type") for config in (made, adapter))
+    if settings.num_prompt_tokens is not None:
+        pairs["num_prompt_tokens"] = (made.num_prompt_tokens, adapter.num_prompt_tokens)
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise LatePromptError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def states(args: Namespace) -> None:
     from lateprompt.training.states_settings import StatesSettings
 
     folder = given_path(args.folder, "folder") if args.folder is not None else StatesSettings().folder
-    assert folder is not None
+    if folder is None:
+        raise LatePromptError("there is no home folder with trunk states; give --folder")
     result, problems = _fill(args, folder) if args.action == "fill" else _look_after(args, folder)
     if args.json:
         print(json.dumps(result))
@@ -75,6 +77,8 @@ def _look_after(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], li
         done = prune_stores(folder, limit * 1e9)
         refused = [] if done.fits else list(done.refused.values())
         return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
+    if not os.path.lexists(folder):  # nothing has been kept yet
+        return [], []
     result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
     return result, [row["problem"] for row in result if row["problem"] is not None]
 

@@ -29,10 +29,13 @@ from lateprompt.saved_run import (
     ADAPTER,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    ASKED,
     RUN_FILE,
     TASK_FILE,
+    asked_by,
     check_finite,
     check_same,
+    check_same_asked,
     load_adapter_weights,
     model_settings_in,
     read_adapter_config,
@@ -265,7 +268,8 @@ class TunedModel:
         write_json(folder / ADAPTER_CONFIG, config)
         write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
         base = {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
-        write_json(folder / RUN_FILE, {"model_settings": asdict(self.settings), **base, **(facts or {})})
+        run = {"model_settings": asdict(self.settings), ASKED: asked_by(self.task), **base, **(facts or {})}
+        write_json(folder / RUN_FILE, run)
 
     @classmethod
     def load(
@@ -296,6 +300,7 @@ class TunedModel:
         cls.check_task(task, folder)
         adapter = read_adapter_config(folder)
         check_same(settings, adapter, task, folder)
+        check_same_asked(run, task, folder)
         cls.resolve_readout(load_config(settings.model), settings)
         base = load_base(settings.model, settings.readout, dtype=settings.dtype)
         found = model_fingerprint(base)

@@ -124,6 +124,10 @@ class ParquetSink:
             found = self._arrow.array(values, kind).type
         except (self._arrow.ArrowException, OverflowError, TypeError):
             return self._arrow.string()
+        if {type(value).__name__ for value in values if value is not None} in ({"Timestamp"}, {"Timedelta"}):
+            # pandas', which pyarrow gives for nanoseconds alone, and takes for microseconds
+            is_time = self._arrow.types.is_timestamp(found)
+            return self._arrow.timestamp("ns", found.tz) if is_time else self._arrow.duration("ns")
         return self._arrow.string() if self._arrow.types.is_null(found) else found
 
     def _array(self, field: Any, values: Sequence[Any]) -> Any:

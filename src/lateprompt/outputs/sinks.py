@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lateprompt.outputs.columns import Columns, Line, Survey, json_bytes, plain_text, refuse_new_columns
 from lateprompt.outputs.formats import DELIMITERS, Format
@@ -148,7 +148,7 @@ class _Separated:
         pieces = []
         for number, line in enumerate(lines, rows + 1):
             refuse_new_columns(line, self._names, self._suffix, number)
-            pieces.append(self._row([plain_text(line.get(name)) for name in self._names]))
+            pieces.append(self._row([_cell(line.get(name)) for name in self._names]))
         if not self._started:
             pieces[0] = self._row(list(self._names)) + pieces[0]
             self._started = True
@@ -159,6 +159,12 @@ class _Separated:
         self._text.truncate()
         self._writer.writerow(values)
         return self._text.getvalue().removesuffix("\r\n").encode() + b"\n"
+
+
+def _cell(value: Any) -> str | None:
+    """A value as text; a NUL, which would make a file of text one of bytes, is U+FFFD."""
+    text = plain_text(value)
+    return text if text is None else text.replace("\0", "\ufffd")
 
 
 def names_of(lines: Sequence[Line], columns: Columns) -> dict[str, None]:

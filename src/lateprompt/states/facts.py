@@ -47,10 +47,12 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
             f"trunk states {str(folder)!r} cannot be read ({error.strerror}); mend its permissions, use another "
             "folder, or --states off"
         ) from None
-    except LatePromptError:
+    except LatePromptError as error:
         if not path.exists():  # removed between the two looks
             return None
-        raise
+        raise LatePromptError(
+            f"{str(error).partition('; ')[0]}; remove {str(folder)!r}, which is computed anew"
+        ) from None
     _check(folder, facts)
     return facts
 

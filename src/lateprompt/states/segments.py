@@ -36,11 +36,17 @@ def new_segment_path(folder: Path) -> Path:
 
 
 def segment_files(folder: Path) -> list[Path]:
-    """The files of all segments in a store's folder, by name; nothing else that lies there, nothing if it is gone."""
+    """The files of all segments in a store's folder, by name; nothing else that lies there, nothing if it is gone.
+
+    A segment with a part that is no file (a pipe, whose reading would never end) is nobody's.
+    """
     try:
-        return sorted(folder / name for name in os.listdir(folder) if _NAME.fullmatch(name))
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry.is_file() for entry in entries if _NAME.fullmatch(entry.name)}
     except (FileNotFoundError, PermissionError):
         return []
+    odd = {name[:-4] for name, is_file in found.items() if not is_file and (folder / name).exists()}
+    return sorted(folder / name for name in found if name[:-4] not in odd)
 
 
 def size_of(path: Path) -> int:

@@ -26,7 +26,7 @@ from lateprompt.split import Split, resolve_prompt_layer
 from lateprompt.states import codec
 from lateprompt.states.facts import FORMAT, STORE_FILE, find_facts, read_facts
 from lateprompt.states.keys import row_key, trunk_fingerprint
-from lateprompt.states.locking import cannot_hold, changing, put_plainly
+from lateprompt.states.locking import CannotKeep, cannot_hold, changing, put_plainly
 from lateprompt.states.segments import SEGMENT_BYTES, Segment, new_segment_path, segment_files, size_of
 
 BATCH_TOKENS = 8192
@@ -249,11 +249,19 @@ class TrunkStates:
         """
         create = self.split is not None
         with changing(self.folder, wait_seconds, create=create, progress=lambda: self.nbytes):
-            if create and not (self.folder / STORE_FILE).exists():
-                with put_plainly(self.folder):
-                    write_json(self.folder / STORE_FILE, self._facts)
-            self._repair()
-            yield
+            try:
+                if create and not (self.folder / STORE_FILE).exists():
+                    with put_plainly(self.folder):
+                        write_json(self.folder / STORE_FILE, self._facts)
+                self._repair()
+                yield
+            except FileNotFoundError as error:
+                if error.filename is None or Path(error.filename).parent != self.folder:
+                    raise
+                raise CannotKeep(
+                    f"trunk states {str(self.folder)!r} were removed while they were filled; fill them again, use "
+                    "another folder, or --states off"
+                ) from None
 
     def _repair(self) -> None:
         dropped = 0

@@ -76,13 +76,19 @@ def find_columns(names: Collection[str], task: AnyTask | None, chosen: Columns |
     GLUE's files have a layout as a whole; a text-to-text task may name one column and leave the others.
     """
     own = {} if task is None else task.columns
+    there = _by_name(names)
     if isinstance(task, TextTask):
-        found = {field: field if field in names else own.get(field, field) for field in FIELDS}
-    elif "text" not in names and own.get("text") in names:
+        found = {field: field if field in there else own.get(field, field) for field in FIELDS}
+    elif "text" not in there and own.get("text") in there:
         found = {field: own.get(field, field) for field in FIELDS}
     else:
         found = {field: field for field in FIELDS}
-    return {**found, **(chosen or {})}
+    return {field: there.get(name, name) for field, name in {**found, **(chosen or {})}.items()}
+
+
+def _by_name(names: Collection[str]) -> Mapping[str, str]:
+    """Names without the space around them to the columns, which keep it; one that has none goes before others."""
+    return {**{name.strip(): name for name in names if isinstance(name, str)}, **{name: name for name in names}}
 
 
 def is_own_layout(names: Collection[str], task: AnyTask | None, chosen: Columns) -> bool:
@@ -97,7 +103,8 @@ def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) ->
         return isinstance(task, TextTask)
     if "label" in chosen or "target" in chosen:
         return "target" in chosen
-    return "target" in names and "label" not in names
+    there = _by_name(names)
+    return "target" in there and "label" not in there
 
 
 def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str = "") -> str:

@@ -44,9 +44,10 @@ def label_name(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, Integral):
+    duration = isinstance(value, np.timedelta64)  # a whole number to numpy
+    if isinstance(value, Integral) and not duration:
         return _digits(int(value))
-    if isinstance(value, Real | Decimal):
+    if isinstance(value, Real | Decimal) and not duration:
         return _from_real(value)
     if isinstance(value, datetime.date | np.datetime64):
         return str(value)

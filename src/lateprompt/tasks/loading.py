@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -43,6 +44,10 @@ def load_task(name_or_path: str) -> AnyTask:
         LatePromptError: neither a known name nor a file, or a file that is no task.
     """
     names = task_names()
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise LatePromptError(
+            f"task {str(name_or_path)[:200]!r} is no name; give one of {', '.join(names)}, or a YAML file"
+        )
     if name_or_path in names:
         file = resources.files("lateprompt.tasks") / "library" / f"{name_or_path}.yaml"
         text = file.read_text(encoding="utf-8")

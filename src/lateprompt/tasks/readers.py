@@ -21,6 +21,9 @@ from lateprompt.tasks.task import Task
 __all__ = ["BadRow", "Row", "check_characters", "iter_rows", "read_rows"]
 
 
+FORMULA_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One text or pair of texts.
@@ -130,7 +133,8 @@ def iter_rows(
 
     Raises:
         LatePromptError: nothing there, no such column, or (stop) a row that does not fit; the message names the file
-            and the line. What makes the rest of a file unreadable (a quote that is never closed) is raised in any case.
+            and the line. What makes the rest of a file unreadable (a quote that is never closed, or only by a later
+            row's) is raised in any case.
 
     Example:
         >>> for row in iter_rows("reviews.csv", labelled=False, columns={"text": "review"}):  # doctest: +SKIP
@@ -207,7 +211,7 @@ class _Rows:
                     raise LatePromptError(record.error)
                 row = self._row(record)
             except LatePromptError as error:
-                if not skip:
+                if not skip or (isinstance(record, Unreadable) and record.final):
                     raise LatePromptError(f"{table.data}, {table.unit} {number}: {error}") from None
                 source = record.source if isinstance(record, Unreadable) else record
                 empty = False
@@ -259,6 +263,7 @@ class _Rows:
     def _text(self, record: Mapping[str, Any], field_name: str) -> str | None:
         column = self._columns[field_name]
         value = record.get(column)
+        self._check_cell(column, value)
         if isinstance(value, str):
             return value if value.strip() else None
         if value is None or value != value:  # NaN is a gap
@@ -266,6 +271,11 @@ class _Rows:
         if self.table.typed_cells and isinstance(value, int | float):
             return str(value)
         raise LatePromptError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
+
+    def _check_cell(self, column: str, value: Any) -> None:
+        """LatePromptError for what a spreadsheet shows in the place of a value that it could not work out."""
+        if self.table.typed_cells and value in FORMULA_ERRORS:
+            raise LatePromptError(f"{column!r} is the error {value!r} of a formula; mend it in the sheet")
 
     def _target(self, record: Mapping[str, Any]) -> str | None:
         column = self._columns["target"]
@@ -308,6 +318,7 @@ class _Rows:
         """What a raw label may be called: its class's name, where the data set has names, then itself."""
         column = self._columns["label"]
         raw = record.get(column)
+        self._check_cell(column, raw)
         own = label_name(raw)
         names = self.table.class_names.get(column)
         if own is None or names is None or not isinstance(raw, int):

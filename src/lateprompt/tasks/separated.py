@@ -14,7 +14,7 @@ from lateprompt.tasks.columns import Columns
 from lateprompt.tasks.lines import LONGEST, byte_lines
 from lateprompt.tasks.tables import Entry, Table, Unreadable
 
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
 LOOK_AHEAD = 100
 """Rows in which an unnamed column must be empty to be left out."""
 
@@ -22,7 +22,7 @@ Find = Callable[[Collection[str]], Columns]
 
 
 class DecodedLines:
-    """Lines as text; of one that is no UTF-8 the message is kept until `trouble` is asked for.
+    """Lines as text; of one that is none the message is kept until `trouble` is asked for.
 
     Args:
         lines: lines as bytes.
@@ -37,16 +37,25 @@ class DecodedLines:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        try:
-            return line.decode()
-        except UnicodeDecodeError as error:
-            self._trouble = self._trouble or not_utf8(error)
-            return line.decode(errors="replace")
+        text, trouble = _decoded(line)
+        self._trouble = self._trouble or trouble
+        return text
 
     def trouble(self) -> str | None:
         """What was wrong since the last call, if anything."""
         trouble, self._trouble = self._trouble, None
         return trouble
+
+
+def _decoded(line: bytes) -> tuple[str, str | None]:
+    """A line as text, and why it is none, if so."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return line.decode(errors="replace"), not_utf8(error)
+    if "\0" in text:  # what a crash or a damaged disk leaves
+        return text, "NUL bytes, so it is no text; fetch it again, or remove them: tr -d '\\000' < FILE > NEW_FILE"
+    return text, None
 
 
 def read_separated(path: Path, usual: str, find: Find, is_unquoted: Callable[[Sequence[str]], bool]) -> Table:
@@ -67,7 +76,7 @@ def read_separated(path: Path, usual: str, find: Find, is_unquoted: Callable[[Se
         return _unquoted(path, skipped)
     mark = re.fullmatch(r"sep=(.)", start.strip())  # Excel's own way to say it
     separator = mark[1] if mark else _separator(start, usual, find)
-    rows = _quoted_rows(DecodedLines(byte_lines(path)), separator)
+    rows = _quoted_rows(DecodedLines(byte_lines(path)), separator, spaced=_is_spaced(start, separator))
     number, cells = 0, list[str]()
     for number, values in rows:
         if isinstance(values, Unreadable):
@@ -92,14 +101,21 @@ def _separator(header: str, usual: str, find: Find) -> str:
     """The separator by which a header has a column with texts; else the one that gives most columns."""
 
     def names(separator: str) -> list[str]:
+        cells = csv.reader([header], delimiter=separator, skipinitialspace=True)
         try:
-            return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+            return [name.strip() for name in next(cells, [])]
         except csv.Error:
             return []
 
     found = {separator: names(separator) for separator in (usual, *SEPARATORS)}
     fitting = [separator for separator, cells in found.items() if find(cells)["text"] in cells]
     return fitting[0] if fitting else max(found, key=lambda separator: len(found[separator]))
+
+
+def _is_spaced(header: str, separator: str) -> bool:
+    """Whether each separator has a space behind it, so that quotes behind that open a text."""
+    cells = header.split(separator)[1:]
+    return any(cell.startswith(" ") for cell in cells) and all(not cell.strip() or cell[0] == " " for cell in cells)
 
 
 def _unquoted(path: Path, skipped: int) -> Table:
@@ -110,18 +126,16 @@ def _unquoted(path: Path, skipped: int) -> Table:
     def rows() -> Iterator[tuple[int, list[str] | Unreadable]]:
         for number, line in lines:
             if line.strip():
-                try:
-                    yield number, line.decode().rstrip("\r\n").split("\t")
-                except UnicodeDecodeError as error:
-                    yield number, Unreadable(not_utf8(error))
+                text, trouble = _decoded(line)
+                yield number, text.rstrip("\r\n").split("\t") if trouble is None else Unreadable(trouble)
 
     return named_table(str(path), "line", names, rows(), header=skipped + 1)
 
 
-def _quoted_rows(lines: DecodedLines, separator: str) -> Iterator[tuple[int, list[str] | Unreadable]]:
+def _quoted_rows(lines: DecodedLines, separator: str, *, spaced: bool) -> Iterator[tuple[int, list[str] | Unreadable]]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # 131,072 is less than a long document
     # strict: otherwise a quote that is never closed swallows the rest of the file.
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=spaced)
     while True:
         number = reader.line_num + 1
         try:
@@ -129,7 +143,12 @@ def _quoted_rows(lines: DecodedLines, separator: str) -> Iterator[tuple[int, lis
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, Unreadable(_broken(error))
+            # Lines that a quote took in are rows, perhaps: skipping them would lose them without a word.
+            final = "unexpected end" in str(error) or reader.line_num > number
+            yield number, Unreadable(_broken(error, reader.line_num - number), final=final)
+            if final:
+                return
+            lines.trouble()
             continue
         trouble = lines.trouble()
         if trouble:
@@ -138,7 +157,12 @@ def _quoted_rows(lines: DecodedLines, separator: str) -> Iterator[tuple[int, lis
             yield number, values
 
 
-def _broken(error: csv.Error) -> str:
+def _broken(error: csv.Error, further: int) -> str:
+    if further and "expected after" in str(error):
+        return (
+            f"broken quoting (a quote opens here, and the next, {further} {'line' if further == 1 else 'lines'} below, "
+            "does not close it); close it, or double a quote inside quotes"
+        )
     if "unexpected end" in str(error) or "field limit" in str(error):
         return "broken quoting (a quote opens here and is not closed); close it, or double a quote inside quotes"
     return f"broken quoting ({error}); double a quote inside quotes"

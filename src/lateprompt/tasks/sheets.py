@@ -31,6 +31,9 @@ def read_parquet(path: Path) -> Table:
     except (ValueError, OSError) as error:
         raise LatePromptError(_unreadable(path, error)) from None
     schema = file.schema_arrow
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise LatePromptError(f"{path}: column {twice!r} occurs twice (columns: {', '.join(schema.names)}); rename one")
     return Table(
         str(path), _parquet_entries(path, file), "row", list(schema.names), class_names=_class_names(schema.metadata)
     )
@@ -107,4 +110,5 @@ def read_excel(path: Path) -> Table:
     rows = enumerate((list(row) for row in sheet.iter_rows(values_only=True)), 1)
     header, cells = next(((n, row) for n, row in rows if not all(map(is_blank, row))), (1, []))
     names = ["" if cell is None else str(cell).strip() for cell in cells]
-    return named_table(str(path), "row", names, rows, header=header, typed_cells=True)
+    padded = ((number, row + [None] * (len(names) - len(row))) for number, row in rows)  # empty cells at a row's end
+    return named_table(str(path), "row", names, padded, header=header, typed_cells=True)

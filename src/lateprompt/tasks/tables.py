@@ -12,15 +12,17 @@ from lateprompt.tasks.columns import Columns
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What stands where a record should be; what follows can be read.
+    """What stands where a record should be.
 
     Args:
         error: what is wrong, without the place.
         source: what could be read of it.
+        final: whether what follows cannot be read either: it cannot be skipped.
     """
 
     error: str
     source: Mapping[str, Any] = field(default_factory=dict)
+    final: bool = False
 
 
 Entry = tuple[int, Mapping[str, Any] | Unreadable]

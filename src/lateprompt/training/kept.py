@@ -161,6 +161,14 @@ def keep_states(
     return kept, seconds
 
 
+def _free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder that need not exist, and may be removed at any time."""
+    for place in (folder, *folder.absolute().parents):
+        with contextlib.suppress(FileNotFoundError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
 class _Wanted:
     """The states that some feeds ask of a store: the sources, and behind each the label words of several tokens.
 
@@ -197,8 +205,7 @@ class _Wanted:
             needed: float = sum(len(self.ids[i]) for i in missing) * self.store.row_bytes
         else:
             needed = self.bytes * len(missing) / max(1, len(self.ids))
-        place = next(path for path in (self.store.folder, *self.store.folder.absolute().parents) if path.exists())
-        return self.bytes <= limit and needed <= shutil.disk_usage(place).free - SPARE_BYTES
+        return self.bytes <= limit and needed <= _free_bytes(self.store.folder) - SPARE_BYTES
 
     def fill(self, prompt_layer: int, *, quiet: bool) -> np.ndarray:
         """Compute what is missing; row numbers (rows, 1 + labels)."""

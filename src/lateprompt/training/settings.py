@@ -140,8 +140,7 @@ class RecipeSettings:
         if not 0 <= self.warmup < 1:
             raise LatePromptError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
         _one_of("precision", self.precision, PRECISIONS)
-        if not 0 <= self.seed < 2**32:
-            raise LatePromptError(f"seed {self.seed!r} is out of range; give a whole number from 0 to 2**32-1")
+        check_seed(self.seed)
 
     def resolved(self, rows: int, method: str | None = None) -> RecipeSettings:
         """Fill in what was left out, for so many training rows and a method (None: any but a generator's).
@@ -169,6 +168,12 @@ class RecipeSettings:
     def peak_rate(self) -> float:
         """The learning rate, `PAPER_LR` where it is still left out."""
         return PAPER_LR if self.lr is None else self.lr
+
+
+def check_seed(seed: int) -> None:
+    """Raise LatePromptError for a seed that not every generator of random numbers takes."""
+    if not 0 <= seed < 2**32:
+        raise LatePromptError(f"seed {seed!r} is out of range; give a whole number from 0 to 2**32-1")
 
 
 def _one_of(name: str, value: str, known: object) -> None:

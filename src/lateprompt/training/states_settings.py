@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class StatesSettings:
     def check(self, trunk_dropout: bool) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        if not self.states.strip():
+        if not self.states.strip() or "\0" in self.states:
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or {option('states', 'on', 'off')} (. for the working "
                 "directory)"
@@ -43,6 +44,8 @@ class StatesSettings:
                 f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or "
                 f"{option('states', 'off')}"
             )
+        if self.states not in ("on", "off"):
+            _folder(self.states, "states")
         if trunk_dropout and self.states != "off":
             raise LatePromptError(
                 f"trunk_dropout makes the trunk's states change at each step; use it with {option('states', 'off')}"
@@ -50,9 +53,25 @@ class StatesSettings:
 
     @property
     def folder(self) -> Path | None:
-        """Where states are kept, or None for off."""
+        """Where states are kept, or None for off, or where there is no home folder to keep them in."""
         if self.states == "off":
             return None
-        if self.states == "on":
-            return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "lateprompt" / "states")
-        return Path(self.states)
+        if self.states != "on":
+            return _folder(self.states, "states")
+        if os.environ.get(FOLDER_VARIABLE):
+            return _folder(os.environ[FOLDER_VARIABLE], FOLDER_VARIABLE)
+        try:
+            return Path.home() / ".cache" / "lateprompt" / "states"
+        except RuntimeError:  # a container's user without a name
+            warnings.warn(
+                f"there is no home folder to keep trunk states in; set {FOLDER_VARIABLE}, or give "
+                f"{option('states', 'FOLDER')}; until then the trunk is computed at each step",
+                stacklevel=2,
+            )
+            return None
+
+
+def _folder(name: str, what: str) -> Path:
+    from lateprompt.files import given_path
+
+    return given_path(name, what)

@@ -21,6 +21,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.adapter_files import check_weights
 from lateprompt.checks import check_types
 from lateprompt.errors import LatePromptError
 from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register
@@ -94,6 +95,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.houlsby_up = nn.ModuleDict()
         self.houlsby_activation = nn.ModuleDict()
         self.merged_adapters: list[str] = []
+        self.register_load_state_dict_pre_hook(check_weights)  # type: ignore[no-untyped-call]
 
     def update_layer(self, name: str, config: AdapterConfig) -> None:
         width, inner = _width(self.get_base_layer()), config.bottleneck_dim

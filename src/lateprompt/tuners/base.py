@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lateprompt.adapter_files import CheckedConfig
 from lateprompt.errors import LatePromptError
 from lateprompt.families import Family, core_of, family_of, num_layers_of
 
@@ -29,7 +30,7 @@ class PeftName(str):
 
 
 @dataclass
-class LayerTunerConfig(PeftConfig):
+class LayerTunerConfig(CheckedConfig):
     """What is wrapped.
 
     Args:
@@ -50,6 +51,13 @@ class LayerTunerConfig(PeftConfig):
         known = isinstance(names, (list, tuple, set)) and all(isinstance(name, str) for name in names)
         if names is not None and not known and not isinstance(names, str):
             raise LatePromptError(f"target_modules {names!r} is no list of names; give one, or a regular expression")
+        if isinstance(names, str):
+            try:
+                re.compile(names)
+            except re.error as error:
+                raise LatePromptError(
+                    f"target_modules {names!r} is no regular expression ({error}); mend it, or give a list of names"
+                ) from None
         if isinstance(layers, int) and not isinstance(layers, bool):
             self.layers_to_transform = layers = [layers]
         if layers is not None and not isinstance(layers, (list, tuple, set, range)):

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from lateprompt.adapter_files import check_weights
 from lateprompt.errors import LatePromptError
 from lateprompt.tuners.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register, under
 
@@ -101,6 +102,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.bitfit_delta = nn.ParameterDict()
         self.merged_adapters: list[str] = []
+        self.register_load_state_dict_pre_hook(check_weights)  # type: ignore[no-untyped-call]
         # What merging replaced: taking a difference off again would not give the same bits.
         self.register_buffer("_frozen_bias", None, persistent=False)
 
