@@ -12,7 +12,7 @@ from conftest import make_rows, write_rows
 from lateprompt.cli import main
 from lateprompt.errors import LatePromptError
 from lateprompt.row_checks import shared_rows
-from lateprompt.run import DataSettings, load_run, train_run
+from lateprompt.run import DataSettings, load_rows, load_run, train_run
 from lateprompt.tasks import Row
 from lateprompt.training import fit as fit_module
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
@@ -229,6 +229,6 @@ def test_an_interrupted_run_on_other_rows_is_not_resumed(masked_lm, tmp_path, mo
 def test_labels_that_may_stand_for_none_are_said(gap, expected, tmp_path, capfd):
     path = tmp_path / "train.csv"
     path.write_text(f"text,label\na film,good\na walk,bad\na river,{gap}\n", encoding="utf-8")
-    task = run_module.load_rows(DataSettings(train=str(path)), 0).task
+    task = load_rows(DataSettings(train=str(path)), 0).task
     assert gap in task.labels
     assert capfd.readouterr().err.count("1 of 3 rows") == expected
