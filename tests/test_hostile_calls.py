@@ -131,7 +131,7 @@ def test_states_of_a_folder_that_nothing_was_kept_in_yet(action, tmp_path, capsy
 
 def test_states_of_no_folder(capsys):
     assert main(["states", "list", "--folder", ""]) == 2
-    assert "folder '' is no folder" in capsys.readouterr().err
+    assert "folder '' is no name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

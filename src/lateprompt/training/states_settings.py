@@ -32,8 +32,7 @@ class StatesSettings:
         check_types(self)
         if not self.states.strip() or "\0" in self.states:
             raise LatePromptError(
-                f"states {self.states!r} is no folder; give one, or {option('states', 'on', 'off')} (. for the working "
-                "directory)"
+                f"states {self.states!r} is no folder; give one, or on or off (. for the working directory)"
             )
         if self.states_dtype != "auto":
             from lateprompt.states.codec import check_dtype
