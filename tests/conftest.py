@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may ask a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every command: two test processes share two cores
 _states = tempfile.TemporaryDirectory(prefix="lateprompt-test-states-")
 os.environ["LATEPROMPT_STATES"] = _states.name  # tests keep their states to themselves
 
