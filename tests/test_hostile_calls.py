@@ -124,8 +124,9 @@ def test_a_seed_below_zero():
 
 
 @pytest.mark.parametrize("action", ["list", "verify"])
-def test_states_of_a_folder_that_nothing_was_kept_in_yet(action, tmp_path, capsys):
-    assert main(["states", action, "--folder", str(tmp_path / "none")]) == 0
+def test_states_of_a_folder_that_nothing_was_kept_in_yet(action, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LATEPROMPT_STATES", str(tmp_path / "none"))
+    assert main(["states", action]) == 0
     assert capsys.readouterr().out == f"no trunk states in {tmp_path / 'none'}\n"
 
 

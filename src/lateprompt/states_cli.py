@@ -77,7 +77,7 @@ def _look_after(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], li
         done = prune_stores(folder, limit * 1e9)
         refused = [] if done.fits else list(done.refused.values())
         return [{"freed_bytes": done.freed_bytes}], [*refused, *done.broken.values()]
-    if not os.path.lexists(folder):  # nothing has been kept yet
+    if args.folder is None and not os.path.lexists(folder):  # the usual one, in which nothing has been kept yet
         return [], []
     result = list_stores(folder) if args.action == "list" else [vars(found) for found in verify_stores(folder)]
     return result, [row["problem"] for row in result if row["problem"] is not None]
