@@ -49,10 +49,10 @@ AB = [("a", None, "1"), ("b", None, "2")]
         ("a.ndjson", '{"text": "a", "label": 1}\n{"text": "b", "label": "2.0"}'),
         ("a.json", '\n [{"text": "a", "label": 1},\n\n{"text": "b", "label": 2}]\n'),
         ("a.json", '{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n'),
-        ("a.csv.gz", gzip.compress(b"text;label\na;1\nb;2\n")),
-        ("a.tsv.gz", gzip.compress(b"text\tlabel\na\t1\n") + gzip.compress(b"b\t2\n")),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}\n{"text": "b", "label": 2}')),
-        ("a.json.gz", gzip.compress(b'[{"text": "a", "label": 1}, {"text": "b", "label": 2}]')),
+        ("a.csv.gz", gzip.compress(b"text;label\na;1\nb;2\n", mtime=0)),
+        ("a.tsv.gz", gzip.compress(b"text\tlabel\na\t1\n", mtime=0) + gzip.compress(b"b\t2\n", mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}\n{"text": "b", "label": 2}', mtime=0)),
+        ("a.json.gz", gzip.compress(b'[{"text": "a", "label": 1}, {"text": "b", "label": 2}]', mtime=0)),
     ],
 )
 def test_the_same_rows_however_they_are_written(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -135,10 +135,10 @@ def test_class_names_in_a_parquet_file(tmp_path: Path) -> None:
         ("a.csv", "text,label\na,1\n".encode("utf-16-le"), ["NUL", "UTF-16", "UTF-8"]),
         ("a.csv", "text,label\na,1\n".encode("utf-16")[:-1], ["broken UTF-16"]),
         ("a.csv", b"PK\x03\x04", ["Excel workbook", ".xlsx"]),
-        ("a.jsonl", gzip.compress(b"{}"), ["gzip", ".gz"]),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), ["gzip", ".gz"]),
         ("a.jsonl.gz", b"{}", ["broken gzip"]),
-        ("a.csv.gz", gzip.compress(b"text,label\na,1\n" * 99)[:-9], ["broken gzip"]),
-        ("a.parquet.gz", gzip.compress(b""), ["gunzip"]),
+        ("a.csv.gz", gzip.compress(b"text,label\na,1\n" * 99, mtime=0)[:-9], ["broken gzip"]),
+        ("a.parquet.gz", gzip.compress(b"", mtime=0), ["gunzip"]),
         ("a.xls", b"x", [".xlsx"]),
         *(
             (name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", ["git lfs pull"])
