@@ -108,12 +108,6 @@ def test_states_in_no_folder(value, tmp_path, monkeypatch):
         StatesSettings(value).check(trunk_dropout=False)
 
 
-def test_the_method_head_has_a_head_on_a_model_with_label_words(masked_lm):
-    classifier = LatePromptClassifier(masked_lm, method="head", steps=1, states="off")
-    classifier.fit(["good", "bad"], [1, 0])
-    assert classifier.classifier_.settings.readout == "head"
-
-
 def test_a_seed_below_zero():
     with pytest.raises(LatePromptError, match="seed -1 is out of range"):
         run_demo(seed=-1, quiet=True)
@@ -156,7 +150,7 @@ def test_help_of_a_command_by_name(capsys):
 
 def test_decimal_labels_are_saved_and_loaded(masked_lm, tmp_path):
     labels = [Decimal(1), Decimal(2)]
-    classifier = LatePromptClassifier(masked_lm, method="head", steps=1, states="off").fit(["good", "bad"], labels)
+    classifier = LatePromptClassifier(masked_lm, method="npg", steps=1, states="off").fit(["good", "bad"], labels)
     classifier.save(tmp_path / "run")
     assert LatePromptClassifier.load(tmp_path / "run").classes_.tolist() == labels
 

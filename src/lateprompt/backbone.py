@@ -234,8 +234,8 @@ class LateBackbone(nn.Module):
         """
         if self.__dict__.get("_is_replica"):
             raise LatePromptError(
-                "torch.nn.DataParallel copies the backbone, but not its trunk and tail; show one GPU "
-                "(CUDA_VISIBLE_DEVICES=0), or start one process a GPU: torchrun --nproc-per-node=2 script.py"
+                "torch.nn.DataParallel copies the backbone, but not its trunk and tail; start one process "
+                "a GPU (accelerate launch, or torchrun --nproc-per-node=2), or show one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
         with wide_products(*self.placement):
             return self._forward(*args, **kwargs)

@@ -34,8 +34,6 @@ class TextClassifier(TunedModel):
 
     @staticmethod
     def resolve_readout(config: Any, settings: ModelSettings) -> str:
-        if settings.method == "head" and settings.readout == "auto":
-            return "head"  # that is what the method trains
         return resolve_readout(config, settings.readout, settings.model)
 
     @staticmethod

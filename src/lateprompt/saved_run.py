@@ -112,8 +112,8 @@ def check_same(settings: ModelSettings, adapter: LatePromptConfig, task: AnyTask
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise LatePromptError(
-                f"run file {str(folder / RUN_FILE)!r} has {name} {ours!r}, {ADAPTER_CONFIG} has {theirs!r}; take both "
-                "from the same run"
+                f"run file {str(folder / RUN_FILE)!r} has {name} {ours!r} and does not fit {ADAPTER_CONFIG}, which has "
+                f"{theirs!r}; take both from the same run"
             )
     if settings.readout == "head" and isinstance(task, Task) and adapter.head_labels != len(task.labels):
         raise LatePromptError(
