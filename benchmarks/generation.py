@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lateprompt import LatePromptConfig
-from lateprompt.pretrained import wrap
+from lateprompt.peft_method.wrapping import wrap
 
 
 @torch.no_grad()

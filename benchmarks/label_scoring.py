@@ -15,9 +15,9 @@ from unittest import mock
 import torch
 
 from lateprompt import readout
-from lateprompt.classifier import TextClassifier
-from lateprompt.readout import PhraseReadout
-from lateprompt.tasks import load_task, read_rows
+from lateprompt.data import load_task, read_rows
+from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.readouts import PhraseReadout
 from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.settings import ModelSettings
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from lateprompt.classifier import TextClassifier
-from lateprompt.tasks.task import default_task
+from lateprompt.data.task import default_task
+from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.training.settings import ModelSettings
 
 WORDS = ["the", "a", "film", "long", "walk", "it", "was", "by", "river", "great", "good", "bad", "dull", "warm", "wise"]

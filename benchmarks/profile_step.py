@@ -2,7 +2,7 @@
 
     python benchmarks/profile_step.py [--model roberta-base] [--batch 16] [--length 64] [--prompt-layer 6]
 
-"As it was" runs the whole tail (`lateprompt.lean` off) with torch's own dropout.
+"As it was" runs the whole tail (`lateprompt.backbone.kernels.read_positions` off) with torch's own dropout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lateprompt.backbone import LateBackbone
-from lateprompt.bench import BASELINE, METHODS, Bench, BenchSettings
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.experiments.bench import BASELINE, METHODS, Bench, BenchSettings
 
 GROUPS = {
     "linear layers": ("addmm", "mm"),

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lateprompt.states.keys import row_key
-from lateprompt.states.store import TrunkStates
+from lateprompt.state_cache.keys import row_key
+from lateprompt.state_cache.store import TrunkStates
 
 ROWS, TOKENS, WIDTH, BATCH = 16384, 32, 1024, 32
 

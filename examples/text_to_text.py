@@ -20,12 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from lateprompt.progress import print_table
-from lateprompt.run import DataSettings, train_run
-from lateprompt.tasks import Row, load_task, read_rows
+from lateprompt.data import Row, load_task, read_rows
+from lateprompt.predictors.text_generator import TextWriter
+from lateprompt.runs.pipeline import DataSettings, train_run
 from lateprompt.training.metrics import text_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.writer import TextWriter
+from lateprompt.utils.console import print_table
 
 TASK = """\
 name: home

@@ -12,8 +12,8 @@ from statistics import mean
 
 from tuning import files_of, make_parser
 
-from lateprompt.run import DataSettings, train_model
-from lateprompt.training.kept import StatesSettings
+from lateprompt.runs.pipeline import DataSettings, train_model
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 

@@ -13,10 +13,10 @@ import argparse
 import numpy as np
 import torch
 
-from lateprompt.classifier import TextClassifier
-from lateprompt.progress import print_table
-from lateprompt.tasks import load_label_task, read_rows
+from lateprompt.data import load_label_task, read_rows
+from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.training.settings import ModelSettings
+from lateprompt.utils.console import print_table
 
 
 @torch.no_grad()

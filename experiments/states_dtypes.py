@@ -9,8 +9,8 @@ import statistics
 
 from tuning import files_of, make_parser
 
-from lateprompt.run import DataSettings, train_run
-from lateprompt.training.kept import StatesSettings
+from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 DTYPES = ("float32", "bfloat16", "int8")

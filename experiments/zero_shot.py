@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from lateprompt.classifier import TextClassifier
-from lateprompt.tasks import load_task, read_rows
+from lateprompt.data import load_task, read_rows
+from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.training.settings import ModelSettings
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from lateprompt.report.results import COLUMNS
+from lateprompt.experiments.report.results import COLUMNS
 
 # Name to final score, parameters, tokens per second, bytes, and share of the way learnt per evaluation.
 METHODS = {

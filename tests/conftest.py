@@ -21,7 +21,14 @@ from tiny_models import tiny_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
-LONG = ("test_compare.py", "test_states.py", "test_predict.py", "test_readme.py", "test_parallel.py", "test_startup.py")
+LONG = (
+    "test_compare.py",
+    "test_store.py",
+    "test_predicting.py",
+    "test_readme.py",
+    "test_distributed.py",
+    "test_startup.py",
+)
 """Files that take minutes: first, so that no process waits for another at the end."""
 
 

@@ -12,19 +12,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lateprompt.registration import register_with_peft
+from lateprompt._old_names import install, todays_name
+from lateprompt.peft_method.registry import register_with_peft
 
 if TYPE_CHECKING:
-    from lateprompt.backbone import LateBackbone
-    from lateprompt.config import LatePromptConfig
-    from lateprompt.errors import LatePromptError
+    from lateprompt.backbone.families import FAMILIES, Family, register_family
+    from lateprompt.backbone.late_backbone import LateBackbone
+    from lateprompt.backbone.split import split_backbone
     from lateprompt.estimator import LatePromptClassifier
-    from lateprompt.families import FAMILIES, Family, register_family
-    from lateprompt.generators import GENERATORS
-    from lateprompt.split import split_backbone
-    from lateprompt.states import TrunkStates
-    from lateprompt.tuner import LatePromptModel
-    from lateprompt.tuners import AdapterConfig, BitFitConfig
+    from lateprompt.peft_method.config import LatePromptConfig
+    from lateprompt.peft_method.extra import AdapterConfig, BitFitConfig
+    from lateprompt.peft_method.model import LatePromptModel
+    from lateprompt.prompts import GENERATORS
+    from lateprompt.state_cache import TrunkStates
+    from lateprompt.utils.errors import LatePromptError
 
 __all__ = [
     "FAMILIES",
@@ -43,19 +44,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FAMILIES": "families",
-    "GENERATORS": "generators",
-    "AdapterConfig": "tuners",
-    "BitFitConfig": "tuners",
-    "Family": "families",
-    "LateBackbone": "backbone",
+    "FAMILIES": "backbone.families",
+    "GENERATORS": "prompts",
+    "AdapterConfig": "peft_method.extra",
+    "BitFitConfig": "peft_method.extra",
+    "Family": "backbone.families",
+    "LateBackbone": "backbone.late_backbone",
     "LatePromptClassifier": "estimator",
-    "LatePromptConfig": "config",
-    "LatePromptError": "errors",
-    "LatePromptModel": "tuner",
-    "TrunkStates": "states",
-    "register_family": "families",
-    "split_backbone": "split",
+    "LatePromptConfig": "peft_method.config",
+    "LatePromptError": "utils.errors",
+    "LatePromptModel": "peft_method.model",
+    "TrunkStates": "state_cache",
+    "register_family": "backbone.families",
+    "split_backbone": "backbone.split",
 }
 
 
@@ -64,8 +65,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"lateprompt.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-    if not name.startswith("_") and find_spec(f"lateprompt.{name}") is not None:
-        return import_module(f"lateprompt.{name}")
+    module = f"lateprompt.{name}"
+    if not name.startswith("_") and (todays_name(module) is not None or find_spec(module) is not None):
+        return import_module(module)
     raise AttributeError(f"module 'lateprompt' has no attribute {name!r}")
 
 
@@ -73,4 +75,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+install()
 register_with_peft()

@@ -1,6 +1,6 @@
 """`python -m lateprompt`."""
 
-from lateprompt.cli import main
+from lateprompt.cli.app import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

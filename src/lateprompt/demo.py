@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lateprompt.classifier import TextClassifier
-from lateprompt.errors import LatePromptError
-from lateprompt.progress import screen
-from lateprompt.tasks import Row, default_task, few_shot
+from lateprompt.data import Row, default_task, few_shot
+from lateprompt.data.batches import Feed
+from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.evaluate import evaluate
-from lateprompt.training.feed import Feed
-from lateprompt.training.fit import fit
-from lateprompt.training.kept import StatesSettings
+from lateprompt.training.loop import fit
 from lateprompt.training.settings import FEW_ROWS, ModelSettings, RecipeSettings, check_seed
+from lateprompt.utils.console import screen
+from lateprompt.utils.errors import LatePromptError
 
 HELD_OUT = 1000
 SIZES = (100, 2000)

@@ -12,9 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from lateprompt.checks import is_of
-from lateprompt.config import NO_PROMPT, LatePromptConfig
-from lateprompt.errors import LatePromptError, option
 from lateprompt.methods import (
     adapter,
     bitfit,
@@ -27,9 +24,12 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
-from lateprompt.suggestions import did_you_mean
+from lateprompt.peft_method.config import NO_PROMPT, LatePromptConfig
 from lateprompt.training.settings import ModelSettings
-from lateprompt.yaml_files import parse_yaml
+from lateprompt.utils.errors import LatePromptError, option
+from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import is_of
+from lateprompt.utils.yaml_files import parse_yaml
 
 _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.peft_method.extra.base import Stack
+from lateprompt.peft_method.extra.houlsby import PEFT_TYPE
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuners.adapter import PEFT_TYPE
-from lateprompt.tuners.base import Stack
 
 
 def _fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lateprompt.families import core_of, family_of, num_layers_of
+from lateprompt.backbone.families import core_of, family_of, num_layers_of
+from lateprompt.peft_method.extra.base import Stack, under
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuners.base import Stack, under
 
 Options = Mapping[str, Any]
 

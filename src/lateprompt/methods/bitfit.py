@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.peft_method.extra.base import Stack, under
+from lateprompt.peft_method.extra.bitfit import BitFitModel, is_linear
 from lateprompt.training.settings import ModelSettings
-from lateprompt.tuners.base import Stack, under
-from lateprompt.tuners.bitfit import BitFitModel, is_linear
 
 
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool) -> int:

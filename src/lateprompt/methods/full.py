@@ -6,8 +6,8 @@ Parameters: the backbone's; late: about (L − p) (12 d² + 13 d) for BERT's lay
 
 from __future__ import annotations
 
-from lateprompt.beneath import FULL, trained_weights
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.peft_method.tail_tuner import FULL, trained_weights
 from lateprompt.training.settings import ModelSettings
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lateprompt.config import NO_PROMPT
 from lateprompt.methods.base import Method
+from lateprompt.peft_method.config import NO_PROMPT
 
 METHODS = (
     Method(

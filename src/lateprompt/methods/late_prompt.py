@@ -1,7 +1,7 @@
 """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
 
 k prompt vectors made by a generator from an instance's hidden states after layer p, put before them: formulas and
-parameter counts are with the generators (`lateprompt.generators`).
+parameter counts are with the generators (`lateprompt.prompts`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lateprompt.generators import parameters_of
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.prompts import parameters_of
 from lateprompt.training.settings import ModelSettings
 
 SOURCE = "Liu et al., Findings of EMNLP 2022"

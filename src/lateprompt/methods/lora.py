@@ -11,8 +11,8 @@ from typing import Any
 
 from peft.tuners.lora import LoraModel
 
-from lateprompt.beneath import default_targets, targets_in
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.peft_method.tail_tuner import default_targets, targets_in
 from lateprompt.training.settings import ModelSettings
 
 

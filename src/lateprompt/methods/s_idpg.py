@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lateprompt.config import SENTENCE
 from lateprompt.methods.base import Method, Options, Shape
+from lateprompt.peft_method.config import SENTENCE
 from lateprompt.training.settings import ModelSettings
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lateprompt.checks import check_types
-from lateprompt.errors import LatePromptError
-from lateprompt.files import read_json, read_tensors, write_json, write_tensors
-from lateprompt.randomness import RunNumbers
-from lateprompt.run_files import STATE
+from lateprompt.run_folder.entries import STATE
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.files import read_json, read_tensors, write_json, write_tensors
+from lateprompt.utils.randomness import RunNumbers
+from lateprompt.utils.validation import check_types
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lateprompt.errors import LatePromptError
+from lateprompt.utils.errors import LatePromptError
 
 
 @dataclass

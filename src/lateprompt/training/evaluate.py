@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lateprompt.randomness import TURN
-from lateprompt.readout import Readout, TextReadout
-from lateprompt.training.feed import Feed, sorted_batches
+from lateprompt.data.batches import Feed, sorted_batches
+from lateprompt.readouts import Readout, TextReadout
+from lateprompt.training.distributed import processes
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
-from lateprompt.training.parallel import processes
+from lateprompt.utils.randomness import TURN
 
 
 def predict_scores(

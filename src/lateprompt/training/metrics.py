@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lateprompt.errors import LatePromptError
-from lateprompt.suggestions import did_you_mean
-from lateprompt.tasks.text_task import TEXT_METRICS
+from lateprompt.data.generation_task import TEXT_METRICS
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import did_you_mean
 
 Labels = np.ndarray[Any, np.dtype[Any]]
 

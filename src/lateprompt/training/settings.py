@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lateprompt.checks import check_types
-from lateprompt.errors import LatePromptError
-from lateprompt.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
-from lateprompt.suggestions import unknown
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.utils.suggestions import unknown
+from lateprompt.utils.validation import check_types
 
 
 @dataclass

@@ -1,0 +1,129 @@
+"""The arguments of a call: those that a head would not pass on, and what they must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from lateprompt.utils.errors import LatePromptError
+
+BASE = "__base__"
+"""The adapter name of rows that get no prompt (PEFT's own convention)."""
+
+
+@dataclass(frozen=True)
+class CallExtras:
+    """Arguments of ours that a head's `forward` would not pass on to its backbone.
+
+    Args:
+        source_mask: (batch, length), positions the generator may read; None: all attended ones.
+        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
+        adapter_names: one adapter a row (`__base__`: no prompt).
+        source_length: while generating, how many positions the source has, padding included: what follows was
+            generated, and is not read by the generator.
+    """
+
+    source_mask: torch.Tensor | None = None
+    trunk_states: torch.Tensor | None = None
+    adapter_names: Sequence[str] | None = None
+    source_length: int | None = None
+
+
+_EXTRAS: ContextVar[CallExtras] = ContextVar("lateprompt_extras", default=CallExtras())  # noqa: B039 (frozen)
+
+
+@contextmanager
+def call_extras(extras: CallExtras) -> Iterator[None]:
+    """While open, every `LateBackbone` of this thread sees `extras`."""
+    token = _EXTRAS.set(extras)
+    try:
+        yield
+    finally:
+        _EXTRAS.reset(token)
+
+
+def current_extras() -> CallExtras:
+    """What is in force here."""
+    return _EXTRAS.get()
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
+    """The mask must be 2-D and cover the rows and positions of this call (with a cache: all positions so far)."""
+    mask, cache = call.get("attention_mask"), call.get("past_key_values")
+    if mask is None:
+        return
+    if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise LatePromptError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+    batch, length = text_of(call, trunk_states).shape[:2]
+    length += 0 if cache is None else cache.get_seq_length()
+    if trunk_states is None and mask.shape != (batch, length):
+        raise LatePromptError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+
+
+def generation_source(
+    source_mask: torch.Tensor | None, mask: torch.Tensor | None, text: torch.Tensor, source_length: int
+) -> torch.Tensor:
+    """What the generator may read (batch, length) while more and more positions are generated behind the source.
+
+    Args:
+        source_mask: (rows, source_length), given by the caller, or None: what is attended to.
+        mask: (batch, length) of this call, or None.
+        text: (batch, length, …); the batch may hold each row several times (beams).
+        source_length: positions of the source.
+    """
+    batch, length = text.shape[:2]
+    if source_mask is None:
+        source = torch.ones(batch, length, dtype=torch.long, device=text.device) if mask is None else mask
+    else:
+        source = source_mask.repeat_interleave(batch // len(source_mask), 0)
+        source = F.pad(source, (0, max(0, length - source.shape[1])))
+    if source.shape[1] != length:
+        return source  # a cached step: the prompt is there already
+    return source * (torch.arange(length, device=source.device) < source_length)
+
+
+def text_of(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:
+    """Whatever stands for the text: (batch, length, …)."""
+    value = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
+    if value is None:
+        raise LatePromptError("give input_ids, inputs_embeds or trunk_states")
+    return value  # type: ignore[no-any-return]
+
+
+def select_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    """Some rows of an argument that has one entry per row; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == batch:
+        return value.index_select(0, rows.to(value.device))
+    return value
+
+
+def states_at(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Hidden states (batch, reads, hidden) at the read positions (batch, reads)."""
+    return hidden[torch.arange(len(read), device=read.device)[:, None], read]
+
+
+def replace_hidden(output: Any, hidden: torch.Tensor, pooled: torch.Tensor | None) -> Any:
+    """A backbone's output with other hidden states, and what its pooler makes of them."""
+    output["last_hidden_state"] = hidden
+    if pooled is not None and hasattr(output, "pooler_output"):
+        output["pooler_output"] = pooled
+    return output
+
+
+def gathered(output: Any, read: torch.Tensor) -> Any:
+    """A backbone's output with its hidden states at the read positions (batch, reads) alone."""
+    if isinstance(output, tuple):
+        return (states_at(output[0], read), *output[1:])
+    return replace_hidden(output, states_at(output.last_hidden_state, read), None)

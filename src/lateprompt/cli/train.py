@@ -1,0 +1,86 @@
+"""The arguments of `lateprompt train`, in groups, and what it does."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from lateprompt.cli.arguments import settings_of
+from lateprompt.cli.figures import print_metrics
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from lateprompt.cli.parser import Parser
+
+_MACHINE = ("dtype", "device", "compile")
+_KEPT = "kept states"
+
+
+def add_train(parser: Parser) -> None:
+    """Its arguments."""
+    from lateprompt.cli.config_files import LABEL_WORDS, label_words
+    from lateprompt.cli.parser import REQUIRED
+    from lateprompt.state_cache.settings import StatesSettings
+    from lateprompt.training.data_settings import DataSettings
+    from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+    parser.add_class_arguments(ModelSettings, as_group=False, skip={"trunk_dropout", "options"})
+    parser.add_argument("--set", nargs="+", default=[], help="the method's own options: key=value …, e.g. r=16")
+    parser.add_argument(
+        "--trunk_dropout",
+        action="store_true",
+        help="keep dropout in the frozen layers below the prompt while training, as the authors do",
+    )
+    parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test", "label_words"})
+    parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
+    parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
+    parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
+    parser.add_class_arguments(RecipeSettings, as_group=False)
+    parser.add_class_arguments(StatesSettings, as_group=False)
+    parser.add_argument("--output", type=str, required=True, help="folder of the run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, once the new one has succeeded"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    method = [name for name in _names(ModelSettings) if name not in _MACHINE]
+    parser.arrange(
+        {
+            REQUIRED: ("model", "train", "output"),
+            "data": ("dev", "test", *_names(DataSettings)),
+            "method": ("method", "set", *method),
+            "training": (*_names(RecipeSettings), *_MACHINE),
+            _KEPT: _names(StatesSettings),
+            "output": ("overwrite", "resume", "json", "quiet"),
+        },
+        {_KEPT: "What the frozen layers make of a text is computed once, and read again by later epochs and runs."},
+    )
+
+
+def _names(settings: Any) -> list[str]:
+    return [field.name for field in fields(settings)]
+
+
+def train(args: Namespace) -> None:
+    """Run what `add_train` has parsed."""
+    from lateprompt.methods import parse_options
+    from lateprompt.runs.pipeline import DataSettings, train_run
+    from lateprompt.state_cache.settings import StatesSettings
+    from lateprompt.training.distributed import processes
+    from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+    args.options = parse_options(args.set)
+    _, measured = train_run(
+        settings_of(ModelSettings, args),
+        settings_of(DataSettings, args),
+        settings_of(RecipeSettings, args),
+        args.output,
+        states=settings_of(StatesSettings, args),
+        overwrite=args.overwrite,
+        resume=args.resume,
+        quiet=args.quiet or args.json,
+    )
+    if processes().is_main:
+        print_metrics({args.output: measured}, as_json=args.json, single=True)

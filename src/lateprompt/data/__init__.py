@@ -1,0 +1,35 @@
+"""Text to tokens: tasks with their templates and label words, readers of data, encoding, and few-shot samples."""
+
+from __future__ import annotations
+
+from lateprompt.data.encoding import READOUTS, Example, TaskEncoder, check_task
+from lateprompt.data.generation_task import TextTask, plain_text_task
+from lateprompt.data.labels import label_name
+from lateprompt.data.rows import BadRow, Row, iter_rows, read_rows
+from lateprompt.data.sampling import few_shot
+from lateprompt.data.target_encoding import TargetEncoder
+from lateprompt.data.task import Task, default_task
+from lateprompt.data.task_library import AnyTask, load_label_task, load_task, task_from_dict, task_names
+
+__all__ = [
+    "READOUTS",
+    "AnyTask",
+    "BadRow",
+    "Example",
+    "Row",
+    "TargetEncoder",
+    "Task",
+    "TaskEncoder",
+    "TextTask",
+    "check_task",
+    "default_task",
+    "few_shot",
+    "iter_rows",
+    "label_name",
+    "load_label_task",
+    "load_task",
+    "plain_text_task",
+    "read_rows",
+    "task_from_dict",
+    "task_names",
+]

@@ -1,0 +1,95 @@
+"""From encoded examples to padded batches, grouped by length so that little padding is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from lateprompt.data import Example
+from lateprompt.data.batch import IGNORED, Batch
+from lateprompt.data.padding import pad
+from lateprompt.utils.errors import LatePromptError
+
+_POOL = 50
+"""Batches whose rows are sorted by length together: padding shrinks, the order stays random."""
+
+
+def batch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch as index arrays: a function of its arguments alone, so a run can resume anywhere.
+
+    Rows are shuffled, cut into pools of 50 batches, sorted by length inside a pool, and the batches are shuffled again.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size * _POOL):
+        pool = order[start : start + batch_size * _POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches.extend(pool[i : i + batch_size] for i in range(0, len(pool), batch_size))
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """All rows in batches of similar length, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+class Feed:
+    """Makes batches of some examples.
+
+    Args:
+        examples: the rows, unpadded.
+        pad_token_id: what padding is filled with.
+        weights: (rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
+    """
+
+    def __init__(self, examples: Sequence[Example], pad_token_id: int, weights: np.ndarray | None = None) -> None:
+        self.examples = examples
+        self.weights = None if weights is None else weights.astype(np.float32)
+        self.pad_token_id = pad_token_id
+        self.lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+        self.labels = np.array([example.label for example in examples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The batch of the given row numbers, right padded to its longest row."""
+        examples = [self.examples[i] for i in rows]
+        ids, mask = pad([example.input_ids for example in examples], self.pad_token_id)
+        types = None
+        if examples[0].token_type_ids is not None:
+            kinds = [() if example.token_type_ids is None else example.token_type_ids for example in examples]
+            types, _ = pad(kinds, width=ids.shape[1])
+        read, targets = torch.tensor([example.read for example in examples]), None
+        if examples[0].target is not None:
+            read, targets = _targets(examples)
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            read=read,
+            labels=torch.from_numpy(self.labels[rows]),
+            token_type_ids=types,
+            padded=bool((self.lengths[rows] < ids.shape[1]).any()),
+            targets=targets,
+            weights=None if self.weights is None else torch.from_numpy(self.weights[rows]),
+        )
+
+    def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The batches of an order, one after the other."""
+        for rows in order:
+            yield self.batch(rows)
+
+
+def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions that predict each target's tokens, and the tokens, both (batch, width)."""
+    known = [example.target for example in examples if example.target is not None]
+    if len(known) < len(examples):
+        raise LatePromptError("some rows have a target and others have none; give each row one")
+    targets, _ = pad(known, IGNORED)
+    sizes = torch.tensor([[len(target)] for target in known])
+    steps = torch.minimum(torch.arange(targets.shape[1]), sizes - 1)
+    return torch.tensor([[example.read] for example in examples]) + steps, targets

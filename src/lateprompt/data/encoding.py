@@ -1,0 +1,324 @@
+"""Rows to token ids: a template is filled with a row's texts, and the texts are cut where they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lateprompt.data.label_words import WordTokenizer, label_word_problems, tokenizer_name
+from lateprompt.data.rows import Row
+from lateprompt.data.task import Task
+from lateprompt.data.task_library import AnyTask
+from lateprompt.data.template import LITERAL, Piece, split_template
+from lateprompt.utils.errors import LatePromptError, option
+from lateprompt.utils.names import READOUTS as READOUTS
+from lateprompt.utils.suggestions import unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEXTS = ("text", "text_pair")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One encoded row, without padding.
+
+    Args:
+        input_ids: token ids, `(length,)`, int32.
+        token_type_ids: 0 up to the first separator and 1 after it, `(length,)`, int32; None where the template has no
+            `{sep}` or the model reads no token types.
+        read: where the answer is read: the mask's index (mask), the last source token's (label, text), -1 (head).
+        label: class id, -1 if unknown.
+        target: in a text-to-text task, the token ids of the answer, of which `input_ids` has all but the last one
+            behind the source; None where it is not known.
+        reference: the answer itself.
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32] | None
+    read: int
+    label: int
+    target: NDArray[np.int32] | None = None
+    reference: str | None = None
+
+
+class Source(NamedTuple):
+    """A row's token ids up to its answer, their types (or None), and the mask's index (-1 without one)."""
+
+    input_ids: list[int]
+    token_type_ids: NDArray[np.int32] | None
+    mask: int
+
+
+class SourceEncoder:
+    """Encodes rows by a template, for one tokenizer.
+
+    Each piece of the template is tokenised on its own, so that its tokens never depend on the text. Texts are stripped;
+    the space before a text in the template is tokenised with it. A text that is too long is cut at its end, of a pair
+    always the longer one first; the template, the mask and the special tokens are never cut.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        task: the task, for its name.
+        template: the template, up to where the answer is.
+        max_length: most tokens a source may have.
+        at_mask: whether the answer is read at a mask.
+        before, after: token ids around the template.
+
+    Raises:
+        LatePromptError: a tokenizer without a mask or separator where the template has one, or a template longer than
+            max_length.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: AnyTask,
+        template: str,
+        max_length: int,
+        *,
+        at_mask: bool,
+        before: Sequence[int],
+        after: Sequence[int],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.task: AnyTask = task
+        self.words = WordTokenizer(tokenizer)
+        self._at_mask = at_mask
+        pieces = split_template(template)
+        self._pieces: list[tuple[str, list[int]]] = [
+            (LITERAL, list(before)),
+            *((piece.kind, self._piece_ids(piece)) for piece in pieces),
+            (LITERAL, list(after)),
+        ]
+        self._leads = {piece.kind: self.words.spaced(piece.text) for piece in pieces if piece.kind in TEXTS}
+        self._has_types = "token_type_ids" in tokenizer.model_input_names and any(p.kind == "sep" for p in pieces)
+        self._budget = max_length - sum(len(ids) for _, ids in self._pieces)
+        if self._budget < len(self._leads):
+            raise LatePromptError(
+                f"max_length {max_length!r} is too short: the template and special tokens of task {task.name} take "
+                f"{max_length - self._budget} tokens, and each text needs one; give at least "
+                f"{max_length - self._budget + len(self._leads)}"
+            )
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a text without tokens is a source without tokens: nothing else is there."""
+        return not any(ids for _, ids in self._pieces)
+
+    def sources(self, rows: Sequence[Row]) -> list[Source]:
+        """The rows' sources; all texts go through the tokenizer together.
+
+        Raises:
+            LatePromptError: a row without the second text of a pair, or without tokens.
+        """
+        columns: dict[str, list[list[int]]] = {}
+        for field, lead in self._leads.items():
+            texts = [getattr(row, field) for row in rows]
+            if None in texts:
+                raise LatePromptError(
+                    f"row {texts.index(None) + 1} has no {field}, which task {self.task.name} reads; give one"
+                )
+            stripped = [text.strip() for text in texts]
+            # An empty text is no tokens: without the guard it would be a lone space.
+            columns[field] = self.words.texts([lead + text if text else "" for text in stripped])
+        return [
+            self._fill({field: texts[index] for field, texts in columns.items()}, index + 1)
+            for index in range(len(rows))
+        ]
+
+    def _fill(self, texts: dict[str, list[int]], number: int) -> Source:
+        """One source from the token ids of its texts."""
+        lengths = _cut([len(ids) for ids in texts.values()], self._budget)
+        kept = {field: ids[:length] for (field, ids), length in zip(texts.items(), lengths, strict=True)}
+        ids: list[int] = []
+        mask, second = -1, None
+        for kind, fixed in self._pieces:
+            if kind == "mask":
+                mask = len(ids)
+            ids += kept[kind] if kind in TEXTS else fixed
+            if kind == "sep" and second is None:
+                second = len(ids)
+        if not ids:
+            raise LatePromptError(f"row {number} gives no tokens; give it a text")
+        types = None
+        if self._has_types:
+            types = np.zeros(len(ids), dtype=np.int32)
+            types[second:] = 1
+        return Source(ids, types, mask)
+
+    def _piece_ids(self, piece: Piece) -> list[int]:
+        """The fixed token ids of a piece: none for a text."""
+        tokenizer = self.tokenizer
+        if piece.kind in TEXTS:
+            return []
+        if piece.kind == "mask":
+            if tokenizer.mask_token_id is None:
+                raise LatePromptError(_no_mask(tokenizer))
+            return [tokenizer.mask_token_id]
+        if piece.kind == "sep":
+            separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+            if separator is None:
+                raise LatePromptError(
+                    f"{tokenizer_name(tokenizer)} has no separator for {{sep}}; write one into the task's head_template"
+                )
+            return [separator]
+        ids = self.words.literal(piece.text)
+        if self._at_mask and tokenizer.mask_token_id in ids:
+            raise LatePromptError(f"template text {piece.text!r} has the mask token in it; write it as {{mask}}, once")
+        return ids
+
+
+class TaskEncoder(SourceEncoder):
+    """Encodes rows of one classification task for one tokenizer and readout, as `SourceEncoder` says.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        task: the task.
+        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
+        max_length: most tokens an example may have.
+
+    Attributes:
+        label_tokens: token ids of each label word: one for `mask`, one or more for `label`; `[]` for `head`.
+        prefix_ids: special tokens before the text.
+        suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
+
+    Raises:
+        LatePromptError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label
+            word that does not fit (see `check_task`), or a template longer than max_length.
+    """
+
+    task: Task
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
+        self.readout = readout
+        self.max_length = max_length
+        source = _source(task, readout)
+        self.prefix_ids, self.suffix_ids = special_ids(tokenizer)
+        if readout == "label":
+            self.suffix_ids = []
+        super().__init__(
+            tokenizer,
+            task,
+            source,
+            max_length,
+            at_mask=readout == "mask",
+            before=self.prefix_ids,
+            after=self.suffix_ids,
+        )
+        self.label_tokens = self._label_tokens()
+
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Encodes rows; all texts go through the tokenizer together.
+
+        Raises:
+            LatePromptError: a row without the second text of a pair, with a label the task does not have, or without
+                tokens.
+        """
+        labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
+        return [
+            Example(
+                np.array(source.input_ids, dtype=np.int32),
+                source.token_type_ids,
+                len(source.input_ids) - 1 if self.readout == "label" else source.mask,
+                label,
+            )
+            for source, label in zip(self.sources(rows), labels, strict=True)
+        ]
+
+    def _label_tokens(self) -> list[list[int]]:
+        if self.readout == "head":
+            return []
+        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "mask")
+        for problem in problems:
+            if problem:
+                raise LatePromptError(problem)
+        return tokens
+
+    def _label_id(self, row: Row, number: int) -> int:
+        if row.label is None:
+            return -1
+        if row.label not in self.task.labels:
+            raise LatePromptError(
+                f"row {number} has label {row.label!r}, which task {self.task.name} does not have; its labels are "
+                f"{', '.join(self.task.labels)}"
+            )
+        return self.task.labels.index(row.label)
+
+
+def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> list[dict[str, Any]]:
+    """How each label word fits a tokenizer.
+
+    Returns:
+        Per label a dict with `label`, `word`, `pieces` (its tokens as strings), `ok` and `message` ('' if ok).
+
+    Raises:
+        LatePromptError: an unknown readout.
+    """
+    _source(task, readout)
+    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "mask")
+    if readout == "head":
+        problems = [""] * len(problems)
+    elif readout == "mask" and tokenizer.mask_token_id is None:
+        problems = [_no_mask(tokenizer)] * len(problems)
+    return [
+        {
+            "label": label,
+            "word": word,
+            "pieces": list(tokenizer.convert_ids_to_tokens(ids)),
+            "ok": not problem,
+            "message": problem,
+        }
+        for label, word, ids, problem in zip(task.labels, task.label_words, tokens, problems, strict=True)
+    ]
+
+
+def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
+    return (
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{option('readout', 'head')}"
+    )
+
+
+def _source(task: Task, readout: str) -> str:
+    """The template a readout encodes; of a decoder's, what stands before the label."""
+    if readout == "mask":
+        return task.template.rstrip()
+    if readout == "label":
+        # The space before the label belongs to its word; a line break is part of the source.
+        return task.decoder_template.partition("{label}")[0].rstrip(" ")
+    if readout == "head":
+        return task.head_template.rstrip()
+    raise LatePromptError(unknown("readout", readout, READOUTS))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens a tokenizer puts before and after a text, found by encoding one."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    if 0 not in special:
+        raise LatePromptError(f"{tokenizer_name(tokenizer)} finds no text in 'a'; use a tokenizer that knows letters")
+    first, last = special.index(0), len(special) - special[::-1].index(0)
+    return ids[:first], ids[last:]
+
+
+def _cut(lengths: list[int], budget: int) -> list[int]:
+    """The lengths left of one or two texts so that they fit; the longer is cut first, of equal ones the second.
+
+    Args:
+        lengths: tokens of each text.
+        budget: tokens all may take together.
+    """
+    if sum(lengths) <= budget:
+        return lengths
+    if len(lengths) == 1:
+        return [budget]
+    first, second = lengths
+    if min(first, second) > budget // 2:
+        return [budget - budget // 2, budget // 2]
+    return [first, budget - first] if first < second else [budget - second, second]

@@ -1,0 +1,120 @@
+"""Tokenises texts and label words, without special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lateprompt.data.task import Task
+from lateprompt.data.vocabulary import check_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 4096
+"""Texts per call of the tokenizer: fast, and a fast tokenizer keeps several times the text in memory per call."""
+
+
+class WordTokenizer:
+    """A tokenizer's text part: no special tokens, whatever the text says.
+
+    Args:
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        ids = (
+            tokenizer.mask_token_id,
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+        )
+        self._structural = frozenset(ids) - {None, tokenizer.unk_token_id}
+        probe = tokenizer.convert_ids_to_tokens(self.texts(["a"])[0])
+        # Llama's and XLM-RoBERTa's tokenizers put the space themselves: a second one would be a token of its own.
+        self._own_space = bool(probe) and probe[0].startswith(("▁", "Ġ"))
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. A special token typed in a text (`[MASK]`, `</s>`) is text, or is left out."""
+        found: list[list[int]] = []
+        for start in range(0, len(texts), CHUNK):
+            found += self._call(list(texts[start : start + CHUNK]), split=True)
+        # Where a special token is a piece of the vocabulary, as in XLM-RoBERTa's, splitting does not keep it out.
+        return [
+            ids if self._structural.isdisjoint(ids) else [token for token in ids if token not in self._structural]
+            for ids in found
+        ]
+
+    def literal(self, text: str) -> list[int]:
+        """Token ids of a template's literal; its author may name special tokens, as in `<|im_start|>user`."""
+        ids = self._call([self.spaced(text)], split=False)[0]
+        check_ids(self.tokenizer, ids, text)
+        return ids
+
+    def spaced(self, text: str) -> str:
+        """`text` less the space before it, where the tokenizer puts one anyway."""
+        return text.removeprefix(" ") if self._own_space else text
+
+    def word(self, word: str) -> list[int]:
+        """Token ids of a word inside a sentence: with the space before it, unless that takes more tokens."""
+        spaced, plain = self.texts([f" {word}", word])
+        return plain if len(plain) < len(spaced) else spaced
+
+    def _call(self, texts: list[str], *, split: bool) -> list[list[int]]:
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=split,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+
+def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tuple[list[list[int]], list[str]]:
+    """The tokens of each label word, and what is wrong with it ('' if nothing).
+
+    Args:
+        task: the task.
+        words: the model's tokenizer.
+        single: whether a word must be a single token, as it must at a mask.
+    """
+    tokens = [words.word(word) for word in task.label_words]
+    problems: list[str] = []
+    for index, (word, ids) in enumerate(zip(task.label_words, tokens, strict=True)):
+        pieces = words.tokenizer.convert_ids_to_tokens(ids)
+        model = tokenizer_name(words.tokenizer)
+        problem = ""
+        if not ids:
+            problem = f"label word {word!r} is no token for {model}; choose another word"
+        elif words.tokenizer.unk_token_id in ids:
+            problem = f"label word {word!r} has tokens unknown to {model} {tuple(pieces)}; choose a word it knows"
+        elif single and len(ids) != 1:
+            listed = ", ".join(map(repr, pieces))
+            problem = (
+                f"label word {word!r} is {len(ids)} tokens ({listed}) for {model}; choose a word that is a single token"
+            )
+        elif ids in tokens[:index]:
+            other = tokens.index(ids)
+            problem = (
+                f"label words {task.label_words[other]!r} ({task.labels[other]}) and {word!r} ({task.labels[index]}) "
+                f"are the same tokens for {model}; choose different words"
+            )
+        elif tokens.count(ids) < len(tokens) and all(other[: len(ids)] == ids for other in tokens):
+            problem = (
+                f"label word {word!r} ({task.labels[index]}) is how every label's words begin for {model}, so nothing "
+                f"of it tells the labels apart; choose another, or end it with a word of its own"
+            )
+        problems.append(problem)
+    return tokens, problems
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's name for a message."""
+    return str(tokenizer.name_or_path) or type(tokenizer).__name__

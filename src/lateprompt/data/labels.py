@@ -1,0 +1,104 @@
+"""The one spelling of a label: in files, task files, on the command line and in the estimator's `y`."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from lateprompt.data.characters import check_characters, written
+from lateprompt.utils.errors import LatePromptError
+
+
+def label_name(value: Any) -> str | None:
+    """Spell a label: values that mean the same label give the same name, wherever they come from.
+
+    Texts lose the space around them; `True`, `TRUE` and the boolean are `true`; whole numbers are written without a
+    fraction, since tools write `1.0` for 1 beside gaps. All other texts stay as they are: `01`, `+1` and `Yes` are
+    names of their own.
+
+    Args:
+        value: a text, boolean, number (numpy's and decimal ones too), date, or None.
+
+    Returns:
+        The name; None for a gap: None, NaN, pandas' NA, an empty or blank text.
+
+    Raises:
+        LatePromptError: an infinite number, half a surrogate pair, or a value that is no label (a list, a mapping, …).
+
+    Example:
+        >>> [label_name(value) for value in ("1.0", 1, 1.0, " TRUE ", True, "good", float("nan"))]
+        ['1', '1', '1', 'true', 'true', 'good', None]
+    """
+    if isinstance(value, str):
+        return _from_text(value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if _is_gap(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    duration = isinstance(value, np.timedelta64)  # a whole number to numpy
+    if isinstance(value, Integral) and not duration:
+        return _digits(int(value))
+    if isinstance(value, Real | Decimal) and not duration:
+        return _from_real(value)
+    if isinstance(value, datetime.date | np.datetime64):
+        return str(value)
+    raise LatePromptError(
+        f"label {written(str(value)[:60])!r} is {type(value).__name__}, not a name; give a text, a number or a boolean"
+    )
+
+
+def spelled_words(words: Mapping[Any, str]) -> dict[str, str]:
+    """Label words by their labels' names.
+
+    Raises:
+        LatePromptError: a key that is no label, or two that are the same label.
+    """
+    found: dict[str, str] = {}
+    for label, word in words.items():
+        name = label_name(label)
+        if name is None or name in found:
+            problem = "is no label" if name is None else f"is label {name!r} once more"
+            raise LatePromptError(f"label_words: {label!r} {problem}; give one word per label")
+        found[name] = word
+    return found
+
+
+def _from_text(text: str) -> str | None:
+    name = str.strip(text)
+    if not name:
+        return None
+    check_characters(name, "the label")
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    # No other spelling of numbers: 01 and 1e5 may be codes.
+    whole = re.fullmatch(r"(-?[0-9]+)\.0+", name)
+    if whole:
+        name = whole[1]
+    return "0" if name == "-0" else name
+
+
+def _from_real(value: Any) -> str:
+    if not math.isfinite(value):
+        raise LatePromptError(f"label {value} is no name; give a text, a whole number or a boolean")
+    return _digits(int(value)) if value == int(value) else str(value)
+
+
+def _digits(value: int) -> str:
+    if abs(value) >= 10**400:  # Python refuses to write far longer ones
+        raise LatePromptError("a label is a whole number of more than 400 digits; give it as a text")
+    return str(value)
+
+
+def _is_gap(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas', without importing pandas
+        return True
+    return isinstance(value, Real | Decimal | np.datetime64) and bool(value != value)

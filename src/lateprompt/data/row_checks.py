@@ -1,0 +1,91 @@
+"""What a run's sets of rows have to do with each other: rows that several share, labels that the task lacks."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from lateprompt.data import AnyTask, Row, Task
+from lateprompt.utils.errors import LatePromptError
+
+GAPS = ("NA", "N/A", "NaN", "nan", "NaT", "<NA>", "NULL", "null", "None", "\\N")
+"""What R, pandas, Python and SQL write for a missing value. In JSON and Parquet, and as an empty cell, it is none."""
+
+
+def shared_rows(sets: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """How many rows of each set have the texts of a row in a set before it.
+
+    Args:
+        sets: rows by the name of their set: train, dev, and files of further ones.
+
+    Returns:
+        For each pair of sets that share any: `rows` (how many of the later set's), `of` (its name), `in` (the earlier
+        set's name), `total` (all of the later set's).
+    """
+    texts = {name: [(row.text.strip(), (row.text_pair or "").strip()) for row in rows] for name, rows in sets.items()}
+    found = []
+    for first, second in combinations(texts, 2):
+        known = set(texts[first])
+        count = sum(text in known for text in texts[second])
+        if count:
+            found.append({"rows": count, "of": second, "in": first, "total": len(texts[second])})
+    return found
+
+
+def unknown_labels(rows: Sequence[Row], task: AnyTask) -> dict[str, int]:
+    """The labels of rows that the task does not have, with the number of rows, most frequent first."""
+    if not isinstance(task, Task):
+        return {}
+    known = set(task.labels)
+    return dict(Counter(row.label for row in rows if row.label is not None and row.label not in known).most_common())
+
+
+def check_choosing_labels(rows: Sequence[Row], task: AnyTask, source: str) -> None:
+    """Raise LatePromptError if the rows that choose the best weights have no label that the task has."""
+    unknown = unknown_labels(rows, task)
+    if isinstance(task, Task) and rows and sum(unknown.values()) == len(rows):
+        raise LatePromptError(
+            f"{source}: none of its {len(rows)} rows has a label of the task ({_some(unknown)}), so they cannot choose "
+            f"the best weights; the labels are {', '.join(task.labels)}"
+        )
+
+
+def warn_shared(shared: Sequence[Mapping[str, Any]]) -> None:
+    """Say which sets share rows: scores on them are too good."""
+    for pair in shared:
+        warn(
+            f"{pair['rows']:,} of {pair['total']:,} rows in {pair['of']!r} are in {pair['in']!r} too; what is measured "
+            "on them says little about new texts"
+        )
+
+
+def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
+    """Say which labels of some rows the task does not have."""
+    if unknown:
+        warn(
+            f"{sum(unknown.values()):,} of {total:,} rows in {source!r} have labels that the task does not have "
+            f"({_some(unknown)}); they count as wrong"
+        )
+
+
+def warn_gaps(rows: Sequence[Row], source: str) -> None:
+    """Say which labels are what programs write where there is none: as text, each is a class of its own."""
+    found = Counter(row.label for row in rows if row.label in GAPS)
+    if found:
+        warn(
+            f"{sum(found.values()):,} of {len(rows):,} rows in {source!r} have a label that may stand for none "
+            f"({_some(found)}), and is taken for a class; leave out these rows if it is none"
+        )
+
+
+def warn(message: str) -> None:
+    """Write one line of warning to standard error."""
+    print(f"lateprompt: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _some(unknown: Mapping[str, int]) -> str:
+    shown = [f"{label[:40]!r} {count:,}" for label, count in list(unknown.items())[:5]]
+    return ", ".join([*shown, *(["…"] if len(unknown) > 5 else [])])

@@ -1,0 +1,346 @@
+"""Reads labelled or unlabelled rows from a file or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from lateprompt.data.characters import check_characters
+from lateprompt.data.columns import Columns, advice, chosen_columns, find_columns, has_target
+from lateprompt.data.formats import SUFFIXES, read_table
+from lateprompt.data.formats.tables import Table, Unreadable
+from lateprompt.data.hub import is_hub_id, read_hub
+from lateprompt.data.labels import label_name
+from lateprompt.data.task import Task
+from lateprompt.data.task_library import AnyTask
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.inputs import is_file, kind_of
+
+__all__ = ["BadRow", "Row", "check_characters", "iter_rows", "read_rows"]
+
+
+FORMULA_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text or pair of texts.
+
+    Args:
+        text: the text.
+        text_pair: the second text, for pairs.
+        label: the label's name, if known.
+        source: the row as it was read.
+        target: the text that answers, in a text-to-text task, if known.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that does not fit.
+
+    Args:
+        number: its line or row, from 1.
+        unit: what is counted: `line` or `row`.
+        source: what could be read of it, which can be written again; perhaps empty.
+        error: what is wrong with it, in one line, without the file and the number.
+    """
+
+    number: int
+    unit: str
+    source: Mapping[str, Any]
+    error: str
+
+
+def read_rows(
+    data: str | Path,
+    *,
+    task: AnyTask | None = None,
+    labelled: bool = True,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
+) -> list[Row]:
+    """The rows of a file or of a data set on the Hugging Face hub, all at once; `iter_rows` says what is read and how.
+
+    Args:
+        data, task, labelled, split, columns, any_label: as in `iter_rows`.
+
+    Raises:
+        LatePromptError: nothing there, or a row that does not fit; the message names the file and the line.
+    """
+    return list(iter_rows(data, task=task, labelled=labelled, split=split, columns=columns, any_label=any_label))
+
+
+@overload
+def iter_rows(
+    data: str | Path,
+    *,
+    task: AnyTask | None = None,
+    labelled: bool = True,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
+    on_error: Literal["stop"] = "stop",
+) -> Iterator[Row]: ...
+@overload
+def iter_rows(
+    data: str | Path,
+    *,
+    task: AnyTask | None = None,
+    labelled: bool = True,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
+    on_error: str,
+) -> Iterator[Row | BadRow]: ...
+def iter_rows(
+    data: str | Path,
+    *,
+    task: AnyTask | None = None,
+    labelled: bool = True,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    any_label: bool = False,
+    on_error: str = "stop",
+) -> Iterator[Row | BadRow]:
+    """Read the rows of a file one after the other; memory does not grow with the file.
+
+    Files are JSON lines (.jsonl, .ndjson), .json (an array of objects, or JSON lines), .csv and .tsv (each also with
+    .gz), .parquet and .xlsx (its first sheet); any other name without a suffix is a data set on the Hugging Face hub.
+
+    Columns are `text`, `text_pair`, and `label` or (text-to-text) `target`, or those chosen by `columns`; where there
+    is no `text`, the task's own (GLUE's files). GLUE's own .tsv files are read without quoting, and MNLI's rows without
+    an agreed label (`-`) are left out. Labels are spelled as `lateprompt.data.label_name` says.
+
+    Args:
+        data: a file, or `name`, `org/name`, `org/name:config` on the hub.
+        task: its labels and columns; None: any label, no pairs needed.
+        labelled: whether each row needs a label (or a target). If not, labels are ignored, whatever they are; one that
+            is the task's is kept.
+        split: the split of a data set on the hub.
+        columns: our field (`text`, `text_pair`, `label`, `target`) to the column that holds it.
+        any_label: whether a label may be one that the task does not have.
+        on_error: `stop` raises at the first row that does not fit; `skip` gives a `BadRow` in its place.
+
+    Raises:
+        LatePromptError: nothing there, no such column, or (stop) a row that does not fit; the message names the file
+            and the line. What makes the rest of a file unreadable (a quote that is never closed, or only by a later
+            row's) is raised in any case.
+
+    Example:
+        >>> for row in iter_rows("reviews.csv", labelled=False, columns={"text": "review"}):  # doctest: +SKIP
+        ...     print(row.text)
+    """
+    if on_error not in ("stop", "skip"):
+        raise LatePromptError(f"on_error {on_error!r} is unknown; choose stop or skip")
+    chosen = chosen_columns(task, columns)
+    table = _open(data, task, split, chosen)
+    rows = _Rows(table, task, labelled, chosen, any_label)
+    if table.names is not None:
+        rows.check_columns(table.names)
+    return rows.read(skip=on_error == "skip")
+
+
+def _open(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -> Table:
+    path = Path(data)
+    if is_file(path):
+        return read_table(path, task, chosen)
+    kind = kind_of(path)
+    if kind is not None:
+        raise LatePromptError(f"{path} is {kind}; give a file ({SUFFIXES})")
+    if is_hub_id(str(data)):
+        return read_hub(str(data), task, split, chosen)
+    raise LatePromptError(f"{str(data)[:200]!r} does not exist; give a file ({SUFFIXES}) or a data set of the hub")
+
+
+class _Rows:
+    """From a table's records to rows.
+
+    Args:
+        table: the table.
+        task, labelled: as in `iter_rows`.
+        chosen: our field to the column that was chosen by name.
+        any_label: as in `iter_rows`.
+    """
+
+    def __init__(
+        self, table: Table, task: AnyTask | None, labelled: bool, chosen: Columns, any_label: bool = False
+    ) -> None:
+        self.table = table
+        self.task = task
+        self.labelled = labelled
+        self.chosen = chosen
+        self.any_label = any_label
+        self._labels = frozenset(task.labels) if isinstance(task, Task) else None
+        self._columns: Columns = {}
+        self._written = False  # whether the rows are answered by texts
+        self._keys: tuple[str, ...] | None = None
+        self._before: bool | None = None
+
+    def check_columns(self, names: Any) -> None:
+        """Find a missing column before the first row is blamed for it."""
+        columns = self._find(names)
+        answer = "target" if has_target(names, self.task, self.chosen) else "label"
+        pair = (self.task is not None and self.task.is_pair) or "text_pair" in self.chosen
+        needed = ["text", *(["text_pair"] if pair else []), *([answer] if self.labelled else [])]
+        for field_name in needed:
+            column = columns[field_name]
+            if column not in names:
+                found = ", ".join(map(str, names)) or "none"
+                header = "the first line must name the columns"
+                raise LatePromptError(
+                    f"{self.table.data}, line 1: there is no column {column!r}; the columns are {found[:300]}"
+                    f"{advice(field_name, names, columns, or_else=header)}"
+                )
+
+    def read(self, *, skip: bool) -> Iterator[Row | BadRow]:
+        """The rows, and what stands in the place of those that do not fit."""
+        table, empty = self.table, True
+        for number, record in table.entries:
+            try:
+                if isinstance(record, Unreadable):
+                    raise LatePromptError(record.error)
+                row = self._row(record)
+            except LatePromptError as error:
+                if not skip or (isinstance(record, Unreadable) and record.final):
+                    raise LatePromptError(f"{table.data}, {table.unit} {number}: {error}") from None
+                source = record.source if isinstance(record, Unreadable) else record
+                empty = False
+                yield BadRow(number, table.unit, source, str(error))
+                continue
+            if row is not None:
+                empty = False
+                yield row
+        if empty:
+            raise LatePromptError(f"{table.data} is empty: line 1 or later should have a row; give at least one")
+
+    def _find(self, names: Any) -> Columns:
+        return self.table.columns or find_columns(names, self.task, self.chosen)
+
+    def _row(self, record: Mapping[str, Any]) -> Row | None:
+        """One row, or None where it is to be left out."""
+        keys = tuple(record)
+        if keys != self._keys:
+            self._keys, self._columns = keys, self._find(record)
+            self._written = has_target(record, self.task, self.chosen)
+        self._check_answers()
+        columns, task = self._columns, self.task
+        text = self._text(record, "text")
+        if text is None:
+            raise LatePromptError(self._missing(record, "text", "every row needs a text"))
+        text_pair = self._text(record, "text_pair")
+        if text_pair is None and task is not None and task.is_pair:
+            raise LatePromptError(self._missing(record, "text_pair", f"task {task.name} reads pairs of texts"))
+        if self._written:
+            return Row(text, text_pair, None, record, self._target(record))
+        if not self.labelled:
+            return Row(text, text_pair, self._known_label(record), record)
+        label = self._label(record)
+        # MNLI's mark for a row whose annotators did not agree.
+        if label == "-" and columns["label"] == "gold_label":
+            return None
+        return Row(text, text_pair, label, record)
+
+    def _check_answers(self) -> None:
+        """LatePromptError where the rows before are answered in another way."""
+        if self.labelled and self._before is not None and self._written != self._before:
+            kinds = ("a label", "a target")
+            raise LatePromptError(
+                f"this row has {kinds[self._written]}, the rows before it {kinds[self._before]}; give all rows one of "
+                "them"
+            )
+        self._before = self._written
+
+    def _text(self, record: Mapping[str, Any], field_name: str) -> str | None:
+        column = self._columns[field_name]
+        value = record.get(column)
+        self._check_cell(column, value)
+        if isinstance(value, str):
+            return value if value.strip() else None
+        if value is None or value != value:  # NaN is a gap
+            return None
+        if self.table.typed_cells and isinstance(value, int | float):
+            return str(value)
+        raise LatePromptError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
+
+    def _check_cell(self, column: str, value: Any) -> None:
+        """LatePromptError for what a spreadsheet shows in the place of a value that it could not work out."""
+        if self.table.typed_cells and value in FORMULA_ERRORS:
+            raise LatePromptError(f"{column!r} is the error {value!r} of a formula; mend it in the sheet")
+
+    def _target(self, record: Mapping[str, Any]) -> str | None:
+        column = self._columns["target"]
+        value = record.get(column)
+        if not self.labelled:
+            return value if isinstance(value, str) and value.strip() else None
+        if value is not None and not isinstance(value, str) and "target" not in self.chosen and self.task is None:
+            raise LatePromptError(
+                f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a text to be written; if it is a "
+                f"class, give --label-column {column} (in Python: columns={{'label': {column!r}}})"
+            )
+        target = self._text(record, "target")
+        if target is None:
+            raise LatePromptError(self._missing(record, "target", "every row needs a target here"))
+        return target
+
+    def _label(self, record: Mapping[str, Any]) -> str:
+        """The label by its name in the task; LatePromptError for none, or one that the task does not have."""
+        names = self._label_names(record)
+        if not names:
+            raise LatePromptError(self._missing(record, "label", "every row needs a label here"))
+        known = self._in_task(names)
+        if known is None and self.any_label:
+            return names[0]
+        if known is None:
+            assert isinstance(self.task, Task)
+            raise LatePromptError(
+                f"label {names[0]!r} is none of task {self.task.name}; its labels are {', '.join(self.task.labels)}"
+            )
+        return known
+
+    def _known_label(self, record: Mapping[str, Any]) -> str | None:
+        """The label, if it is one of the task's."""
+        try:
+            return self._in_task(self._label_names(record))
+        except LatePromptError:  # no label at all: a list, half a character
+            return None
+
+    def _label_names(self, record: Mapping[str, Any]) -> list[str]:
+        """What a raw label may be called: its class's name, where the data set has names, then itself."""
+        column = self._columns["label"]
+        raw = record.get(column)
+        self._check_cell(column, raw)
+        own = label_name(raw)
+        names = self.table.class_names.get(column)
+        if own is None or names is None or not isinstance(raw, int):
+            return [] if own is None else [own]
+        named = label_name(names[raw]) if 0 <= raw < len(names) else None  # -1 marks a hidden label
+        return [] if named is None else [named, own]
+
+    def _in_task(self, names: list[str]) -> str | None:
+        """The first that is a label; without a task, any is."""
+        if self._labels is None or not isinstance(self.task, Task):
+            return names[0] if names else None
+        for name in names:
+            # The map says what numbers mean in the task's own files; where classes have names, they say it.
+            mapped = self.task.label_map.get(name) if name == names[0] else None
+            label = name if name in self._labels else mapped
+            if label is not None:
+                return label
+        return "-" if self.labelled and names[:1] == ["-"] and self._columns["label"] == "gold_label" else None
+
+    def _missing(self, record: Mapping[str, Any], field_name: str, why: str) -> str:
+        column = self._columns[field_name]
+        if column in record:
+            return f"{column!r} is empty; {why}"
+        found = ", ".join(map(str, record)) or "nothing"
+        return f"{column!r} is missing (found: {found[:300]}); {why}{advice(field_name, record, self._columns)}"

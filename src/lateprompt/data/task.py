@@ -1,0 +1,248 @@
+"""A task: what is asked about a text (templates) and the words that answer it (label words)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lateprompt.data.labels import label_name
+from lateprompt.data.template import check_template
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import did_you_mean
+
+HEAD_SINGLE = "{text}"
+HEAD_PAIR = "{text} {sep} {text_pair}"
+PLAIN_SINGLE = ("{text} . It was {mask} .", "{text} It was {label} .")
+PLAIN_PAIR = ("{text} ? {mask} , {text_pair}", "{text} {text_pair} They are {label} .")
+REQUIRED_KEYS = ("name", "labels")
+TEMPLATE_KEYS = ("template", "decoder_template", "head_template")
+OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map", "chosen_columns")
+DATA_FIELDS = ("text", "text_pair", "label")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Templates, labels and label words of one classification task.
+
+    Args:
+        name: the task's name.
+        labels: label names; a label's index is its class id.
+        label_words: one word per label, without the space before it.
+        template: cloze for a masked language model, with `{text}`, one `{mask}` and perhaps `{text_pair}`.
+        decoder_template: text for a causal language model, with `{text}`, one `{label}` after it and perhaps
+            `{text_pair}`.
+        head_template: input of a trained head, `{text}` or `{text} {sep} {text_pair}`.
+        metrics: names of the task's metrics, the main one first.
+        columns: our field (`text`, `text_pair`, `label`) to the column of the task's own files.
+        label_map: raw label in files to label name, such as `"0"` to `negative`.
+        chosen_columns: our field to the column that was chosen by name for this run; it counts before all others.
+
+    Labels, also those of `label_map`, are spelled as `lateprompt.data.label_name` says.
+
+    Raises:
+        LatePromptError: a field that does not fit; the message names the field and quotes its value.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    label_words: tuple[str, ...]
+    template: str
+    decoder_template: str
+    head_template: str
+    metrics: tuple[str, ...] = ("accuracy",)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    chosen_columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise LatePromptError(f"name {self.name!r} is no name; give a word")
+        object.__setattr__(self, "labels", tuple(map(_spelled, self.labels)))
+        object.__setattr__(self, "label_map", _spelled_map(self.label_map))
+        for key in ("labels", "label_words", "metrics"):
+            check_words(key, getattr(self, key))
+        if len(self.labels) < 2:
+            raise LatePromptError(f"labels {list(self.labels)!r}: a task needs at least two labels")
+        for key in ("labels", "metrics"):
+            twice = sorted({word for word in getattr(self, key) if getattr(self, key).count(word) > 1})
+            if twice:
+                raise LatePromptError(f"{key} has {twice[0]!r} twice; each may occur once")
+        if len(self.label_words) != len(self.labels):
+            raise LatePromptError(
+                f"label_words {list(self.label_words)!r} are {len(self.label_words)} words for {len(self.labels)} "
+                "labels; give one word per label"
+            )
+        check_template("template", self.template, needs="mask")
+        check_template("decoder_template", self.decoder_template, needs="label")
+        check_template("head_template", self.head_template, needs=None)
+        check_columns(self.columns, DATA_FIELDS)
+        check_columns(self.chosen_columns, DATA_FIELDS)
+        for raw, label in self.label_map.items():
+            if label not in self.labels:
+                raise LatePromptError(
+                    f"label_map {raw!r}: {label!r} is no label; the labels are {', '.join(self.labels)}"
+                )
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the task reads two texts: `{text_pair}` occurs in a template."""
+        return any("{text_pair}" in text for text in (self.template, self.decoder_template, self.head_template))
+
+    @classmethod
+    def from_dict(cls, data: object, source: str) -> Task:
+        """A task from the content of its YAML file.
+
+        Args:
+            data: a mapping with `name` and `labels` ({label: word}, or a list with the words in `label_words` or equal
+                to the labels), and optionally `template`, `decoder_template`, `head_template` (each plain where left
+                out), `metrics`, `columns` and `label_map`.
+            source: where it came from, for error messages.
+
+        Raises:
+            LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
+        """
+        try:
+            return cls(**_arguments(data))
+        except LatePromptError as error:
+            raise LatePromptError(f"{source}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads, in plain types; labels are lists, so that sorting keys cannot change their order."""
+        return {
+            "name": self.name,
+            "template": self.template,
+            "decoder_template": self.decoder_template,
+            "head_template": self.head_template,
+            "labels": list(self.labels),
+            "label_words": list(self.label_words),
+            "metrics": list(self.metrics),
+            "columns": dict(self.columns),
+            "label_map": dict(self.label_map),
+            **({"chosen_columns": dict(self.chosen_columns)} if self.chosen_columns else {}),
+        }
+
+
+def _spelled(label: object) -> str:
+    """A label's one spelling."""
+    name = label_name(label)
+    if name is None:
+        raise LatePromptError(f"labels has {label!r}, which is no name; give each label a name")
+    return name
+
+
+def _word(label: object) -> object:
+    """A label as its own word."""
+    return label if isinstance(label, str) else label_name(label)
+
+
+def _spelled_map(label_map: Mapping[Any, Any]) -> dict[str, str]:
+    """Raw labels to label names, all in their one spelling."""
+    found: dict[str, str] = {}
+    for raw, label in label_map.items():
+        name, known = label_name(raw), label_name(label)
+        if name is None or known is None:
+            raise LatePromptError(f"label_map {raw!r}: {label!r} maps no label to a label; give both")
+        if found.setdefault(name, known) != known:
+            raise LatePromptError(f"label_map has {name!r} twice, for {found[name]!r} and {known!r}; keep one")
+    return found
+
+
+def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
+    """Raise LatePromptError unless it maps some of our fields to names of columns."""
+    for key, value in columns.items():
+        if key not in fields or not isinstance(value, str):
+            raise LatePromptError(f"columns {key!r}: {value!r} is no column; map {', '.join(fields)} to column names")
+
+
+def check_words(key: str, words: Sequence[object]) -> None:
+    """Raise LatePromptError for a word that is no string, or empty, or has space around it."""
+    for word in words:
+        if not isinstance(word, str):
+            raise LatePromptError(f"{key} has {word!r}, which is no string; quote it in YAML, as in 'Yes'")
+        if not word or word != word.strip():
+            raise LatePromptError(f"{key} has {word!r}; write it without space around it, and not empty")
+
+
+def _arguments(data: object) -> dict[str, Any]:
+    """The arguments of `Task` in a YAML file's content."""
+    if not isinstance(data, Mapping):
+        raise LatePromptError(f"a task is a mapping with {', '.join(REQUIRED_KEYS)}, not {type(data).__name__}")
+    known = (*REQUIRED_KEYS, *OPTIONAL_KEYS)
+    for key in data:
+        if key not in known:
+            raise LatePromptError(
+                f"unknown key {key!r}{did_you_mean(key, known)}: {data[key]!r}; the keys are {', '.join(known)}"
+            )
+    for key in REQUIRED_KEYS:
+        if key not in data:
+            raise LatePromptError(
+                f"key {key!r} is missing; a task needs {', '.join(REQUIRED_KEYS)} (one whose answers are texts has "
+                "{target} in its template)"
+            )
+    pair = any("{text_pair}" in str(data.get(key, "")) for key in TEMPLATE_KEYS)
+    plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
+    arguments: dict[str, Any] = {"name": data["name"]}
+    arguments["template"] = data.get("template", plain)
+    arguments["decoder_template"] = data.get("decoder_template", plain_decoder)
+    labels = data["labels"]
+    if isinstance(labels, Mapping):
+        if "label_words" in data:
+            raise LatePromptError("label_words: labels already maps each label to its word; leave label_words out")
+        words = list(labels.values())
+    else:
+        labels = as_list("labels", labels)
+        words = as_list("label_words", data.get("label_words", [_word(label) for label in labels]))
+    arguments |= {"labels": tuple(labels), "label_words": tuple(words)}
+    arguments["head_template"] = data.get("head_template") or (HEAD_PAIR if pair else HEAD_SINGLE)
+    arguments["metrics"] = tuple(as_list("metrics", data.get("metrics") or ["accuracy"]))
+    arguments["columns"] = as_mapping("columns", data.get("columns") or {})
+    arguments["label_map"] = as_mapping("label_map", data.get("label_map") or {})
+    arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
+    return arguments
+
+
+def as_list(key: str, value: object) -> list[Any]:
+    """A YAML value that must be a list."""
+    if not isinstance(value, list | tuple):
+        raise LatePromptError(f"{key} {value!r} is no list")
+    return list(value)
+
+
+def as_mapping(key: str, value: object) -> dict[Any, Any]:
+    """A YAML value that must be a mapping."""
+    if not isinstance(value, Mapping):
+        raise LatePromptError(f"{key} {value!r} is no mapping")
+    return dict(value)
+
+
+def default_task(
+    labels: Sequence[str],
+    *,
+    pair: bool,
+    name: str = "custom",
+    template: str | None = None,
+    decoder_template: str | None = None,
+    head_template: str | None = None,
+    label_words: Sequence[str] | None = None,
+) -> Task:
+    """A task with plain templates, for data that has just texts and labels.
+
+    Args:
+        labels: label names; a label's index is its class id.
+        pair: whether rows have two texts.
+        name, template, decoder_template, head_template: as in `Task`; left out, plain ones.
+        label_words: one per label; left out, the labels' own names.
+
+    Raises:
+        LatePromptError: as `Task` does.
+    """
+    plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
+    return Task(
+        name=name,
+        labels=tuple(labels),
+        label_words=tuple(labels if label_words is None else label_words),
+        template=plain if template is None else template,
+        decoder_template=plain_decoder if decoder_template is None else decoder_template,
+        head_template=(HEAD_PAIR if pair else HEAD_SINGLE) if head_template is None else head_template,
+    )

@@ -1,0 +1,5 @@
+"""The scikit-learn estimator."""
+
+from lateprompt.estimator.classifier import LatePromptClassifier
+
+__all__ = ["LatePromptClassifier"]

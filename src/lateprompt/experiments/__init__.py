@@ -1,0 +1,1 @@
+"""The harness behind docs/results.md: compare, report and bench."""

@@ -1,0 +1,422 @@
+"""`lateprompt bench`: training steps of several methods side by side, interleaved, in one run.
+
+All methods read the mask's hidden state through the same LM head over the same two words, in the same dtype, with the
+same attention kernel and optimiser: what differs is the method. One row shows PEFT's prompt tuning out of the box, with
+the whole vocabulary at every position, and one shows it with our dropout, which is cheaper on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM, RobertaConfig
+
+from lateprompt.backbone.families import family_of
+from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.split import resolve_prompt_layer
+from lateprompt.experiments.baselines import RivalBackbone, prompt_tuning, rival_words
+from lateprompt.peft_method.config import LatePromptConfig
+from lateprompt.peft_method.wrapping import wrap
+from lateprompt.predictors.base import pick_device
+from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
+from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.readouts import Batch, LMHead, WordReadout
+from lateprompt.runs.pipeline import peak_memory_bytes
+from lateprompt.training.settings import check_seed
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.randomness import borrowed, seeded
+from lateprompt.utils.suggestions import unknown
+from lateprompt.utils.validation import check_types
+
+_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+SHAPES: dict[str, dict[str, Any]] = {"roberta-base": {}, "roberta-large": _LARGE}
+"""Architectures that are benchmarked with random weights, without a hub."""
+WORDS = (100, 200)
+BASELINE = "prompt-tuning-20"
+
+
+@dataclass
+class BenchSettings:
+    """What is measured.
+
+    Args:
+        model: a shape (roberta-base, roberta-large: random weights) or a folder or hub id of a masked LM.
+        batch: rows in a batch.
+        length: tokens in a row.
+        prompt_layer: number of layers below the late prompt, or a fraction of the depth.
+        dtype: float type of the frozen weights of all methods (but for those whose name says another).
+        methods: which methods to measure, by name; default all but the compiled one.
+        repeats: timed steps of each method; the median is printed.
+        memory: measure each method's peak memory, in a fresh process of its own.
+        seed: seed of weights and tokens.
+        device: where to run; default a GPU if there is one.
+    """
+
+    model: str = "roberta-base"
+    batch: int = 16
+    length: int = 64
+    prompt_layer: int | float | str = "0.5"
+    dtype: str = "float32"
+    methods: list[str] | None = None
+    repeats: int = 7
+    memory: bool = True
+    seed: int = 0
+    device: str | None = None
+
+    def check(self) -> None:
+        """Raise LatePromptError for a setting that cannot be."""
+        check_types(self)
+        check_seed(self.seed)
+        for name in ("batch", "length", "repeats"):
+            if getattr(self, name) < 1:
+                raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
+        if self.dtype not in DTYPES:
+            raise LatePromptError(unknown("dtype", self.dtype, DTYPES))
+        for name in self.methods or ():
+            if name not in METHODS:
+                raise LatePromptError(unknown("method", name, METHODS))
+
+    @property
+    def names(self) -> list[str]:
+        """The methods to measure."""
+        return list(self.methods or (name for name, method in METHODS.items() if method.by_default))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Layers that a step computes: forward, backward through frozen weights, weight gradients, and extra positions."""
+
+    forward: float
+    backward: float
+    weights: float = 0.0
+    extra_positions: int = 0
+
+
+class Bench:
+    """A model and a batch, on which every method makes steps."""
+
+    def __init__(self, settings: BenchSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.device = pick_device(settings.device)
+        self.config = self._config()
+        self.layers = int(self.config.num_hidden_layers)
+        self.prompt_layer = resolve_prompt_layer(settings.prompt_layer, self.layers)
+        self._check_positions()
+        numbers = torch.Generator().manual_seed(settings.seed)
+        ids = torch.randint(5, self.config.vocab_size, (settings.batch, settings.length), generator=numbers)
+        self.labels = (torch.arange(settings.batch) % len(WORDS)).to(self.device)
+        self.batch = Batch(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            read=torch.full((settings.batch,), settings.length // 2),
+            labels=self.labels,
+        ).to(self.device)
+
+    def _check_positions(self) -> None:
+        limit = max_positions(self.config)
+        for name in self.settings.names:
+            if not name.startswith("prompt-tuning") or limit is None:
+                extra = 0  # a late prompt has no place among the positions
+            else:
+                extra = METHODS[name].cost(self.layers, self.prompt_layer).extra_positions
+            if limit is not None and self.settings.length + extra > limit:
+                raise LatePromptError(
+                    f"length {self.settings.length!r} and {extra} prompt tokens of {name} exceed the {limit} positions "
+                    f"of {self.settings.model!r}; give at most {limit - extra}, or leave it out of --methods"
+                )
+
+    def _config(self) -> Any:
+        name = self.settings.model
+        if name in SHAPES:
+            return RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **SHAPES[name])
+        return load_config(name)
+
+    @cached_property
+    def shared(self) -> Any:
+        """One frozen model for the methods that leave it as it is."""
+        return self.fresh_model()
+
+    def fresh_model(self, dtype: str | None = None) -> Any:
+        """The masked LM, in training mode, on the device."""
+        name, dtype = self.settings.model, dtype or self.settings.dtype
+        if name in SHAPES:
+            with seeded(self.settings.seed):
+                model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
+        else:
+            model = load_base(name, "mask", dtype=dtype)
+        return model.to(self.device).train()
+
+    def stepper(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        """One optimiser step of what is trainable in `model`."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+        def step() -> None:
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def rival(self, config: peft.PeftConfig | None, *, fresh: bool = False, quick: bool = False) -> Callable[[], None]:
+        """A PEFT method on the backbone (None: full tuning), with our readout's economy.
+
+        With `quick` it also has our dropout, which on a CPU is cheaper and keeps less for the backward pass.
+        """
+        base = self.fresh_model() if fresh else self.shared
+        backbone = base.base_model
+        if config is None:
+            model: nn.Module = backbone.requires_grad_(True)
+        else:
+            backbone.requires_grad_(False)
+            model = wrap(backbone, config)
+        model.train()
+        readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
+        dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
+
+        def loss() -> torch.Tensor:
+            with dropout():
+                return readout.loss(self.batch)
+
+        return self.stepper(model, loss)
+
+    def out_of_the_box(self) -> Callable[[], None]:
+        """PEFT's prompt tuning as its documentation has it: the whole vocabulary at every position."""
+        base = self.shared
+        backbone = base.base_model
+        head = LMHead(base, backbone)
+        model = wrap(backbone, prompt_tuning(20))
+        model.train()
+        batch, k = self.batch, 20
+        targets = torch.full((len(batch.read), self.settings.length + k), -100, device=self.device)
+        words = torch.tensor(WORDS, device=self.device)[self.labels]
+        targets[torch.arange(len(batch.read), device=self.device), batch.read + k] = words
+
+        def loss() -> torch.Tensor:
+            hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
+
+        return self.stepper(model, loss)
+
+    def late_prompt(
+        self, generator: str, *, kept: bool, dtype: str | None = None, compiled: bool = False
+    ) -> Callable[[], None]:
+        """LPT, with the trunk run at each step or its states kept (and its weights released)."""
+        base = self.fresh_model(dtype)
+        config = LatePromptConfig(prompt_layer=self.prompt_layer, generator=generator, num_prompt_tokens=5)
+        model = wrap(base, config)
+        model.train()
+        layer: Any = model.base_model.layer
+        layer.compile_tail = compiled
+        readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
+        batch = self.batch
+        if kept:
+            with torch.no_grad():
+                trunk = layer.split_at(self.prompt_layer).trunk.eval()
+                output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            batch = Batch(**{**vars(batch), "trunk_states": output.last_hidden_state})
+            ReleasedWeights(model.get_base_model(), layer, self.prompt_layer, readout)
+        return self.stepper(model, lambda: readout.loss(batch))
+
+    def floating_operations(self, cost: Cost) -> float:
+        """Matrix-product operations of a step: linear layers and attention, 2 per multiply-add."""
+        d, inner = self.config.hidden_size, self.config.intermediate_size
+        length = self.settings.length + cost.extra_positions
+        linear = 2 * (4 * d * d + 2 * d * inner)
+        attention = 4 * length * d  # two products forward, four backward
+        layers = cost.forward * (linear + attention) + cost.backward * (linear + 2 * attention) + cost.weights * linear
+        return float(self.settings.batch * length * layers)
+
+    def ceiling(self, dtype: str) -> Callable[[], float]:
+        """A matrix product of the model's own shape; returns its operations per second."""
+        rows, d = self.settings.batch * self.settings.length, self.config.hidden_size
+        a = torch.randn(rows, d, device=self.device, dtype=DTYPES[dtype])
+        b = torch.randn(d, self.config.intermediate_size, device=self.device, dtype=DTYPES[dtype])
+
+        def measure() -> float:
+            started = time.perf_counter()
+            for _ in range(4):
+                torch.mm(a, b)
+            self.synchronize()
+            return float(4 * 2 * rows * d * b.shape[1] / (time.perf_counter() - started))
+
+        return measure
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _lora() -> peft.PeftConfig:
+    targets = ["query", "value"]
+    return peft.LoraConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, r=8, lora_dropout=0.0, target_modules=targets)
+
+
+def _prefix_tuning(tokens: int) -> peft.PeftConfig:
+    return peft.PrefixTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: what it is called, how its step is made, and which layers it computes (of n, with p below the prompt).
+
+    Args:
+        name: what the table calls it.
+        make: makes the step.
+        cost: (n, p) to the layers computed.
+        states: it trains from kept states.
+        dtype: its own float type, or None for the settings'.
+        by_default: measured unless methods are named.
+    """
+
+    name: str
+    make: Callable[[Bench], Callable[[], None]]
+    cost: Callable[[int, int], Cost]
+    states: bool = False
+    dtype: str | None = None
+    by_default: bool = True
+
+
+def _late(generator: str, *, kept: bool, **more: Any) -> Callable[[Bench], Callable[[], None]]:
+    return lambda bench: bench.late_prompt(generator, kept=kept, **more)
+
+
+def _tail_cost(n: int, p: int) -> Cost:
+    """The tail, less what a lean one leaves out: its last layer both ways (but for one position, which is not counted),
+    and of its first layer's backward pass the projections' 3 of 12 parts.
+    """
+    return Cost(n - p - 1, n - p - 1 - 3 / 12, 0, 5)
+
+
+METHODS: dict[str, Method] = {
+    BASELINE: Method("prompt tuning 20 (PEFT)", lambda b: b.rival(prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
+    "prompt-tuning-20-quick": Method(
+        "the same, with our dropout",
+        lambda b: b.rival(prompt_tuning(20), quick=True),
+        lambda n, p: Cost(n, n, 0, 20),
+    ),
+    "prompt-tuning-20-stock": Method(
+        "the same, out of the box", lambda b: b.out_of_the_box(), lambda n, p: Cost(n, n, 0, 20)
+    ),
+    "prompt-tuning-100": Method(
+        "prompt tuning 100 (PEFT)", lambda b: b.rival(prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)
+    ),
+    "prefix-tuning-20": Method(
+        "prefix tuning 20 (PEFT)", lambda b: b.rival(_prefix_tuning(20)), lambda n, p: Cost(n, n)
+    ),
+    "lora": Method("LoRA r=8 (PEFT)", lambda b: b.rival(_lora(), fresh=True), lambda n, p: Cost(n, n)),
+    "full-tuning": Method("full tuning", lambda b: b.rival(None, fresh=True), lambda n, p: Cost(n, n, n)),
+    "npg": Method("LPT npg", _late("npg", kept=False), lambda n, p: replace(_tail_cost(n, p), forward=n - 1)),
+    "npg-states": Method("LPT npg", _late("npg", kept=True), _tail_cost, True),
+    "mppg-states": Method("LPT mppg", _late("mppg", kept=True), _tail_cost, True),
+    "appg-states": Method("LPT appg", _late("appg", kept=True), _tail_cost, True),
+    "npg-states-bf16": Method("LPT npg", _late("npg", kept=True, dtype="bfloat16"), _tail_cost, True, "bfloat16"),
+    "npg-states-compiled": Method(
+        "LPT npg, compiled tail", _late("npg", kept=True, compiled=True), _tail_cost, True, by_default=False
+    ),
+}
+
+
+def run_bench(settings: BenchSettings) -> dict[str, Any]:
+    """Measure the methods in turn, `repeats` times around, after one step each that is not counted.
+
+    Returns:
+        `ceiling_gflops`, and `rows` with one entry per method.
+    """
+    bench = Bench(settings)  # loads no weights yet; a setting that cannot be is found here, not after minutes
+    with borrowed(settings.seed, bench.device):  # the steps draw as PEFT's do, from torch's generators
+        return _measure_steps(bench, settings)
+
+
+def _measure_steps(bench: Bench, settings: BenchSettings) -> dict[str, Any]:
+    names = settings.names
+    # Before anything is big here: a process of its own needs room.
+    memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
+    steps = {name: METHODS[name].make(bench) for name in names}
+    dtypes = {name: METHODS[name].dtype or settings.dtype for name in names}
+    ceilings = {dtype: bench.ceiling(dtype) for dtype in {settings.dtype, *dtypes.values()}}
+    rates: dict[str, list[float]] = {dtype: [] for dtype in ceilings}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(settings.repeats + 1):
+        for dtype, measure in ceilings.items():
+            rate = measure()
+            if turn:
+                rates[dtype].append(rate)
+        for name in names:
+            started = time.perf_counter()
+            steps[name]()
+            bench.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    best = {dtype: statistics.median(values) for dtype, values in rates.items()}
+    rows = []
+    for name in names:
+        method, seconds = METHODS[name], statistics.median(times[name])
+        operations = bench.floating_operations(method.cost(bench.layers, bench.prompt_layer))
+        # Pair by pair: both were timed in the same turn, so the machine's drift cancels.
+        pairs = zip(times[name], times.get(BASELINE, []), strict=BASELINE in times)
+        ratios = [base / own for own, base in pairs]
+        row: dict[str, Any] = {
+            "method": method.name,
+            "name": name,
+            "states": method.states,
+            "dtype": dtypes[name],
+            "step_ms": 1000 * seconds,
+            "tokens_per_second": settings.batch * settings.length / seconds,
+            "speed_vs_prompt_tuning": statistics.median(ratios) if ratios else None,
+            "peak_memory_bytes": memory.get(name),
+            "memory_vs_prompt_tuning": memory[name] / memory[BASELINE] if BASELINE in memory else None,
+            "ceiling_fraction": operations / seconds / best[dtypes[name]],
+        }
+        rows.append(row)
+    return {"ceiling_gflops": best[settings.dtype] / 1e9, "rows": rows}
+
+
+def peak_memory(settings: BenchSettings, method: str) -> int:
+    """Peak memory of a fresh process that makes three steps of one method: weights, activations, optimiser."""
+    arguments = json.dumps({"settings": asdict(settings), "method": method})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "lateprompt.experiments.bench", arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LatePromptError(
+            f"the process measuring the memory of {method!r} failed: {done.stderr.strip().splitlines()[-1:]}"
+        )
+    return int(done.stdout)
+
+
+def _measure_memory(arguments: str) -> int:
+    given = json.loads(arguments)
+    bench = Bench(BenchSettings(**given["settings"]))
+    with borrowed(bench.settings.seed, bench.device):
+        step = METHODS[given["method"]].make(bench)
+        for _ in range(3):
+            step()
+        bench.synchronize()
+    return peak_memory_bytes(bench.device)
+
+
+if __name__ == "__main__":
+    print(_measure_memory(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""A worker process: takes runs as JSON lines on its input, leaves a result file for each.
+
+Runs of one method on one model share a process, so that starting one is paid once. Peak memory begins anew with each
+run, from what the process holds then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lateprompt.experiments.compare.plan import RunSpec
+from lateprompt.runs.pipeline import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_model, versions
+from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.metrics import compute_metrics, primary_metric
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.files import write_json, write_lines
+
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """Train, score the test rows once, and leave history, predictions and, last, the result in `folder`."""
+    check_run(spec.settings, spec.data, spec.recipe, spec.states)
+    reset_peak_memory()
+    trained = train_model(spec.settings, spec.data, spec.recipe, spec.states)
+    test = _score_tests(trained, spec, folder)
+    metric = primary_metric(trained.rows.task.metrics)
+    measured = trained.measured(test)
+    row = {
+        "metric": metric,
+        "dev": measured.get(metric),
+        "test": next((values[metric] for values in test.values()), None),
+        **{f"test_{name}": value for values in test.values() for name, value in values.items() if name != "loss"},
+        **{name: measured[name] for name in ("trainable_parameters", "steps", "train_seconds", "tokens_per_second")},
+        "peak_memory_bytes": measured["peak_memory_bytes"],
+        "trunk_fill_seconds": trained.fill_seconds,
+        "status": "done",
+        "error": "",
+        "prompt_layer": trained.tuned.settings.prompt_layer,
+        "versions": versions(),
+    }
+    write_lines(folder / HISTORY_FILE, trained.result.history)
+    write_json(folder / RESULT_FILE, row)
+    return row
+
+
+def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dict[str, float]]:
+    tuned, values = trained.tuned, {}
+    for path, feed in trained.test.items():
+        if not hasattr(feed, "store"):
+            tuned.restore()
+        scores = predict_scores(tuned.readout, feed, batch_size=spec.recipe.eval_batch_size, device=tuned.device)
+        values[path] = compute_metrics(trained.rows.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
+        probabilities, labels = softmax(scores), tuned.task.labels
+        lines = []
+        for row, scored in zip(trained.rows.test[path], probabilities, strict=True):
+            best = int(np.argmax(scored))
+            pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
+            found = {"label": row.label, "prediction": labels[best], "probability": round(float(scored[best]), 6)}
+            lines.append({"text": row.text, **pair, **found})
+        write_lines(folder / PREDICTIONS_FILE, lines)
+    return values
+
+
+def main() -> None:
+    """Work until the input ends: a line is `{"folder": …, "run": …}`; the answer is one word."""
+    warnings.simplefilter("ignore", FutureWarning)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    for line in sys.stdin:
+        given = json.loads(line)
+        folder = Path(given["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run_one(RunSpec.from_json(given["run"]), folder)
+        except Exception as error:  # whatever goes wrong in a run is its result, and the next one goes on
+            traceback.print_exc()
+            kind = "" if isinstance(error, LatePromptError) else f"{type(error).__name__}: "
+            fail(folder, f"{kind}{error}")
+        print("done", file=answers, flush=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: a run of its own may already be going on elsewhere."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def fail(folder: Path, error: str) -> None:
+    """Leave a failed result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULT_FILE, {"status": "failed", "error": " ".join(error.split())[:500]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""`LatePromptConfig`: the settings of a late prompt, as a PEFT configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lateprompt.peft_method.adapter_files import CheckedConfig
+from lateprompt.peft_method.extra.base import PeftName
+from lateprompt.peft_method.sizes import depth_of
+from lateprompt.peft_method.tail_tuner import FULL, LAYERS, PROMPT_LEARNING, make_config
+from lateprompt.prompts import check_generator
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import POOLINGS as POOLINGS
+from lateprompt.utils.suggestions import unknown
+from lateprompt.utils.validation import check_types, is_of
+
+PEFT_TYPE = PeftName("LATE_PROMPT")
+NO_PROMPT = "none"
+"""`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
+SENTENCE = "sentence"
+"""`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
+
+
+_DEEPEST = 8
+FIXED_INITS = ("normal", "vocabulary")
+
+
+@dataclass
+class LatePromptConfig(CheckedConfig):
+    """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
+
+    Args:
+        prompt_layer: p, the number of layers below the prompt: 1..L-1, or a fraction of the depth ("0.5"). The resolved
+            number is what gets saved.
+        num_prompt_tokens: k, the number of prompt vectors.
+        generator: fixed, npg, mppg, appg, atpg or rpg; none (a head or a tuner without a prompt), or sentence
+            (S-IDPG: a prompt at the input from a frozen encoding of the sentence).
+        bottleneck_dim: m, the generator's inner width.
+        prompt_dropout: dropout rate on the prompt while training; None: the backbone's hidden dropout rate.
+        fixed_init: how the free vectors of `fixed` and `rpg` start: `normal`, or `vocabulary` (embeddings of random
+            words; falls back to normal where embeddings are narrower than the hidden states).
+        pool_last_source: whether mppg and appg pool a decoder's last source token (the authors' GPT-2 code does not).
+        trunk_dropout: keep dropout in the frozen trunk while training, as the authors' code does. Off, the trunk's
+            hidden states are a pure function of the text.
+        head_labels: number of outputs of a trained linear head, saved with the adapter; None: no head.
+        head_pooling: what that head reads: `cls` (first token), `mean`, or `last` token.
+        modules_to_save: modules of the model that are trained and saved besides (PEFT's own option).
+        tuner: another PEFT method beneath the prompt, or in its place: its options and `peft_type` (LORA, BITFIT,
+            HOULSBY_ADAPTER, PREFIX_TUNING, …; FULL trains the backbone's own weights). It belongs to this adapter, and
+            is saved with it.
+        tuner_layers: where the tuner lies: `tail` (above the prompt layer: trunk states can be kept) or `all`.
+        phm_n: n of the sentence generator's hypercomplex layers.
+
+    Raises:
+        LatePromptError: an unknown generator, initialisation or pooling, or a size below 1.
+    """
+
+    prompt_layer: int | float | str = field(default="0.5", metadata={"help": "number of layers below the prompt"})
+    num_prompt_tokens: int = field(default=5, metadata={"help": "number of prompt vectors"})
+    generator: str = field(default="npg", metadata={"help": "fixed, npg, mppg, appg, atpg, rpg or none"})
+    bottleneck_dim: int = field(default=128, metadata={"help": "inner width of the generator"})
+    prompt_dropout: float | None = field(default=None, metadata={"help": "dropout on the prompt; None: the backbone's"})
+    fixed_init: str = field(default="normal", metadata={"help": "normal or vocabulary"})
+    pool_last_source: bool = field(default=True, metadata={"help": "pool the last source token too"})
+    trunk_dropout: bool = field(default=False, metadata={"help": "keep dropout in the frozen trunk"})
+    head_labels: int | None = field(default=None, metadata={"help": "outputs of a trained head; None: no head"})
+    head_pooling: str = field(default="cls", metadata={"help": "cls, mean or last"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved besides"})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "not used: the backbone is found"})
+    tuner: dict[str, Any] | None = field(default=None, metadata={"help": "another PEFT method beneath, with peft_type"})
+    tuner_layers: str = field(default="tail", metadata={"help": "tail or all"})
+    phm_n: int = field(default=4, metadata={"help": "products of the sentence generator's hypercomplex layers"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = PEFT_TYPE
+        check_types(self, OWN_FIELDS)
+        if self.generator not in (NO_PROMPT, SENTENCE):
+            check_generator(self.generator)
+        for name in ("num_prompt_tokens", "bottleneck_dim", "phm_n"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise LatePromptError(f"{name} {value!r} is no size; give a whole number from 1")
+        if self.prompt_dropout is not None and not 0.0 <= self.prompt_dropout < 1.0:
+            raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
+        if self.fixed_init not in FIXED_INITS:
+            raise LatePromptError(unknown("fixed_init", self.fixed_init, FIXED_INITS))
+        if self.head_pooling not in POOLINGS:
+            raise LatePromptError(unknown("head_pooling", self.head_pooling, POOLINGS))
+        if self.head_labels is not None and self.head_labels < 1:
+            raise LatePromptError(
+                f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1"
+            )
+        if self.tuner_layers not in LAYERS:
+            raise LatePromptError(unknown("tuner_layers", self.tuner_layers, LAYERS))
+        _check_names("modules_to_save", self.modules_to_save)
+        if depth_of(self.tuner, _DEEPEST) > _DEEPEST:
+            raise LatePromptError(
+                f"tuner is nested more than {_DEEPEST} levels deep; give PEFT's options and peft_type"
+            )
+        kind = None if self.tuner is None else self.tuner.get("peft_type")
+        if self.tuner is not None and kind != FULL:
+            make_config(self.tuner)
+        if kind in PROMPT_LEARNING and self.generator != NO_PROMPT:
+            raise LatePromptError(
+                f"tuner {kind!r} cannot be put together with generator {self.generator!r}; use 'none'"
+            )
+        if kind in PROMPT_LEARNING:
+            _check_tokens(self.tuner)
+        if self.generator == SENTENCE and self.tuner is not None:
+            raise LatePromptError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
+        trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
+        if self.generator == NO_PROMPT and not trains:
+            raise LatePromptError(
+                "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
+            )
+
+    @property
+    def input_tokens(self) -> int:
+        """How many positions at the input the adapter takes from the text."""
+        if self.generator == SENTENCE:
+            return self.num_prompt_tokens
+        if self.tuner is None or self.is_late or self.tuner.get("peft_type") not in PROMPT_LEARNING:
+            return 0
+        return int(self.tuner["num_virtual_tokens"])
+
+    @property
+    def is_late(self) -> bool:
+        """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
+        return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")
+
+
+def _check_tokens(tuner: Any) -> None:
+    tokens = tuner.get("num_virtual_tokens")
+    if not is_of(tokens, int) or tokens < 1:
+        raise LatePromptError(f"num_virtual_tokens {tokens!r} of the tuner is no size; give a whole number from 1")
+
+
+def _check_names(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, (list, tuple, set)) and all(isinstance(v, str) for v in value)):
+        raise LatePromptError(f"{name} {str(value)[:80]!r} is no list of names; give one, or null")
+
+
+OWN_FIELDS = tuple(
+    name for name in LatePromptConfig.__annotations__ if name not in ("modules_to_save", "target_modules")
+)
+"""The fields whose types are checked; PEFT fills in the others itself."""

@@ -1,0 +1,1 @@
+"""A tuned model with its task: predict, evaluate, save and load."""

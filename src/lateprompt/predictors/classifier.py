@@ -1,0 +1,79 @@
+"""`TextClassifier`: a tuned model whose answers are labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lateprompt.backbone.families import hidden_dropout_of
+from lateprompt.backbone.packed import can_branch
+from lateprompt.data import AnyTask, Row, Task, TaskEncoder
+from lateprompt.predictors.base import TunedModel
+from lateprompt.predictors.loading import resolve_readout
+from lateprompt.predictors.saved_run import ADAPTER
+from lateprompt.readouts import HeadReadout, Loss, Readout, word_readout
+from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.settings import ModelSettings
+from lateprompt.utils.errors import LatePromptError
+
+_TOGETHER = 16384
+"""Rows that are encoded and sorted at a time."""
+
+
+class TextClassifier(TunedModel):
+    """A tuned classifier, from rows to label probabilities; `build`, `load` and the arguments are `TunedModel`'s."""
+
+    task: Task
+    encoder: TaskEncoder
+
+    @staticmethod
+    def make_encoder(tokenizer: Any, task: Any, settings: ModelSettings, max_length: int) -> TaskEncoder:
+        return TaskEncoder(tokenizer, task, settings.readout, max_length)
+
+    @staticmethod
+    def resolve_readout(config: Any, settings: ModelSettings) -> str:
+        return resolve_readout(config, settings.readout, settings.model)
+
+    @staticmethod
+    def check_task(task: AnyTask, source: object) -> None:
+        if not isinstance(task, Task):
+            raise LatePromptError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
+
+    @property
+    def answer_positions(self) -> int:
+        longest = max(map(len, self.encoder.label_tokens), default=1)
+        if longest == 1:
+            return 0  # read where the text ends
+        return longest - 1 if can_branch(self.layer) else longest
+
+    def make_readout(self) -> Readout:
+        layer, base = self.layer, self.model.get_base_model()
+        if self.settings.readout == "head":
+            dropout = hidden_dropout_of(layer.config, layer.family)
+            return HeadReadout(base, layer, ADAPTER, self.settings.head_pooling or "cls", dropout)
+        loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
+        return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
+
+    def scores(
+        self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Label scores (rows, labels), whose softmax are the probabilities.
+
+        Rows are encoded and sorted by length some thousand at a time, so that only the result grows with their number.
+        """
+        self.restore()
+        parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
+        for start in range(0, len(rows), _TOGETHER):
+            feed = self.feed(rows[start : start + _TOGETHER])
+            parts.append(
+                predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
+            )
+        return np.concatenate(parts)
+
+    def probabilities(
+        self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Label probabilities (rows, labels)."""
+        return softmax(self.scores(rows, batch_size=batch_size, progress=progress))

@@ -1,0 +1,75 @@
+"""Free the weights that training from kept states never touches, and put them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lateprompt.backbone.families import core_of
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.readouts import Readout
+
+
+class ReleasedWeights:
+    """The trunk's weights, the embeddings, and the LM head's rows that `readout` does not need: freed on construction.
+
+    Tied weights that the LM head still needs stay. Until `restore`, calls of the late backbone without `trunk_states`
+    raise LatePromptError.
+
+    Args:
+        model: the Hugging Face model (with its head) that holds `layer`.
+        layer: the late backbone.
+        prompt_layer: p; what lies below is freed.
+        readout: what will read the batches.
+    """
+
+    def __init__(self, model: Any, layer: LateBackbone, prompt_layer: int, readout: Readout) -> None:
+        self.layer = layer
+        self._in_core: dict[str, nn.Parameter] = {}
+        self._in_head: dict[str, nn.Parameter] = {}
+        core: Any = layer.base_layer
+        if any(parameter.device.type == "meta" for parameter in model.parameters()):
+            return  # offloaded by accelerate: nothing is held that could be freed
+        output = readout.release_head()
+        needed = {id(p) for p in _parameters_outside(model, core, output)}
+        embeddings = {id(p) for p in core.get_input_embeddings().parameters()}
+        needed |= {id(p) for p in layer.split_at(prompt_layer).tail.parameters()} - embeddings
+        self._in_core = {name: p for name, p in core.named_parameters() if _free(p, needed)}
+        freed = {id(p) for p in self._in_core.values()}
+        if output is not None:
+            self._in_head = {name: p for name, p in output.named_parameters() if _free(p, needed | freed)}
+        for parameter in self:
+            parameter.data = parameter.data.new_empty(0)
+        layer.trunk_released = bool(self._in_core)
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        yield from self._in_core.values()
+        yield from self._in_head.values()
+
+    @torch.no_grad()
+    def restore(self, source: Any) -> None:
+        """Take the weights from `source`, the same model loaded again; its tensors are handed over, not copied."""
+        device, _ = self.layer.placement
+        given = dict(core_of(source).named_parameters())
+        for name, parameter in self._in_core.items():
+            parameter.data = given[name.replace(".base_layer.", ".")].data.to(device)
+        if self._in_head:
+            given = dict(source.get_output_embeddings().named_parameters())
+            for name, parameter in self._in_head.items():
+                parameter.data = given[name].data.to(device)
+        self.layer.trunk_released = False
+
+
+def _free(parameter: nn.Parameter, needed: set[int]) -> bool:
+    return id(parameter) not in needed and not parameter.requires_grad
+
+
+def _parameters_outside(model: nn.Module, core: nn.Module, output: nn.Module | None) -> Iterator[nn.Parameter]:
+    """Parameters that modules outside of the backbone hold (tied ones too), but for those of `output`."""
+    left_out = {id(module) for part in (core, output) if part is not None for module in part.modules()}
+    for module in model.modules():
+        if id(module) not in left_out:
+            yield from (p for p in module._parameters.values() if p is not None)

@@ -1,0 +1,297 @@
+"""Predictions for a stream of rows: in the rows' order, with a memory that does not grow with their number.
+
+A window of rows is read, encoded, sorted by length into batches, computed and handed on in the order it was read; only
+then the next one is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lateprompt.data import Example, Row
+from lateprompt.data.batches import Feed
+from lateprompt.data.rows import BadRow
+from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.text_generator import TextWriter
+from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.utils.errors import LatePromptError
+
+OnError = Literal["stop", "skip"]
+Progress = Callable[[int], None]
+_Answer = tuple[str | None, Mapping[str, float] | None, str | None]
+"""Prediction, scores, and what is wrong."""
+
+ROWS = 2048
+"""Most rows in a window, by default: sorting more by length saves little padding."""
+CHARACTERS = 2_000_000
+"""Most characters in a window: a fast tokenizer takes some hundred bytes for each."""
+_FIRST = 4
+"""Batches in the first window; each further one has twice as many, so that the first results come early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one row.
+
+    Args:
+        source: the row as it was read, empty where it could not be.
+        prediction: the label or the written text; None for a row with an error.
+        scores: each label's probability; None for written texts, and for a row with an error.
+        error: why there is no prediction.
+    """
+
+    source: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str | None = None
+    scores: Mapping[str, float] | None = None
+    error: str | None = None
+
+
+def predict_rows(
+    tuned: TextClassifier | TextWriter,
+    rows: Iterable[Row | BadRow],
+    *,
+    batch_size: int = 64,
+    on_error: OnError = "stop",
+    window: int | None = None,
+    beams: int = 1,
+    max_new_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Prediction]:
+    """Yield the prediction of each row, in the rows' order, as soon as its window of rows is computed.
+
+    Args:
+        tuned: what `lateprompt.runs.pipeline.load_run` gives.
+        rows: rows, which are read as they are needed: `lateprompt.data.iter_rows` reads them from a file.
+        batch_size: rows in a batch.
+        on_error: what a row that cannot be predicted does: `stop` raises, after the predictions of the rows before it;
+            `skip` gives a prediction with an `error`.
+        window: most rows that are held at a time; default 2,048 (for written texts 8 batches).
+        beams, max_new_tokens: for written texts, as in `TextWriter.write`.
+        progress: told the number of rows done since it was last told.
+
+    Raises:
+        LatePromptError: settings that cannot be (at once); with `stop`, a row that cannot be predicted.
+
+    Example:
+        >>> rows = iter_rows("many.jsonl", task=classifier.task, labelled=False)
+        >>> for found in predict_rows(classifier, rows):
+        ...     print(found.prediction)
+    """
+    parts = predict_windows(
+        tuned,
+        rows,
+        batch_size=batch_size,
+        on_error=on_error,
+        window=window,
+        beams=beams,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+    return (prediction for part in parts for prediction in part)
+
+
+def predict_windows(
+    tuned: TextClassifier | TextWriter,
+    rows: Iterable[Row | BadRow],
+    *,
+    batch_size: int = 64,
+    on_error: OnError = "stop",
+    window: int | None = None,
+    beams: int = 1,
+    max_new_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[list[Prediction]]:
+    """`predict_rows`, a window at a time: what writes results wants to write many together."""
+    if on_error not in ("stop", "skip"):
+        raise LatePromptError(f"on_error {on_error!r} is unknown; choose stop or skip")
+    for name, value in (("batch_size", batch_size), ("window", window), ("beams", beams)):
+        if value is not None and value < 1:
+            raise LatePromptError(f"{name} {value!r} is too small; give a whole number from 1")
+    if isinstance(tuned, TextWriter):
+        answers: _Answers = _Writing(tuned, batch_size, beams, max_new_tokens)
+        most = window or 8 * batch_size
+    else:
+        if beams != 1 or max_new_tokens is not None:
+            raise LatePromptError("beams and max_new_tokens are for models that write text; this one predicts labels")
+        answers = _Labelling(tuned, batch_size)
+        most = window or max(ROWS, 8 * batch_size)
+    return _predict(answers, rows, min(most, _FIRST * batch_size), most, on_error, progress)
+
+
+def check_rows(
+    tuned: TextClassifier | TextWriter, rows: Iterable[Row | BadRow], *, max_new_tokens: int | None = None
+) -> Iterator[Row | BadRow]:
+    """Pass rows on, having checked that each can be encoded, where a row that was read may fail in that.
+
+    Raises:
+        LatePromptError: a row that gives no tokens, or too many.
+    """
+    answers = _Writing(tuned, 1, 1, max_new_tokens) if isinstance(tuned, TextWriter) else _Labelling(tuned, 1)
+    if not answers.may_refuse:
+        yield from rows
+        return
+    start = 0
+    for part in _windows(rows, ROWS, ROWS):
+        good = [(number, row) for number, row in enumerate(part, start + 1) if isinstance(row, Row)]
+        for (number, _), example in zip(good, answers.encode([row for _, row in good]), strict=True):
+            if isinstance(example, str):
+                raise LatePromptError(f"row {number}: {example}")
+        start += len(part)
+        yield from part
+
+
+def _predict(
+    answers: _Answers,
+    rows: Iterable[Row | BadRow],
+    first: int,
+    most: int,
+    on_error: OnError,
+    progress: Progress | None,
+) -> Iterator[list[Prediction]]:
+    start = 0
+    for part in _windows(rows, first, most):
+        found = _predict_window(answers, part, on_error == "stop", progress)
+        failed = next((index for index, one in enumerate(found) if one.error is not None), None)
+        if on_error == "stop" and failed is not None:
+            if failed:
+                yield found[:failed]
+            problem = str(found[failed].error)
+            # A row that could be read does not know its line, and is counted.
+            known = isinstance(part[failed], BadRow)
+            raise LatePromptError(problem if known else f"row {start + failed + 1}: {problem}")
+        start += len(part)
+        yield found
+
+
+def _predict_window(
+    answers: _Answers, part: Sequence[Row | BadRow], stop: bool, progress: Progress | None
+) -> list[Prediction]:
+    """The predictions of a window's rows; with `stop` those up to the first error alone."""
+    found: list[Prediction | None] = [None] * len(part)
+    for index, row in enumerate(part):
+        if isinstance(row, BadRow):
+            found[index] = Prediction(row.source, error=f"{row.unit} {row.number}: {row.error}")
+    places = [index for index, one in enumerate(found) if one is None]
+    encoded = answers.encode([row for row in part if isinstance(row, Row)])
+    for index, example in zip(places, encoded, strict=True):
+        if isinstance(example, str):
+            found[index] = Prediction(part[index].source, error=example)
+    if stop:  # what stands behind the first error is not computed
+        failed = next((index for index, one in enumerate(found) if one is not None), len(part))
+        found = found[: failed + 1]
+    pairs = zip(places, encoded, strict=True)
+    good = [(index, one) for index, one in pairs if index < len(found) and isinstance(one, Example)]
+    if good:
+        answered = answers.answer([one for _, one in good], progress)
+        for (index, _), (prediction, scores, error) in zip(good, answered, strict=True):
+            found[index] = Prediction(part[index].source, prediction, scores, error)
+    if progress is not None and len(found) > len(good):
+        progress(len(found) - len(good))
+    return [one for one in found if one is not None]
+
+
+def _windows(rows: Iterable[Row | BadRow], first: int, most: int) -> Iterator[list[Row | BadRow]]:
+    """The rows in lists of `first` rows, then of twice as many, up to `most`; rows of long texts in shorter ones."""
+    limit, characters = first, 0
+    part: list[Row | BadRow] = []
+    try:
+        for row in rows:
+            part.append(row)
+            characters += sum(len(value) for value in row.source.values() if isinstance(value, str))
+            if isinstance(row, Row):
+                characters += len(row.text) + len(row.text_pair or "")
+            if len(part) >= limit or characters >= CHARACTERS:
+                yield part
+                part, characters = [], 0
+                limit = min(2 * limit, most)
+    except LatePromptError:  # of the reader: what came before it is predicted first
+        if part:
+            yield part
+        raise
+    if part:
+        yield part
+
+
+class _Answers:
+    """What classifiers and writers do differently: which rows can be encoded, and what is said of them."""
+
+    def __init__(self, tuned: TextClassifier | TextWriter) -> None:
+        self.encoder = tuned.encoder
+        tuned.restore()
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether a text that was read may still give no tokens: others have the template's or special ones."""
+        return self.encoder.may_be_empty
+
+    def encode(self, rows: Sequence[Row]) -> list[Example | str]:
+        """The examples of rows, or what is wrong with them."""
+        return _encode(self.encoder.encode, [Row(row.text, row.text_pair) for row in rows]) if rows else []
+
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+        """Prediction, scores, and what is wrong, of each."""
+        raise TypeError(f"{type(self).__name__} must override answer")
+
+
+def _encode(encode: Callable[[Sequence[Row]], Sequence[Example]], rows: Sequence[Row]) -> list[Example | str]:
+    """All rows in one go, or, where one of them is refused, in halves until it is found."""
+    try:
+        return list(encode(rows))
+    except LatePromptError as error:
+        if len(rows) == 1:
+            return [str(error).removeprefix("row 1 ")]  # its number in the list it was encoded with
+        half = len(rows) // 2
+        return _encode(encode, rows[:half]) + _encode(encode, rows[half:])
+
+
+class _Labelling(_Answers):
+    def __init__(self, classifier: TextClassifier, batch_size: int) -> None:
+        super().__init__(classifier)
+        self.classifier, self.batch_size = classifier, batch_size
+
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+        classifier, labels = self.classifier, self.classifier.task.labels
+        feed = Feed(examples, classifier.tokenizer.pad_token_id or 0)
+        scores = predict_scores(
+            classifier.readout, feed, batch_size=self.batch_size, device=classifier.device, progress=progress
+        )
+        with np.errstate(invalid="ignore"):  # infinite scores are looked for below
+            probabilities = softmax(scores)
+        for row in probabilities:
+            if np.isfinite(row).all():
+                by_label = {label: round(score, 6) for label, score in zip(labels, row.tolist(), strict=True)}
+                yield labels[int(row.argmax())], by_label, None
+            else:
+                yield None, None, f"the model's scores are no numbers ({row.tolist()}); predict with a float32 model"
+
+
+class _Writing(_Answers):
+    def __init__(self, writer: TextWriter, batch_size: int, beams: int, max_new_tokens: int | None) -> None:
+        super().__init__(writer)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise LatePromptError(f"max_new_tokens {max_new_tokens!r} is too small; give a whole number from 1")
+        self.writer, self.batch_size, self.beams = writer, batch_size, beams
+        self.new = max_new_tokens or writer.settings.max_target_length
+
+    @property
+    def may_refuse(self) -> bool:
+        longer = self.new > self.writer.settings.max_target_length  # than what sources were cut for
+        return longer or super().may_refuse
+
+    def encode(self, rows: Sequence[Row]) -> list[Example | str]:
+        return [self._with_room(example) for example in super().encode(rows)]
+
+    def _with_room(self, example: Example | str) -> Example | str:
+        problem = None if isinstance(example, str) else self.writer.no_room(example.read + 1, self.new)
+        return example if problem is None else problem
+
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+        texts = self.writer.write(
+            examples, batch_size=self.batch_size, beams=self.beams, max_new_tokens=self.new, progress=progress
+        )
+        for text in texts:
+            yield text, None, None

@@ -1,0 +1,56 @@
+"""Prompt generators: hidden states at the prompt layer to k prompt vectors (Liu et al. 2022, section 3.2).
+
+Each is one class and one entry of `GENERATORS`. `forward(hidden, source_mask)` takes hidden states
+(batch, length, hidden) and the positions it may read (batch, length), and gives the prompt (batch, k, hidden).
+"""
+
+from __future__ import annotations
+
+from lateprompt.prompts.attention import AttentionPoolingGenerator
+from lateprompt.prompts.base import GeneratorSpec as GeneratorSpec
+from lateprompt.prompts.base import PromptGenerator as PromptGenerator
+from lateprompt.prompts.base import read_position as read_position
+from lateprompt.prompts.base import read_state as read_state
+from lateprompt.prompts.fixed import FixedPrompt as FixedPrompt
+from lateprompt.prompts.naive import NaiveGenerator
+from lateprompt.prompts.pooling import AveragePoolingGenerator, MaxPoolingGenerator
+from lateprompt.prompts.pooling import PoolingGenerator as PoolingGenerator
+from lateprompt.prompts.pooling import pooling_slots as pooling_slots
+from lateprompt.prompts.residual import ResidualGenerator
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import unknown
+
+GENERATORS: dict[str, type[PromptGenerator]] = {
+    "fixed": FixedPrompt,
+    "npg": NaiveGenerator,
+    "mppg": MaxPoolingGenerator,
+    "appg": AveragePoolingGenerator,
+    "atpg": AttentionPoolingGenerator,
+    "rpg": ResidualGenerator,
+}
+
+
+def parameters_of(name: str, width: int, bottleneck_dim: int, num_prompt_tokens: int) -> int:
+    """A generator's parameters: fixed k d; rpg k d + d m + m + k m + m d; npg d m + m + m k d + k d.
+
+    The pooling ones: d m + m + m d + d, and k m more for atpg.
+    """
+    d, m, k = width, bottleneck_dim, num_prompt_tokens
+    if name == "fixed":
+        return k * d
+    if name == "rpg":
+        return k * d + d * m + m + k * m + m * d
+    outputs = k * d if name == "npg" else d
+    return d * m + m + m * outputs + outputs + (k * m if name == "atpg" else 0)
+
+
+def check_generator(name: str) -> None:
+    """Raise LatePromptError unless `name` is in the table of generators."""
+    if name not in GENERATORS:
+        raise LatePromptError(unknown("generator", name, GENERATORS))
+
+
+def build_generator(name: str, spec: GeneratorSpec) -> PromptGenerator:
+    """The generator of that name; LatePromptError for an unknown one."""
+    check_generator(name)
+    return GENERATORS[name](spec)

@@ -1,0 +1,62 @@
+"""`Readout`: from a batch to label scores and a loss. What all readouts share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.data.batch import Batch
+
+Loss = Literal["vocabulary", "labels"]
+
+
+class Readout:
+    """Base: from a batch to label scores (batch, labels) and a loss.
+
+    Args:
+        model: the Hugging Face model (with its head) that holds `layer`.
+        layer: its late backbone.
+    """
+
+    kind: str
+
+    def __init__(self, model: nn.Module, layer: LateBackbone) -> None:
+        self.model = model
+        self.layer = layer
+
+    def hidden(self, batch: Batch, read: torch.Tensor | None = None) -> torch.Tensor:
+        """The tail's output (batch, length, hidden), or (batch, hidden) at the positions `read` (batch,)."""
+        extra: dict[str, Any] = {"use_cache": False} if self.layer.family.causal else {}
+        if read is None:
+            return self.layer(**batch.backbone_inputs(), **extra).last_hidden_state  # type: ignore[no-any-return]
+        output = self.layer(**batch.backbone_inputs(), **extra, read=read)
+        return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    def release_head(self) -> nn.Module | None:
+        """The output embedding, if this readout can do without it from now on."""
+        return None
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Label scores (batch, labels); their softmax are the label probabilities."""
+        raise TypeError(f"{type(self).__name__} must override scores")
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean over the rows of their losses, times `batch.weights`; `batch.labels` must be there."""
+        assert batch.labels is not None
+        return mean_cross_entropy(self.scores(batch).float(), batch.labels, batch.weights)
+
+
+def mean_cross_entropy(scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the rows of the cross-entropy of scores (batch, n) with labels (batch,), times weights (batch,)."""
+    if weights is None:
+        return F.cross_entropy(scores, labels)
+    return weighted_mean(F.cross_entropy(scores, labels, reduction="none"), weights)
+
+
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean of losses (batch,) times weights (batch,)."""
+    return losses.mean() if weights is None else (losses * weights).mean()

@@ -1,0 +1,43 @@
+"""Texts as answers: the tokens of a target after the source of a causal LM."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.data.batch import IGNORED, Batch
+from lateprompt.readouts.base import Readout, weighted_mean
+from lateprompt.readouts.lm_head import LMHead
+from lateprompt.utils.errors import LatePromptError
+
+
+class TextReadout(Readout):
+    """A text that answers, behind its source: the mean loss of a target's tokens. The generator sees the source only.
+
+    Rows weigh the same whatever their length, so a batch in parts has the same gradient as the whole.
+    """
+
+    kind = "text"
+
+    def __init__(self, model: nn.Module, layer: LateBackbone) -> None:
+        super().__init__(model, layer)
+        self.head = LMHead(model, layer)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Log-likelihood of each target and its number of tokens, (batch, 2)."""
+        targets = batch.targets
+        if targets is None:
+            raise LatePromptError("these rows have no targets to score; give them some, or have targets written")
+        places = torch.arange(batch.input_ids.shape[1], device=targets.device)
+        source = (places <= batch.read[:, :1]).to(batch.attention_mask.dtype)
+        output = self.layer(**batch.backbone_inputs(), source_mask=source, use_cache=False, read=batch.read)
+        logits = self.head(output.last_hidden_state).float()
+        counted = targets != IGNORED
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return torch.stack([-losses.view_as(counted).sum(1), counted.sum(1).to(losses.dtype)], 1)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        scores = self.scores(batch)
+        return -weighted_mean(scores[:, 0] / scores[:, 1], batch.weights)

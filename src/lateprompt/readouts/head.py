@@ -1,0 +1,49 @@
+"""A trained linear head over a pooled state."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.data.batch import Batch
+from lateprompt.prompts.base import read_position, read_state
+from lateprompt.readouts.base import Readout
+from lateprompt.utils.errors import LatePromptError
+
+
+class HeadReadout(Readout):
+    """A trained linear head over a pooled state, for models without an LM head; it is saved with the adapter.
+
+    Args:
+        adapter: whose head.
+        pooling: `cls` (first token), `mean`, or `last` token.
+        dropout: dropout rate on the pooled state while training.
+    """
+
+    kind = "head"
+
+    def __init__(self, model: nn.Module, layer: LateBackbone, adapter: str, pooling: str, dropout: float = 0.0) -> None:
+        super().__init__(model, layer)
+        if adapter not in layer.late_prompt_heads:
+            raise LatePromptError(f"adapter {adapter!r} has no trained head; make it with head_labels=")
+        self.head = layer.late_prompt_heads[adapter]
+        self.pooling = pooling
+        self.dropout = dropout
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        if self.pooling == "mean":
+            pooled = pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
+        else:
+            pooled = self.hidden(batch, read_position(batch.attention_mask, last=self.pooling == "last"))
+        pooled = F.dropout(pooled, self.dropout, self.layer.training)
+        return self.head(pooled.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+
+
+def pool_states(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One state (batch, hidden) of hidden states (batch, length, hidden) over the attended positions of `mask`."""
+    if pooling == "mean":
+        weights = mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return read_state(hidden, mask, last=pooling == "last")

@@ -1,0 +1,284 @@
+"""A run folder: one writer at a time, and a new run that takes the place of an old one as a whole.
+
+A run writes all its files into a sub-folder, their manifest last. From then on the new run counts: its files move to
+their places, the manifest last again. Whoever meets a folder where that was interrupted, writer or reader, moves the
+rest. So a folder always holds one run, never parts of two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lateprompt.run_folder.entries import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    KNOWN,
+    LOCK,
+    MANIFEST,
+    NEW_CHECKPOINT,
+    STARTED,
+    STATE,
+    clear_staging,
+    foreign_entries,
+    is_checkpoint,
+    is_legacy,
+    is_plain,
+    manifest_of,
+    refuse,
+    remove_checkpoint,
+    sha256_of,
+    write_manifest,
+)
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.files import STAGING, check_place, given_path, naming, sync_folder, write_json
+
+METRICS_FILE = "metrics.json"
+
+
+class RunFolder:
+    """The folder that a run is written to.
+
+    Args:
+        folder: where; it need not exist. A link to a folder stays a link.
+
+    Raises:
+        LatePromptError: a blank name.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.shown = given_path(folder)
+        self.path = Path(os.path.realpath(self.shown))
+        self._made: list[Path] = []
+
+    # -- before the work ---------------------------------------------------------------------------------------------
+
+    def check(self, *, overwrite: bool, resume: bool = False, inputs: Iterable[str | Path] = ()) -> None:
+        """Refuse a folder that a run may not be written to; makes and removes nothing.
+
+        Args:
+            overwrite: a run that is there may be replaced.
+            resume: a run that was interrupted there may go on.
+            inputs: files that are read, which must not be replaced.
+
+        Raises:
+            LatePromptError: a file, a folder that is not empty, one that cannot be written to, or one that has what no
+                run wrote.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise LatePromptError(f"output {str(self.shown)!r} is a file; give a folder")
+        check_place(self.path, self.shown, "output folder")
+        if not self.path.is_dir() or self._is_empty():
+            return
+        if not (overwrite or resume):
+            raise LatePromptError(
+                f"output folder {str(self.shown)!r} is not empty; use --overwrite, --resume, or another folder "
+                "(in Python: overwrite=True, resume=True)"
+            )
+        for name, why in foreign_entries(self.path):
+            if not resume or name.partition("/")[0] in (*KNOWN, MANIFEST, STAGING) or name in CHECKPOINTS:
+                raise refuse(self.shown, name, why)
+        if not resume:
+            self._check_inputs(inputs)
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there but what a run leaves that was stopped before it had a state to keep."""
+        started = self.path / CHECKPOINT
+        return all(
+            entry.name == LOCK or (entry == started and is_checkpoint(started) and not (started / STATE).exists())
+            for entry in self.path.iterdir()
+        )
+
+    def _check_inputs(self, inputs: Iterable[str | Path]) -> None:
+        for given in inputs:
+            for name in KNOWN:
+                with suppress(OSError):
+                    if Path(given).samefile(self.path / name):
+                        raise LatePromptError(
+                            f"{str(given)!r} is read, and would be replaced by the run in {str(self.shown)!r}; copy it "
+                            "elsewhere, or give another folder"
+                        )
+
+    @contextmanager
+    def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Be the only one who writes here; the lock of a process that was killed is none.
+
+        Raises:
+            LatePromptError: another process (or thread) is at work here.
+        """
+        with naming(self.shown):
+            self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            try:
+                lock.acquire(timeout=wait_seconds)
+            except Timeout:
+                raise LatePromptError(
+                    f"another training is at work in {str(self.shown)!r}; wait until it has ended, or give another "
+                    "folder"
+                ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # while it is held, so that nobody's else is removed
+                (self.path / LOCK).unlink()
+            lock.release()
+            with suppress(OSError):  # nothing came of it
+                for place in self._made:
+                    place.rmdir()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a whole run is here, and none that would replace it has begun."""
+        begun = any(is_checkpoint(self.path / name) for name in CHECKPOINTS)
+        return (self.path / METRICS_FILE).is_file() and not begun
+
+    def begin(self, *, overwrite: bool, resume: bool) -> Path:
+        """The folder for this run's checkpoints, or with `resume` that of the run that goes on; what is here stays."""
+        old, new = self.path / CHECKPOINT, self.path / NEW_CHECKPOINT
+        chosen = old
+        if resume:
+            chosen = new if is_checkpoint(new) else old
+        else:
+            remove_checkpoint(new)
+            if (old / STATE).is_file():
+                chosen = new if overwrite else old
+            else:
+                remove_checkpoint(old)
+        with naming(self.shown):
+            chosen.mkdir(exist_ok=True)
+        if not any((chosen / name).is_file() for name in (STARTED, STATE)):
+            write_json(chosen / STARTED, {"format": "lateprompt checkpoint"})
+        return chosen
+
+    def abandon(self, checkpoint: Path, *, keep_state: bool) -> None:
+        """After an error, leave the folder as it was; `keep_state`: unless there is a state to go on from.
+
+        Args:
+            checkpoint: what `begin` gave.
+            keep_state: whether a state that was saved may stay.
+        """
+        if not (keep_state and (checkpoint / STATE).is_file()):
+            remove_checkpoint(checkpoint)
+
+    # -- a new run ---------------------------------------------------------------------------------------------------
+
+    def replace(self, write: Callable[[Path], None]) -> None:
+        """Let `write` leave a run's files in a folder, and put them in the place of the run that is here.
+
+        The lock must be held. Until all files are written, the old run stays as it is.
+
+        Raises:
+            LatePromptError: the disk is full, or a file of that name is here that no run wrote.
+        """
+        staging = self.path / STAGING
+        with naming(self.shown):
+            clear_staging(self.path)
+            staging.mkdir()
+        try:
+            write(staging)
+            for path in staging.iterdir():
+                self._check_replaceable(path.name, manifest_of(self.path) or {})
+            write_manifest(staging)
+        except BaseException:
+            clear_staging(self.path)
+            raise
+        self._move()
+
+    def _check_replaceable(self, name: str, *known: dict[str, str]) -> None:
+        path = self.path / name
+        if not os.path.lexists(path):
+            return
+        if is_plain(path) and name in KNOWN and is_legacy(self.path):
+            return
+        if not is_plain(path) or not any(name in hashes for hashes in known):
+            raise refuse(self.shown, name, "which no run wrote")
+        if sha256_of(path) not in [hashes.get(name) for hashes in known]:
+            raise refuse(self.shown, name, "which was changed after the run wrote it")
+
+    def _move(self) -> None:
+        """Move what waits to its place; begun anew after any interruption, it ends the same."""
+        staging = self.path / STAGING
+        new, old = manifest_of(staging), manifest_of(self.path) or {}
+        if new is None:
+            return
+        waiting = [name for name in (*KNOWN, *sorted(set(new) - set(KNOWN))) if (staging / name).is_file()]
+        for name in waiting:
+            self._check_replaceable(name, old, new)
+        with naming(self.shown):
+            for name in waiting:
+                (staging / name).replace(self.path / name)
+            ours = {*old, *(KNOWN if is_legacy(self.path) else ())}
+            for name in sorted(ours - set(new)):
+                with suppress(LatePromptError):  # changed by somebody: it stays
+                    self._check_replaceable(name, old)
+                    (self.path / name).unlink(missing_ok=True)
+            for name in CHECKPOINTS:
+                remove_checkpoint(self.path / name)
+            sync_folder(self.path)
+            (staging / MANIFEST).replace(self.path / MANIFEST)
+            clear_staging(self.path)
+            sync_folder(self.path)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a new run is whole but not yet in its place."""
+        return manifest_of(self.path / STAGING) is not None
+
+    def settle(self, *, locked: bool = False) -> None:
+        """End a replacement that was interrupted, or wait for one that is going on.
+
+        Raises:
+            LatePromptError: it cannot be ended.
+        """
+        if not self.is_pending:
+            return
+        try:
+            if locked:
+                self._move()
+            else:
+                with self.locked(wait_seconds=10.0):
+                    self._move()
+        except OSError as error:
+            raise LatePromptError(
+                f"a new run is about to take its place in {str(self.shown)!r}, and cannot ({error.strerror}); make the "
+                "folder writable and try again"
+            ) from None
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Read the files of one run: neither parts of two, nor while another takes its place.
+
+    Raises:
+        LatePromptError: the run was replaced meanwhile.
+    """
+    run = RunFolder(folder)
+    run.settle()
+    before = _manifest_bytes(run.path)
+
+    def changed() -> bool:
+        return run.is_pending or _manifest_bytes(run.path) != before
+
+    message = f"the run in {str(folder)!r} was replaced while it was read; try again"
+    try:
+        yield
+    except LatePromptError:
+        if changed():
+            raise LatePromptError(message) from None
+        raise
+    if changed():
+        raise LatePromptError(message)
+
+
+def _manifest_bytes(folder: Path) -> bytes | None:
+    with suppress(OSError):
+        if is_plain(folder / MANIFEST):
+            return (folder / MANIFEST).read_bytes()
+    return None

@@ -1,0 +1,1 @@
+"""A training run, from data files to a run folder."""

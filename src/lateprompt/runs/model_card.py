@@ -1,0 +1,233 @@
+"""The README of a run folder: a model card as the hub takes it, without any path of the machine it was made on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lateprompt.data import TextTask
+from lateprompt.methods import parse_method, title_of
+
+if TYPE_CHECKING:
+    from lateprompt.predictors.base import TunedModel
+
+CARD_FILE = "README.md"
+_UNNAMED = "custom"
+"""The name of tasks that were made from the rows' labels."""
+_HUB_METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "f1",
+    "f1": "f1",
+    "accuracy_f1_mean": "accuracy",
+    "mcc": "matthews_correlation",
+    "perplexity": "perplexity",
+    "exact_match": "exact_match",
+    "rouge_l": "rouge",
+}
+"""Our metrics, and what the hub calls them."""
+_SAYS_NOTHING = re.compile(
+    r"(?i)(model|models|base|checkpoint|checkpoints|final|best|last|hf|output|checkpoint-\d+|\.*)"
+)
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_MOST_LABELS = 4
+
+
+def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> str:
+    """The text of a run folder's README.
+
+    Args:
+        tuned: the trained classifier or writer.
+        measured: what goes to `metrics.json`; what is not there is not told.
+        recipe: the recipe it was trained by, as settings or as a mapping.
+    """
+    settings = dict(asdict(recipe)) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)
+    base = base_name(tuned.settings.model)
+    parts = [
+        _front_matter(tuned, measured, base),
+        f"# {title(tuned)}",
+        _description(tuned, base),
+        _results(measured),
+        _training(tuned, measured, settings),
+        _use(tuned, base),
+        _limits(tuned, measured, base),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(tuned: TunedModel) -> str:
+    """What it is, how it was made, and on what: `sst2 classifier: npg late prompt on MiniLM-L6`."""
+    task = tuned.task
+    if isinstance(task, TextTask):
+        what = "Answers" if task.name == _UNNAMED else f"{_plain(task.name)} answers"
+    elif task.name != _UNNAMED:
+        what = f"{_plain(task.name)} classifier"
+    else:
+        shown = " / ".join(_plain(label) for label in task.labels[:_MOST_LABELS])
+        what = f"{shown}{' / …' if len(task.labels) > _MOST_LABELS else ''} classifier"
+    return f"{what}: {_method(tuned.settings.method)} on {base_name(tuned.settings.model)}"
+
+
+def base_name(model: str) -> str:
+    """The base model without a path: a hub id as it is, a folder's own name (its parent's, where that says nothing)."""
+    if _is_hub_id(model):
+        return model
+    parts = [part for part in re.split(r"[/\\]+", str(Path(model).expanduser())) if part not in ("", ".", "..")]
+    in_cache = next((part for part in reversed(parts) if part.startswith("models--")), None)
+    if in_cache is not None:  # the hub's cache: models--org--name/snapshots/…
+        return "/".join(in_cache.split("--")[1:])
+    names = [part for part in reversed(parts) if not _SAYS_NOTHING.fullmatch(part)]
+    name = names[0] if names else parts[-1] if parts else ""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "a local model"
+
+
+def data_name(source: str) -> str:
+    """A data set without a path: a hub id as it is, a file's own name."""
+    if _is_hub_id(source) and not PurePath(source).suffix:
+        return source
+    return _plain(PureWindowsPath(source).name or source)
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _method(name: str) -> str:
+    """A method's name in words."""
+    words = []
+    for part in parse_method(name):
+        own = part.method.name
+        late_prompt = part.method.kind == "prompt" and part.method.late
+        words.append(f"{own} late prompt" if late_prompt else title_of(f"late-{own}" if _is_late(part) else own))
+    return " with ".join(words)
+
+
+def _is_late(part: Any) -> bool:
+    return bool(part.late and part.method.kind == "tuner")
+
+
+def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
+    writes = isinstance(tuned.task, TextTask)
+    sets = [measured, *(measured.get("dev_sets") or {}).values(), *(measured.get("test") or {}).values()]
+    metrics = dict.fromkeys(theirs for ours, theirs in _HUB_METRICS.items() if any(ours in values for values in sets))
+    pipeline = "text-generation" if writes else "text-classification"
+    facts: dict[str, Any] = {
+        "library_name": "peft",
+        **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
+        "pipeline_tag": pipeline,
+        "tags": ["late-prompt-tuning", "lateprompt", pipeline],
+        **({"metrics": list(metrics)} if metrics else {}),
+    }
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+
+
+def _description(tuned: TunedModel, base: str) -> str:
+    task = tuned.task
+    if isinstance(task, TextTask):
+        what = "Writes answers to texts"
+    else:
+        about = "pairs of texts" if task.is_pair else "texts"
+        what = (
+            f"Sorts {about} into {len(task.labels)} labels: {', '.join(f'`{_plain(label)}`' for label in task.labels)}"
+        )
+    return (
+        f"{what}. Made with lateprompt (Late Prompt Tuning, Liu et al., Findings of EMNLP 2022): "
+        f"{tuned.trainable_parameters:,} parameters were trained and are in this folder; the base model, {base}, "
+        "is not."
+    )
+
+
+def _results(measured: Mapping[str, Any]) -> str:
+    rows = _metric_rows("dev", measured)
+    for kind, key in (("dev", "dev_sets"), ("test", "test")):
+        for source, values in (measured.get(key) or {}).items():
+            rows += _metric_rows(f"{kind}, {data_name(str(source))}", values)
+    if not rows:
+        return "## Results\n\nNo rows were set aside to measure it: it was trained without dev or test rows."
+    return "\n".join(["## Results", "", "| rows | metric | value |", "|---|---|---|", *rows])
+
+
+def _metric_rows(place: str, values: Mapping[str, Any]) -> list[str]:
+    return [f"| {place} | {name} | {values[name]:.4f} |" for name in _HUB_METRICS if _is_number(values.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    settings = tuned.settings
+    facts: list[tuple[str, Any]] = [
+        ("training rows", measured.get("train_rows")),
+        ("dev rows, which chose the weights", measured.get("dev_rows") or None),
+        ("method", settings.method),
+        ("options", ", ".join(f"{key}={value}" for key, value in settings.options.items()) or None),
+        ("prompt after layer", settings.prompt_layer),
+        ("readout", settings.readout),
+        ("steps", measured.get("steps")),
+        ("batch size", recipe.get("batch_size")),
+        ("learning rate", recipe.get("lr")),
+        ("seed", recipe.get("seed")),
+    ]
+    lines = [f"- {name}: {_plain(value)}" for name, value in facts if value is not None]
+    return "\n".join(["## Training", "", *lines])
+
+
+def _use(tuned: TunedModel, base: str) -> str:
+    if isinstance(tuned.task, TextTask):
+        python = [
+            "from lateprompt.runs.pipeline import load_run",
+            "from lateprompt.data import Row",
+            "",
+            'writer = load_run("this-folder")',
+            'print(writer.write([Row("a text", None, None, {})]))',
+        ]
+    else:
+        text = '("a text", "its pair")' if tuned.task.is_pair else '"a text"'
+        python = [
+            "from lateprompt import LatePromptClassifier",
+            "",
+            'classifier = LatePromptClassifier.load("this-folder")',
+            f"print(classifier.predict([{text}]))",
+        ]
+    shell = "lateprompt predict this-folder --data rows.jsonl --output predictions.jsonl"
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```python",
+            *python,
+            "```",
+            "",
+            "```bash",
+            shell,
+            "```",
+            "",
+            f"Where {base} lies elsewhere than when this was made, say where: `model=` in Python, `--model` on the "
+            "command line. After `import lateprompt` it is a PEFT adapter too: "
+            "`PeftModel.from_pretrained(base, folder)`.",
+        ]
+    )
+
+
+def _limits(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
+    answers = "It writes" if isinstance(tuned.task, TextTask) else "It knows no labels but those above, and answers"
+    lines = [
+        f"- It reads the first {tuned.max_length} tokens of a text, its template included; the rest is cut off.",
+        f"- {answers} as {base} and its training rows have it, with the mistakes and biases of both.",
+        "- It was measured on the rows above and no others: measure it on your own before you rely on it.",
+    ]
+    if not measured.get("test"):
+        lines[-1] = "- It was measured on no test rows: measure it on your own before you rely on it."
+    return "\n".join(["## Limits", "", *lines])
+
+
+def _plain(value: Any, most: int = 60) -> str:
+    """Text for one line of Markdown."""
+    text = " ".join(str(value).split())
+    text = re.sub(r"[`|<>]", "'", text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,76 @@
+"""The settings of kept trunk states. Nothing heavy is imported: the command line shows them in its help."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from lateprompt.utils.errors import LatePromptError, option
+from lateprompt.utils.validation import check_types
+
+FOLDER_VARIABLE = "LATEPROMPT_STATES"
+
+
+@dataclass
+class StatesSettings:
+    """Whether and where trunk states are kept.
+
+    Args:
+        states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
+        states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
+        states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
+    """
+
+    states: str = "on"
+    states_dtype: str = "auto"
+    states_limit_gb: float = 20.0
+
+    def check(self, trunk_dropout: bool) -> None:
+        """Raise LatePromptError for a setting that cannot be."""
+        check_types(self)
+        if not self.states.strip() or "\0" in self.states:
+            raise LatePromptError(
+                f"states {self.states!r} is no folder; give one, or on or off (. for the working directory)"
+            )
+        if self.states_dtype != "auto":
+            from lateprompt.state_cache.codec import check_dtype
+
+            check_dtype(self.states_dtype)
+        if not self.states_limit_gb > 0:
+            raise LatePromptError(
+                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or "
+                f"{option('states', 'off')}"
+            )
+        if self.states not in ("on", "off"):
+            _folder(self.states, "states")
+        if trunk_dropout and self.states != "off":
+            raise LatePromptError(
+                f"trunk_dropout makes the trunk's states change at each step; use it with {option('states', 'off')}"
+            )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where states are kept, or None for off, or where there is no home folder to keep them in."""
+        if self.states == "off":
+            return None
+        if self.states != "on":
+            return _folder(self.states, "states")
+        if os.environ.get(FOLDER_VARIABLE):
+            return _folder(os.environ[FOLDER_VARIABLE], FOLDER_VARIABLE)
+        try:
+            return Path.home() / ".cache" / "lateprompt" / "states"
+        except RuntimeError:  # a container's user without a name
+            warnings.warn(
+                f"there is no home folder to keep trunk states in; set {FOLDER_VARIABLE}, or give "
+                f"{option('states', 'FOLDER')}; until then the trunk is computed at each step",
+                stacklevel=2,
+            )
+            return None
+
+
+def _folder(name: str, what: str) -> Path:
+    from lateprompt.utils.files import given_path
+
+    return given_path(name, what)

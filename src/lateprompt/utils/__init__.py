@@ -1,0 +1,1 @@
+"""What knows nothing of prompts: files, errors, validation, the console, random numbers."""
