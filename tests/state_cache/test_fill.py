@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_rows
+from lateprompt.state_cache.feed import StatesFeed
 from safetensors.torch import load_file
 
 from lateprompt.cli.app import main
 from lateprompt.data import Row, default_task, load_task
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.state_cache.feed import StatesFeed
 from lateprompt.state_cache.label_words import PhraseFeed
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training import kept
