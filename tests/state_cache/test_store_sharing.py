@@ -36,8 +36,9 @@ from lateprompt.state_cache import (
 )
 from lateprompt.state_cache import segment as segments
 from lateprompt.state_cache import store as store_module
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.facts import STORE_FILE
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.state_cache.locking import LOCK_FILE, changing
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import _new_file as new_file
@@ -201,7 +202,7 @@ def train(model: str, folder: Path, layer: int, limit_gb: float) -> None:
     for _ in range(6):
         feed = tuned.feed(ROWS)
         (feed,), _ = tuned.kept([(feed, np.arange(len(feed)))], StatesSettings(str(folder), states_limit_gb=limit_gb))
-        assert isinstance(feed, StatesFeed)
+        assert isinstance(feed, CachedBatches)
         for batch in feed.batches([np.arange(i, i + 8) for i in range(0, 40, 8)] * 3):
             assert batch.trunk_states.abs().sum() > 0
 
@@ -430,7 +431,7 @@ def test_a_store_that_may_only_be_read_is_read(masked_lm, shared):
     with as_reader(shared), warnings.catch_warnings():
         warnings.simplefilter("error")
         (kept,), seconds = tuned.kept([(feed, np.arange(40))], StatesSettings(str(shared)))
-        assert isinstance(kept, StatesFeed)
+        assert isinstance(kept, CachedBatches)
         assert seconds == 0.0
         assert kept.batch(np.arange(4)).trunk_states is not None
         assert [found.problem for found in verify_stores(shared)] == [None]
@@ -445,7 +446,7 @@ def test_full_disks_and_small_limits_do_not_matter_where_all_is_kept(masked_lm, 
     tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     monkeypatch.setattr(kept, "SPARE_BYTES", 1 << 60)
     (again,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
-    assert isinstance(again, StatesFeed)
+    assert isinstance(again, CachedBatches)
 
 
 @pytest.mark.parametrize("there", ["nothing", "some rows"])
@@ -531,7 +532,7 @@ def test_a_full_disk_leaves_whole_rows_and_training_goes_on(masked_lm, tmp_path,
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing to repair
         (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
-    assert isinstance(kept, StatesFeed)
+    assert isinstance(kept, CachedBatches)
 
 
 def test_a_disk_that_is_full_already_is_no_reason_to_stop(masked_lm, tmp_path):
