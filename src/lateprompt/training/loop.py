@@ -109,7 +109,7 @@ def _step_batches(
 class Trainer:
     """Train what is trainable in a model; with dev rows, keep the weights that were best on them.
 
-    `run` does it all; `step` and `evaluate` are its parts. Random numbers come from the recipe's seed alone; torch's,
+    The model is in training mode from here on to the last evaluation. `run` does it all; `step` and `evaluate` are its parts. Random numbers come from the recipe's seed alone; torch's,
     numpy's and Python's own are neither used nor changed.
 
     Args:
@@ -162,13 +162,14 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, recipe)
         self.accelerator = RunAccelerator(device, recipe.precision)
         self.numbers = RunNumbers(recipe.seed, device, processes().rank)  # weights start alike, dropout is each one's
-        # A rival drops out as PEFT has it.
-        self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
         self._before = {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
         self._progress, self._best = Progress(), cast(Weights, {})
         self._tokens, self._loss_sum = 0, torch.zeros((), device=device)  # since the last evaluation
         with self._undone_on_error():
             self._resume()
+        readout.layer.train()
+        # Asked in training mode; a rival drops out as PEFT has it.
+        self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, math.ceil(recipe.warmup * self.total_steps), self.total_steps, self.steps_done - 1
         )
@@ -232,8 +233,6 @@ class Trainer:
         if batches is None:
             raise LatePromptError(f"all {self.total_steps} steps are done; give more steps to go on")
         started = time.perf_counter()
-        if not self.readout.layer.training:
-            self.readout.layer.train()
         with self.numbers.step(shared=not self._fast_dropout):
             for batch, share in batches:
                 self._backward(batch, share)
