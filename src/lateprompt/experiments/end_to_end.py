@@ -20,7 +20,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from lateprompt.runs.pipeline import versions
 from lateprompt.state_cache.feed import StatesFeed
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.data_settings import DataSettings
-from lateprompt.training.loop import FitResult, fit_turns, plan_steps, rows_needed, trainable_parameters
+from lateprompt.training.loop import Trainer, plan_steps, rows_needed, trainable_parameters
 from lateprompt.training.metrics import primary_metric
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.console import Bar
@@ -197,7 +197,7 @@ class Job:
         self.fill_seconds = 0.0
         self.ends: list[float] = []
         self.history: list[dict[str, Any]] = []
-        self._turns: Generator[dict[str, Any], None, FitResult] | None = None
+        self._trainer: Trainer | None = None
 
     @property
     def steps_done(self) -> int:
@@ -223,19 +223,16 @@ class Job:
         """Go on to the end of the next epoch (or of the next eval_every steps), its evaluation included."""
         _synchronize(self.device)
         started = time.perf_counter()
-        if self._turns is None:
-            self._turns = self._start()
-        self.history.append(next(self._turns))
-        if self.steps_done == self.steps:
-            for _ in self._turns:  # the best weights are put back
-                pass
+        if self._trainer is None:
+            self._trainer = self._start()
+        self.history.append(self._trainer.run_to_evaluation() or {})
         _synchronize(self.device)
         self.seconds += time.perf_counter() - started
         self.ends.append(self.seconds)
         if self.finished:
-            self._turns.close()
+            self._trainer = None
 
-    def _start(self) -> Generator[dict[str, Any], None, FitResult]:
+    def _start(self) -> Trainer:
         train, dev = self.feeds
         if self.classifier is not None:
             assert self.states is not None
@@ -249,7 +246,7 @@ class Job:
                 )
             train, dev = kept[0], kept[1] if dev is not None else None
             self.classifier.release()
-        return fit_turns(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
+        return Trainer(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
 
     def row(self) -> dict[str, Any]:
         """What was measured; `total_seconds` is extrapolated where the method was stopped before its last step."""
