@@ -102,7 +102,7 @@ def _copies_of(load):
 @pytest.fixture
 def loaded_once(monkeypatch):
     """Each tiny model is read from its folder once, then copied: for tests of many fits."""
-    from lateprompt import tuned
+    from lateprompt.predictors import base as tuned
 
     for name in ("load_base", "load_tokenizer"):
         monkeypatch.setattr(tuned, name, _copies_of(getattr(tuned, name)))

@@ -70,7 +70,6 @@ OLD_NAMES = {
     "row_checks": "data.row_checks",
     "run": "runs.pipeline",
     "run_files": "run_folder.entries",
-    "run_folder": "run_folder.folder",
     "run_rows": "runs.data",
     "saved_run": "predictors.saved_run",
     "sizes": "peft_method.sizes",

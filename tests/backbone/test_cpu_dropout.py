@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lateprompt import dropout
+from lateprompt.backbone.kernels import cpu_dropout as dropout
 from lateprompt.backbone.kernels.cpu_dropout import Draw, FastDropout, dropout_attention
 
 

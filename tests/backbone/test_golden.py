@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
 
-from lateprompt import reference
+from lateprompt.interop import authors_checkpoint as reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(GOLDEN.glob("*.safetensors"))

@@ -11,7 +11,8 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional as F
 
-from lateprompt import LatePromptConfig, halves
+from lateprompt import LatePromptConfig
+from lateprompt.backbone.kernels import half_matmul as halves
 from lateprompt.backbone.kernels.cpu_dropout import dropout_attention
 from lateprompt.backbone.kernels.half_matmul import WideProducts, cpu_lacks, wide_products
 from tests.tiny_models import DECODERS, tiny_batch, tiny_model

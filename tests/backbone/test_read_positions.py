@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lateprompt import LatePromptConfig, absorb, lean
+from lateprompt import LatePromptConfig
 from lateprompt.backbone.families import FAMILIES
+from lateprompt.backbone.kernels import absorbed_attention as absorb
+from lateprompt.backbone.kernels import read_positions as lean
 from lateprompt.backbone.kernels.read_positions import ReadLayer, _FrontLinear
 from tests.tiny_models import CONFIGS, DECODERS, EAGER_ONLY, LAYERS, tiny_batch, tiny_model
 

@@ -18,7 +18,7 @@ import torch
 from conftest import make_rows, write_rows
 from safetensors.torch import load_file
 
-from lateprompt import cli
+from lateprompt.cli import app as cli
 from lateprompt.cli.app import COMMANDS, main
 from lateprompt.cli.interruption import terminable
 from lateprompt.experiments.compare import runner

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import lateprompt
-from lateprompt import names
 from lateprompt.predictors.loading import DTYPES
+from lateprompt.utils import names
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "sklearn", "datasets", "pandas")
@@ -77,7 +77,7 @@ import json, os, sys, torch, transformers
 def found():
     from peft import PeftConfig, PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs, PEFT_TYPE_TO_TUNER_MAPPING as tuners
-    hooks = [f for f in sys.meta_path if type(f).__module__.startswith('lateprompt')]
+    hooks = [f for f in sys.meta_path if type(f).__module__ == 'lateprompt.peft_method.registry']
     loaders = [sys.modules['peft'].__loader__, sys.modules['peft'].__spec__.loader]
     return [[n for n in {OURS} if n in table] for table in (configs, tuners)] + [
         len(hooks), *(type(loader).__name__ for loader in loaders)]

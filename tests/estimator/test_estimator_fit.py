@@ -21,9 +21,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from lateprompt import LatePromptClassifier, LatePromptError
-from lateprompt import estimator as estimator_module
 from lateprompt.cli.app import main
 from lateprompt.data import Row, default_task
+from lateprompt.estimator import classifier as estimator_module
 from lateprompt.estimator.plain import from_plain, to_plain
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.training import fit as fit_module

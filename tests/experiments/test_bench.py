@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lateprompt import bench
 from lateprompt.cli.app import main
+from lateprompt.experiments import bench
 from lateprompt.experiments.bench import BASELINE, METHODS, BenchSettings, Cost, run_bench
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import make_rows, write_rows
 
-from lateprompt import bench
-from lateprompt import jobs as jobs_module
 from lateprompt.cli.app import main
+from lateprompt.experiments import bench
+from lateprompt.experiments import end_to_end as jobs_module
 from lateprompt.experiments.baselines import RIVALS, RivalBackbone, make_rival
 from lateprompt.experiments.end_to_end import JobSettings, make_jobs, run_job
 from lateprompt.runs.pipeline import DataSettings, load_rows

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from test_golden import GOLDEN, base_model, read
 
-from lateprompt import reference
+from lateprompt.interop import authors_checkpoint as reference
 
 PATH = GOLDEN / "roberta-npg-p2-k3.safetensors"
 SETTINGS = {"generator": "npg", "prompt_layer": 2, "num_prompt_tokens": 3, "bottleneck_dim": 8}

@@ -286,7 +286,7 @@ def test_a_rotten_index_is_noticed(tmp_path):
 def test_a_full_disk_is_one_error_and_leaves_no_half_rows(tmp_path, monkeypatch):
     import errno
 
-    from lateprompt.state_cache import segments
+    from lateprompt.state_cache import segment as segments
 
     model = tiny_model("bert")
     ids = sequences()

@@ -28,12 +28,12 @@ from lateprompt.state_cache import (
     CannotKeep,
     TrunkStates,
     list_stores,
-    manage,
     prune,
     prune_stores,
-    segments,
     verify_stores,
 )
+from lateprompt.state_cache import admin as manage
+from lateprompt.state_cache import segment as segments
 from lateprompt.state_cache import store as store_module
 from lateprompt.state_cache.facts import STORE_FILE
 from lateprompt.state_cache.fill import StatesFeed, StatesSettings
