@@ -17,10 +17,10 @@ from lateprompt import LatePromptClassifier
 from lateprompt.cli.app import main
 from lateprompt.data import Row, TargetEncoder, Task, TextTask, few_shot, load_task, plain_text_task, read_rows
 from lateprompt.data.batches import Feed
+from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.loading import load_tokenizer
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.readouts import IGNORED
-from lateprompt.runs.pipeline import load_run
 from lateprompt.state_cache.fill import StatesFeed, StatesSettings
 from lateprompt.training.distributed import Processes
 from lateprompt.training.evaluate import evaluate
