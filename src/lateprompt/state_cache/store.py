@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone.families import core_of, num_layers_of
-from lateprompt.backbone.kernels.half_matmul import wide_products
+from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
 from lateprompt.backbone.late_backbone import LateBackbone
 from lateprompt.backbone.split import Split, resolve_prompt_layer
 from lateprompt.data.padding import pad
@@ -450,7 +450,7 @@ def _states(
     deepest = max(store.prompt_layer for store in stores)
     several = any(store.prompt_layer != deepest for store in stores)
     extra: dict[str, Any] = {"use_cache": False} if getattr(split.trunk.config, "use_cache", None) else {}
-    with wide_products(device, weight.dtype):
+    with cpu_kernels(device, weight.dtype):
         output = split.trunk(**inputs, **extra, output_hidden_states=several, return_dict=True)
     return [
         output.last_hidden_state if store.prompt_layer == deepest else output.hidden_states[store.prompt_layer]

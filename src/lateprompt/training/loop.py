@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data.batches import Feed, batch_order
 from lateprompt.readouts import Batch, Readout
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
@@ -203,7 +203,7 @@ def fit_turns(
     stop = total if patience is None or progress.waited < patience else progress.step
     readout.layer.train()
     quick = bool(getattr(readout.layer, "drops_out_quickly", False))  # a rival drops out as PEFT has it
-    dropout = FastDropout if quick else nullcontext
+    dropout = CpuKernels if quick else nullcontext
     with Bar("training", total, quiet=quiet or not own.is_main, start=progress.step) as bar:
         for batches in _step_batches(train, recipe, progress.step, stop):
             started = time.perf_counter()
