@@ -9,7 +9,7 @@ from tiny_models import CONFIGS, DECODERS, ENCODERS, tiny_batch, tiny_model
 from torch.nn import functional as F
 
 from lateprompt import LatePromptConfig
-from lateprompt.backbone.packed import can_branch
+from lateprompt.backbone.packed import can_pack
 from lateprompt.readouts import Batch, HeadReadout, LMHead, PhraseReadout, WordReadout, pool_states, word_readout
 
 WORDS = [7, 30, 55]
@@ -106,7 +106,7 @@ def test_all_labels_take_one_pass(name, monkeypatch):
     _, base, layer = tuned(name, "AutoModelForCausalLM")
     readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
     monkeypatch.setattr(readout, "_one_by_one", None)
-    assert can_branch(layer)
+    assert can_pack(layer)
     assert readout.scores(right_padded()[1]).shape == (3, 4)
 
 
@@ -115,7 +115,7 @@ def test_phrases_without_a_late_prompt_take_a_pass_each():
     model, base, layer = tuned("gpt2", "AutoModelForCausalLM")
     readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
     with model.disable_adapter():
-        assert not can_branch(layer)
+        assert not can_pack(layer)
         assert readout.scores(right_padded()[1]).shape == (3, 4)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt import LatePromptClassifier
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data import Row, default_task
 from lateprompt.experiments.bench import BenchSettings, run_bench
 from lateprompt.experiments.compare import load_plan
@@ -197,7 +197,7 @@ def test_within_a_step_all_draws_are_the_runs(name, unchanged):
 def test_grouped_attention_is_torchs():
     query, key, value = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    with FastDropout():
+    with CpuKernels():
         found = torch.stack(
             [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(600)]
         )

@@ -25,14 +25,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
 from lateprompt.backbone.families import family_of
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.experiments.baselines import RivalBackbone, prompt_tuning, rival_words
 from lateprompt.peft_method.config import LatePromptConfig
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.base import pick_device
 from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
-from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.training.settings import check_seed
@@ -191,7 +191,7 @@ class Bench:
             model = wrap(backbone, config)
         model.train()
         readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
-        dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
+        dropout = CpuKernels if quick and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
             with dropout():
@@ -234,7 +234,7 @@ class Bench:
                 trunk = layer.split_at(self.prompt_layer).trunk.eval()
                 output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             batch = Batch(**{**vars(batch), "trunk_states": output.last_hidden_state})
-            ReleasedWeights(model.get_base_model(), layer, self.prompt_layer, readout)
+            OffloadedWeights.offload(model.get_base_model(), layer, self.prompt_layer, readout)
         return self.stepper(model, lambda: readout.loss(batch))
 
     def floating_operations(self, cost: Cost) -> float:

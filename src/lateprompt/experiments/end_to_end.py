@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data import TextTask
 from lateprompt.data.batches import Feed
 from lateprompt.experiments.baselines import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
@@ -210,7 +210,7 @@ class Job:
         """A forward and a backward pass that is not counted and leaves no trace."""
         self.readout.layer.train()
         quick = bool(getattr(self.readout.layer, "drops_out_quickly", False))
-        dropout = FastDropout if quick else nullcontext
+        dropout = CpuKernels if quick else nullcontext
         with RunNumbers(self.recipe.seed, self.device).step(shared=not quick), dropout():
             rows = np.arange(min(self.recipe.batch_size, len(self.feeds[0])))
             self.readout.loss(self.feeds[0].batch(rows).to(self.device)).backward()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data.batches import Feed, batch_order
 from lateprompt.readouts import Batch, Readout
 from lateprompt.training.accelerator import RunAccelerator
