@@ -43,7 +43,9 @@ from lateprompt.predictors.saved_run import (
 )
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
-from lateprompt.state_cache.fill import CachedBatches, StatesSettings, keep_states
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.state_cache.fill import keep_states
+from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN

@@ -93,7 +93,7 @@ class MultiTokenReadout(Readout):
         return [row[: size - 1].tolist() for row, size in zip(self.tokens, self.filled.sum(1).tolist(), strict=True)]
 
     def reads_cached_states(self) -> bool:
-        return can_branch(self.layer)
+        return can_pack(self.layer)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)

@@ -250,7 +250,7 @@ class Trainer:
     def _backward(self, batch: Batch, share: float) -> None:
         """Add a batch's gradients; `share` is its part of all rows of the step."""
         self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device
-        with FastDropout() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
+        with CpuKernels() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
             loss = self.readout.loss(batch.to(self.device)) * share
         self.accelerator.backward(loss)
         self._loss_sum += loss.detach()
