@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lateprompt.data import Row, load_task, read_rows
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.training.metrics import text_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.console import print_table

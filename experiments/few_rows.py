@@ -12,7 +12,7 @@ from statistics import mean
 
 from tuning import files_of, make_parser
 
-from lateprompt.runs.pipeline import DataSettings, train_model
+from lateprompt.runs.train import DataSettings, train_model
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 

@@ -61,7 +61,8 @@ def test_without_a_command_it_prints_the_help(capsys):
 def test_the_version(flag, capsys):
     code, out, err = said(capsys, [flag])
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"lateprompt \S+ \(torch \S+, transformers \S+, peft \S+, Python \S+, .*\)\n", out)
+    libraries = r"torch \S+, transformers \S+, peft \S+, safetensors \S+"
+    assert re.fullmatch(rf"lateprompt \S+ \({libraries}, python \S+, .*\)\n", out)
 
 
 def test_python_m_lateprompt_is_the_same():

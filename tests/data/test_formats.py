@@ -19,7 +19,7 @@ from test_rows import plain, put
 
 from lateprompt.cli.app import main
 from lateprompt.data import BadRow, Row, default_task, iter_rows, load_task, read_rows
-from lateprompt.runs.pipeline import DataSettings, load_rows
+from lateprompt.runs.train import DataSettings, load_rows
 from lateprompt.utils.errors import LatePromptError
 
 AB = [("a", None, "1"), ("b", None, "2")]

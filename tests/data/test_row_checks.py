@@ -12,7 +12,7 @@ from conftest import make_rows, write_rows
 from lateprompt.cli.app import main
 from lateprompt.data import Row
 from lateprompt.data.row_checks import shared_rows
-from lateprompt.runs.pipeline import DataSettings, load_rows, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_rows, load_run, train_run
 from lateprompt.training import fit as fit_module
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings

@@ -13,7 +13,7 @@ from lateprompt.experiments import bench
 from lateprompt.experiments import end_to_end as jobs_module
 from lateprompt.experiments.baselines import RIVALS, RivalBackbone, make_rival
 from lateprompt.experiments.end_to_end import JobSettings, make_jobs, run_job
-from lateprompt.runs.pipeline import DataSettings, load_rows
+from lateprompt.runs.train import DataSettings, load_rows
 
 NAMES = [
     "prompt tuning 20 (PEFT)",
@@ -195,7 +195,7 @@ def test_label_words_that_need_the_trunk(causal_lm, data, tmp_path):
 
 
 def test_an_architecture_that_peft_does_not_know(masked_lm, data, tmp_path, monkeypatch):
-    first = made(settings(masked_lm, data, rivals=[]), tmp_path)[0].classifier
+    first = made(settings(masked_lm, data, rivals=[]), tmp_path)[0].pipeline.tuned
 
     def unknown(*args, **kwargs):
         raise ValueError("Please specify `target_modules` in `peft_config`")

@@ -15,7 +15,7 @@ from lateprompt.data import Row, load_task
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.offload import ReleasedWeights
 from lateprompt.readouts import WordReadout
-from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.loop import fit, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings

@@ -20,7 +20,7 @@ from lateprompt.cli.app import main
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.fingerprints import model_fingerprint
 from lateprompt.run_folder.entries import MANIFEST
-from lateprompt.runs.pipeline import DataSettings, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_run, train_run
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 

@@ -17,11 +17,11 @@ from lateprompt import LatePromptClassifier
 from lateprompt.cli.app import main
 from lateprompt.data import Row, TargetEncoder, Task, TextTask, few_shot, load_task, plain_text_task, read_rows
 from lateprompt.data.batches import Feed
+from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.loading import load_tokenizer
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.readouts import IGNORED
-from lateprompt.runs.pipeline import load_run
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings
+from lateprompt.state_cache.fill import CachedBatches, StatesSettings
 from lateprompt.training.distributed import Processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import is_better, primary_metric, text_metrics
@@ -302,7 +302,7 @@ def test_kept_states_give_the_same_loss(name, tmp_path, monkeypatch):
     tuned = writer(folder, method="mppg")
     plain = tuned.feed(rows(9))
     (kept,), seconds = tuned.kept([(plain, np.arange(9))], StatesSettings(states=str(tmp_path / "states")))
-    assert isinstance(kept, StatesFeed)
+    assert isinstance(kept, CachedBatches)
     assert seconds > 0
     order = np.array([4, 1, 7])
     losses = []

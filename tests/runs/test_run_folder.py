@@ -18,7 +18,7 @@ import pytest
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.run_folder.entries import KNOWN, LOCK, MANIFEST
 from lateprompt.run_folder.folder import RunFolder, reading
-from lateprompt.runs.pipeline import DataSettings, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_run, train_run
 from lateprompt.training import fit as fit_module
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
@@ -89,7 +89,7 @@ def test_what_no_run_wrote_stays_and_is_named(kind, how, run, masked_lm, data, m
     name, make = FOREIGN[kind]
     make(run / name)
     names = sorted(path.name for path in run.iterdir())
-    monkeypatch.setattr("lateprompt.runs.pipeline.load_rows", None)  # it is found before any work
+    monkeypatch.setattr("lateprompt.runs.train.load_rows", None)  # it is found before any work
     replace = {
         "train": lambda: train(masked_lm, data, run, seed=2, overwrite=True),
         "save": lambda: RunFolder(run).check(overwrite=True),
@@ -439,7 +439,7 @@ def test_two_threads_at_once_lose_nothing(tmp_path, masked_lm, data):
 
 
 def test_a_lock_of_another_training_is_seen_before_the_model_is_loaded(run, masked_lm, data, monkeypatch):
-    monkeypatch.setattr("lateprompt.runs.pipeline.load_rows", None)
+    monkeypatch.setattr("lateprompt.runs.train.load_rows", None)
     with RunFolder(run).locked(), pytest.raises(LatePromptError, match="another training is at work"):
         train(masked_lm, data, run, overwrite=True)
 

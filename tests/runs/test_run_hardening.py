@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lateprompt import LatePromptClassifier
 from lateprompt.run_folder.entries import CHECKPOINT, STARTED, STATE
 from lateprompt.run_folder.folder import RunFolder
-from lateprompt.runs.pipeline import DataSettings, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_run, train_run
 from lateprompt.training import fit as fit_module
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError

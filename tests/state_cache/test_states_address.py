@@ -19,7 +19,8 @@ from torch import nn
 from lateprompt import LatePromptConfig
 from lateprompt.data import Row
 from lateprompt.state_cache import TrunkStates, keys
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training import parallel
 from lateprompt.training.distributed import Processes
 from lateprompt.training.loop import fit, trainable_parameters
@@ -89,7 +90,7 @@ def trained(model, folder, states_dtype, dtype, past):
         for i in range(0, 40, 3):
             store.fill([e.input_ids for e in (*feed.examples[i : i + 3], *others.examples[i : i + 7])])
     (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(folder), states_dtype=states_dtype))
-    assert isinstance(kept, StatesFeed)
+    assert isinstance(kept, CachedBatches)
     states = [kept.store.get([number])[0].float() for number in kept.numbers]
     recipe = replace(RECIPE, steps=30)
     fit(tuned.model, tuned.readout, kept, None, recipe, metrics=("accuracy",), device=tuned.device)

@@ -14,7 +14,7 @@ from conftest import make_rows
 from lateprompt.data import Row, load_task
 from lateprompt.data.batches import batch_order, sorted_batches
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.runs.pipeline import peak_memory_bytes, reset_peak_memory
+from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory
 from lateprompt.training import fit as fit_module
 from lateprompt.training.checkpoint import load_checkpoint
 from lateprompt.training.loop import fit, make_optimizer, plan_steps, trainable_parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import joblib
 import numpy as np
@@ -39,6 +40,13 @@ def small(model, **settings):
     return LatePromptClassifier(
         **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "steps": 3, "batch_size": 8, "lr": 1e-2, **settings}
     )
+
+
+@contextmanager
+def step(numbers, quick):
+    """A step's turn as a training run takes it, with the dropout of its forward passes."""
+    with numbers.step(shared=not quick), FastDropout() if quick else nullcontext():
+        yield
 
 
 @pytest.fixture
@@ -180,7 +188,7 @@ STEPS = {
 def test_within_a_step_all_draws_are_the_runs(name, unchanged):
     drawn = []
     for seed in (7, 7, 8):
-        with RunNumbers(seed, torch.device("cpu")).step(quick=True) as dropout, dropout():
+        with step(RunNumbers(seed, torch.device("cpu")), quick=True):
             drawn.append(torch.cat([STEPS[name]().detach().flatten() for _ in range(4)]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -200,16 +208,16 @@ def test_steps_with_shared_generators_go_on_where_the_last_ended(unchanged):
     numbers = RunNumbers(3, torch.device("cpu"))
     parts = []
     for _ in range(2):
-        with numbers.step(quick=False):
+        with numbers.step(shared=True):
             parts.append(torch.rand(4))
         torch.rand(0)
-    with RunNumbers(3, torch.device("cpu")).step(quick=False):
+    with RunNumbers(3, torch.device("cpu")).step(shared=True):
         assert torch.equal(torch.rand(8), torch.cat(parts))
 
 
 def test_a_step_that_fails_gives_the_shared_generators_back(unchanged):
     def fail():
-        with RunNumbers(3, torch.device("cpu")).step(quick=False):
+        with RunNumbers(3, torch.device("cpu")).step(shared=True):
             torch.rand(3)
             raise KeyError
 
@@ -220,12 +228,12 @@ def test_a_step_that_fails_gives_the_shared_generators_back(unchanged):
 @pytest.mark.parametrize("quick", [True, False])
 def test_numbers_go_on_from_a_saved_state(quick):
     numbers, other = RunNumbers(3, torch.device("cpu")), RunNumbers(4, torch.device("cpu"))
-    with numbers.step(quick=quick) as dropout, dropout():
+    with step(numbers, quick):
         torch.rand(5)
     other.restore(numbers.state())
     drawn = []
     for run in (numbers, other):
-        with run.step(quick=quick) as dropout, dropout():
+        with step(run, quick):
             drawn.append(torch.rand(5))
     assert torch.equal(*drawn)
 
@@ -233,7 +241,7 @@ def test_numbers_go_on_from_a_saved_state(quick):
 def test_processes_that_train_together_drop_out_differently():
     drawn = []
     for rank in (0, 1):
-        with RunNumbers(3, torch.device("cpu"), rank).step(quick=True) as dropout, dropout():
+        with step(RunNumbers(3, torch.device("cpu"), rank), quick=True):
             drawn.append(torch.rand(5))
     assert not torch.equal(*drawn)
 

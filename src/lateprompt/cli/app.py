@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lateprompt.cli.arguments import dashes_to_underscores
 from lateprompt.cli.figures import print_metrics as print_metrics
-from lateprompt.cli.outcome import BAD_INPUT, finish, versions
+from lateprompt.cli.outcome import BAD_INPUT, environment, finish
 from lateprompt.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def help_text() -> str:
 
 def version_text() -> str:
     """What `lateprompt --version` prints."""
-    found = versions()
+    found = environment()
     return f"lateprompt {found.pop('lateprompt', '')} ({', '.join(f'{key} {value}' for key, value in found.items())})"
 
 

@@ -35,7 +35,7 @@ def add_run(parser: Parser) -> None:
 
 def load(args: Namespace) -> Any:
     """The classifier or writer of the run that `add_run` has parsed."""
-    from lateprompt.runs.pipeline import load_run
+    from lateprompt.predictors.kinds import load_run
 
     if args.batch_size < 1:
         raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")

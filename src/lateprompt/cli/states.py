@@ -85,8 +85,8 @@ def _look_after(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], li
 
 def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     from lateprompt.data import TextTask, load_task, read_rows
+    from lateprompt.predictors.kinds import kind_of
     from lateprompt.runs.data import resolve_task
-    from lateprompt.runs.pipeline import kind_of
     from lateprompt.state_cache.fill import fill_layers
     from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.settings import ModelSettings

@@ -37,8 +37,8 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-class Feed:
-    """Makes batches of some examples.
+class Batches:
+    """The batches of some examples: makes the batch of any row numbers.
 
     Args:
         examples: the rows, unpadded.
@@ -82,6 +82,10 @@ class Feed:
         """The batches of an order, one after the other."""
         for rows in order:
             yield self.batch(rows)
+
+
+Feed = Batches
+"""Its name in earlier releases."""
 
 
 def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from lateprompt.data import Row, Task, default_task, label_name, load_label_task
-from lateprompt.data.batches import Feed
+from lateprompt.data import Row, label_name
 from lateprompt.estimator.files import load_estimator, pickled_state, save_estimator, unpickled_state
 from lateprompt.estimator.inputs import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
-from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.estimator.parameters import settings_of, task_of
+from lateprompt.runs.data import Rows
+from lateprompt.runs.pipeline import Pipeline
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.evaluate import softmax
-from lateprompt.training.loop import FitResult, fit, rows_needed
-from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
 __all__ = ["LatePromptClassifier", "as_texts"]
@@ -169,53 +166,6 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return "classifier_" in vars(self)
 
-    def _method(self) -> str:
-        if self.generator is None:
-            return self.method
-        if self.method not in ("npg", self.generator):  # npg is what it is when nobody has said it
-            raise LatePromptError(
-                f"method {self.method!r} and generator {self.generator!r} are two names of one parameter and differ; "
-                "give method alone"
-            )
-        return self.generator
-
-    def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
-        seed = self.random_state
-        if seed is None:  # numpy's own generator stays as it is
-            seed = int(np.random.default_rng().integers(2**31))
-        elif isinstance(seed, np.random.RandomState | np.random.Generator):
-            draw = seed.randint if isinstance(seed, np.random.RandomState) else seed.integers
-            seed = int(draw(2**31))
-        parameters = {**self.get_params(deep=False), "method": self._method(), "seed": seed}
-        options = {} if self.options is None else self.options
-        parameters["options"] = dict(options) if isinstance(options, Mapping) else options
-        for name in ("model", "task", "device"):  # paths and devices as users have them
-            if isinstance(parameters[name], os.PathLike | torch.device):
-                parameters[name] = str(parameters[name])
-        model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
-        recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
-        return model, recipe
-
-    def _task(self, names: Sequence[str], pair: bool) -> Task:
-        if self.task is not None:
-            task = load_label_task(self.task)
-            unknown = sorted(set(names) - set(task.labels))
-            if unknown:
-                raise LatePromptError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")
-            return task
-        words = None
-        if self.label_words is not None:
-            if not hasattr(self.label_words, "items"):
-                raise LatePromptError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
-            given = {label_name(label): word for label, word in self.label_words.items()}
-            missing = sorted(set(names) - set(given))
-            if missing:
-                raise LatePromptError(
-                    f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}"
-                )
-            words = [given[name] for name in names]
-        return default_task(names, pair=pair, label_words=words)
-
     def fit(self, X: Any, y: Any, sample_weight: Any = None, eval_set: Any = None) -> LatePromptClassifier:
         """Train on texts `X` (or pairs) and labels `y`.
 
@@ -230,7 +180,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: settings, texts, labels or weights that cannot be, or a training that diverged. Then, and
                 when it is interrupted, the estimator is what it was before.
         """
-        model, recipe = self._settings()
+        model, recipe = settings_of(self.get_params(deep=False))
         model.check()
         recipe.check()
         states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
@@ -244,51 +194,33 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classes = rows.labels.classes()
         if len(classes) < 2:
             raise LatePromptError(f"y has one class ({classes[0]!r}); a classifier needs at least two")
-        task = self._task([label_name(label) or "" for label in classes], rows.pair)
-        dev = None if held_out is None else dev_rows(*held_out, task, rows.pair)
+        task = task_of(self.task, self.label_words, [label_name(label) or "" for label in classes], rows.pair)
+        dev = [] if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
-        recipe = recipe.resolved(len(rows.texts), model.method)
-        classifier = TextClassifier.build(model, task, seed=recipe.seed)
-        feeds = [classifier.feed(rows.rows()), *([] if dev is None else [classifier.feed(dev)])]
-        feeds[0].weights = rows.relative_weights()
-        result, fill_seconds = self._train(classifier, feeds, recipe, states)
+        pipeline = Pipeline(
+            model,
+            Rows(task, rows.rows(), dev),
+            recipe,
+            states,
+            weights=rows.relative_weights(),
+            quiet=not self.verbose,
+        )
+        pipeline.build()
+        pipeline.encode()
+        pipeline.keep_states()
+        pipeline.fit()  # no weights were freed: `predict` needs all of them
         fitted = {
-            "classifier_": classifier,
+            "classifier_": pipeline.tuned,
             "classes_": classes,
             "n_features_in_": 2 if rows.pair else 1,
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
-            "recipe_": asdict(recipe),
-            "history_": result.history,
-            "metrics_": {
-                **result.metrics,
-                "train_rows": len(feeds[0]),
-                "steps": result.steps,
-                "trainable_parameters": classifier.trainable_parameters,
-                "train_seconds": result.train_seconds,
-                "tokens_per_second": result.tokens_per_second,
-                "trunk_fill_seconds": fill_seconds,
-            },
+            "recipe_": asdict(pipeline.recipe),
+            "history_": pipeline.result.history,
+            "metrics_": {**pipeline.result.metrics, "train_rows": len(rows.texts), **pipeline.costs()},
         }
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}
         return self
-
-    def _train(
-        self, classifier: TextClassifier, feeds: list[Feed], recipe: RecipeSettings, states: StatesSettings
-    ) -> tuple[FitResult, float]:
-        wanted = [rows_needed(feeds[0], recipe), *(np.arange(len(feed)) for feed in feeds[1:])]
-        kept, fill_seconds = classifier.kept(list(zip(feeds, wanted, strict=True)), states, quiet=not self.verbose)
-        result = fit(
-            classifier.model,
-            classifier.readout,
-            kept[0],
-            kept[1] if len(kept) > 1 else None,
-            recipe,
-            metrics=classifier.task.metrics,
-            device=classifier.device,
-            quiet=not self.verbose,
-        )
-        return result, fill_seconds
 
     def _scores(self, X: Any) -> np.ndarray:
         """Scores (texts, classes), columns as in `classes_`."""
@@ -343,14 +275,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
         check_is_fitted(self)
-        save_estimator(self, folder, overwrite=overwrite)
+        save_estimator(vars(self), self.get_params(deep=False), folder, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
-        return pickled_state(self, dict(super().__getstate__()))
+        return pickled_state(dict(super().__getstate__()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(unpickled_state(self, state))
+        super().__setstate__(unpickled_state(state, self._get_param_names()))
 
     @classmethod
     def load(
@@ -367,4 +299,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             LatePromptError: no run folder, or one that is broken; another base model.
         """
-        return load_estimator(cls, folder, model=model, device=device, check_model=check_model)
+        defaults = cls().get_params(deep=False)
+        parameters, fitted = load_estimator(folder, defaults, model=model, device=device, check_model=check_model)
+        estimator = cls(**parameters)
+        for name, value in fitted.items():
+            setattr(estimator, name, value)
+        return estimator

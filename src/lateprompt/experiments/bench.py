@@ -34,7 +34,7 @@ from lateprompt.predictors.base import pick_device
 from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
 from lateprompt.predictors.offload import ReleasedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
-from lateprompt.runs.pipeline import peak_memory_bytes
+from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.training.settings import check_seed
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import borrowed, seeded

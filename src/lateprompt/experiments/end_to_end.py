@@ -20,7 +20,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,12 +38,13 @@ from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_config, max_positions
 from lateprompt.prompts import GENERATORS
 from lateprompt.readouts import PhraseReadout, Readout
-from lateprompt.runs.data import Rows, check_sets, fingerprint, load_rows
-from lateprompt.runs.pipeline import versions
-from lateprompt.state_cache.feed import StatesFeed
+from lateprompt.runs.data import DEV, TRAIN, Rows, check_sets, fingerprint, load_rows
+from lateprompt.runs.environment import versions
+from lateprompt.runs.pipeline import Pipeline
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.data_settings import DataSettings
-from lateprompt.training.loop import FitResult, fit_turns, plan_steps, rows_needed, trainable_parameters
+from lateprompt.training.loop import Trainer, plan_steps, trainable_parameters
 from lateprompt.training.metrics import primary_metric
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.console import Bar
@@ -163,8 +164,7 @@ class Job:
         recipe: the recipe, with this job's seed.
         metrics: the task's metrics.
         device: where the model is.
-        classifier: of a late prompt: whose trunk states are kept.
-        states: of a late prompt: where they are kept.
+        pipeline: of a late prompt: what keeps its trunk states and frees weights.
         stop_after: epochs after which it is stopped; None for all.
     """
 
@@ -178,8 +178,7 @@ class Job:
         *,
         metrics: Sequence[str],
         device: torch.device,
-        classifier: TextClassifier | None = None,
-        states: StatesSettings | None = None,
+        pipeline: Pipeline | None = None,
         stop_after: int | None = None,
     ) -> None:
         self.name = name
@@ -189,15 +188,13 @@ class Job:
         self.recipe = recipe
         self.metrics = metrics
         self.device = device
-        self.classifier = classifier
-        self.states = states
+        self.pipeline = pipeline
         self.stop_after = stop_after
         self.per_epoch, self.steps = plan_steps(len(feeds[0]), recipe)
         self.seconds = 0.0
-        self.fill_seconds = 0.0
         self.ends: list[float] = []
         self.history: list[dict[str, Any]] = []
-        self._turns: Generator[dict[str, Any], None, FitResult] | None = None
+        self._trainer: Trainer | None = None
 
     @property
     def steps_done(self) -> int:
@@ -223,33 +220,20 @@ class Job:
         """Go on to the end of the next epoch (or of the next eval_every steps), its evaluation included."""
         _synchronize(self.device)
         started = time.perf_counter()
-        if self._turns is None:
-            self._turns = self._start()
-        self.history.append(next(self._turns))
-        if self.steps_done == self.steps:
-            for _ in self._turns:  # the best weights are put back
-                pass
+        if self._trainer is None:
+            self._trainer = self._start()
+        self.history.append(self._trainer.run_to_evaluation() or {})
         _synchronize(self.device)
         self.seconds += time.perf_counter() - started
         self.ends.append(self.seconds)
         if self.finished:
-            self._turns.close()
+            self._trainer = None
 
-    def _start(self) -> Generator[dict[str, Any], None, FitResult]:
+    def _start(self) -> Trainer:
         train, dev = self.feeds
-        if self.classifier is not None:
-            assert self.states is not None
-            parts = [(train, rows_needed(train, self.recipe))]
-            parts += [] if dev is None else [(dev, np.arange(len(dev)))]
-            kept, self.fill_seconds = self.classifier.kept(parts, self.states)
-            if not isinstance(kept[0], StatesFeed):
-                raise LatePromptError(
-                    f"trunk states do not fit on the disk of {self.states.states!r}; "
-                    "give a folder on another disk with --states"
-                )
-            train, dev = kept[0], kept[1] if dev is not None else None
-            self.classifier.release()
-        return fit_turns(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
+        if self.pipeline is not None:
+            train, dev = _kept_feeds(self.pipeline)
+        return Trainer(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
 
     def row(self) -> dict[str, Any]:
         """What was measured; `total_seconds` is extrapolated where the method was stopped before its last step."""
@@ -267,11 +251,23 @@ class Job:
             "training_seconds": self.history[-1]["seconds"],
             "extrapolated": self.steps_done < self.steps,
             "total_seconds": total,
-            "fill_seconds": None if self.classifier is None else self.fill_seconds,
-            "trunk_share": None if self.classifier is None else self.fill_seconds / total,
+            "fill_seconds": None if self.pipeline is None else self.pipeline.fill_seconds,
+            "trunk_share": None if self.pipeline is None else self.pipeline.fill_seconds / total,
             "dev": self.history[-1].get(metric),
             "dev_at_epoch_end": [entry.get(metric) for entry in self.history],
         }
+
+
+def _kept_feeds(pipeline: Pipeline) -> tuple[Feed, Feed | None]:
+    """The training and dev rows with trunk states, without the weights that training does not read then."""
+    pipeline.keep_states()
+    if not isinstance(pipeline.feeds[TRAIN], CachedBatches):
+        raise LatePromptError(
+            f"trunk states do not fit on the disk of {pipeline.states.states!r}; "
+            "give a folder on another disk with --states"
+        )
+    pipeline.free_weights()
+    return pipeline.feeds[TRAIN], pipeline.feeds.get(DEV)
 
 
 def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
@@ -285,35 +281,36 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
     ]
     length = _max_length(settings)
     kept = StatesSettings(states=str(states), states_limit_gb=NO_LIMIT_GB)
-    feeds: tuple[Feed, Feed | None] | None = None
+    pipelines: list[Pipeline] = []
     jobs: list[Job] = []
     for name, method, seed in plans:
-        classifier = TextClassifier.build(
-            replace(settings.late_prompt(method), max_length=length), rows.task, seed=seed
-        )
-        if isinstance(classifier.readout, PhraseReadout):
+        late_prompt = replace(settings.late_prompt(method), max_length=length)
+        pipeline = Pipeline(late_prompt, rows, replace(recipe, seed=seed), kept)
+        pipeline.build()
+        if isinstance(pipeline.tuned.readout, PhraseReadout):
             raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
                 f"have no readout for them here; use {option('readout', 'head')}"
             )
-        if feeds is None:
-            feeds = classifier.feed(rows.train), classifier.feed(rows.dev, any_label=True) if rows.dev else None
+        if pipelines:
+            pipeline.feeds = dict(pipelines[0].feeds)
+        else:
+            pipeline.encode()
+        pipelines.append(pipeline)
         jobs.append(
             Job(
                 name,
-                classifier.model,
-                classifier.readout,
-                feeds,
-                replace(recipe, seed=seed),
+                pipeline.tuned.model,
+                pipeline.tuned.readout,
+                (pipeline.feeds[TRAIN], pipeline.feeds.get(DEV)),
+                pipeline.recipe,
                 metrics=rows.task.metrics,
-                device=classifier.device,
-                classifier=classifier,
-                states=kept,
+                device=pipeline.tuned.device,
+                pipeline=pipeline,
             )
         )
-    first = jobs[0].classifier
-    assert first is not None
-    assert feeds is not None
+    first, feeds = pipelines[0].tuned, jobs[0].feeds
+    assert isinstance(first, TextClassifier)
     rivals = []
     for key in dict.fromkeys(settings.rivals):
         model, readout = make_rival(key, first, seed=settings.seed)

@@ -43,7 +43,7 @@ from lateprompt.predictors.saved_run import (
 )
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings, keep_states
+from lateprompt.state_cache.fill import CachedBatches, StatesSettings, keep_states
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN
@@ -235,7 +235,7 @@ class TunedModel:
         A label that the task does not have counts as wrong.
         """
         feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
-        if not isinstance(feed, StatesFeed):
+        if not isinstance(feed, CachedBatches):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
         return {**values, **self.measure_more(feed, batch_size=batch_size)}

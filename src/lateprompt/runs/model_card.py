@@ -180,7 +180,7 @@ def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[st
 def _use(tuned: TunedModel, base: str) -> str:
     if isinstance(tuned.task, TextTask):
         python = [
-            "from lateprompt.runs.pipeline import load_run",
+            "from lateprompt.predictors.kinds import load_run",
             "from lateprompt.data import Row",
             "",
             'writer = load_run("this-folder")',

@@ -14,7 +14,7 @@ from typing import Any
 
 from lateprompt.data import load_label_task
 from lateprompt.runs.data import DEV_ROWS
-from lateprompt.runs.pipeline import check_run
+from lateprompt.runs.train import check_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
