@@ -24,7 +24,7 @@ def add_compare(parser: Parser) -> None:
     parser.add_argument("--seeds", nargs="+", help="seeds")
     parser.add_argument("--dev_rows", type=int | None, help="training rows that choose the best weights; default 1000")
     parser.add_argument("--epochs", type=int | None, help="passes over the training rows")
-    parser.add_argument("--steps", type=int | None, help="optimiser steps")
+    parser.add_argument("--max_steps", type=int | None, help="optimiser steps")
     parser.add_argument("--lr", type=float | None, help="peak learning rate, of methods that name none")
     parser.add_argument("--prompt_layer", type=str | None, help="number of layers below the prompt, or a fraction")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
@@ -45,7 +45,7 @@ def compare(args: Namespace) -> None:
     names = ("model", "methods", "tasks", "data", "shots", "seeds", "dev_rows")
     changes = {name: getattr(args, name) for name in names}
     plan = load_plan(args.plan, changes)
-    for part, keys in (("recipe", ("epochs", "steps", "lr")), ("settings", ("prompt_layer",))):
+    for part, keys in (("recipe", ("epochs", "max_steps", "lr")), ("settings", ("prompt_layer",))):
         getattr(plan, part).update({key: getattr(args, key) for key in keys if getattr(args, key) is not None})
     plan.check()
     results = check_results(args.output)

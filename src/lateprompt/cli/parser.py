@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
 from lateprompt.cli.config_files import LABEL_WORDS, config_text
+from lateprompt.utils.aliases import FIELDS
 from lateprompt.utils.suggestions import closest_option, did_you_mean
 
 REQUIRED = "required"
@@ -64,8 +65,11 @@ class _Formatter(JsonargparseFormatter):
         plain = isinstance(default, str | int | float) and default != argparse.SUPPRESS and action.nargs != 0
         if isinstance(default, list) and default:
             default, plain = " ".join(map(str, default)), True
+        notes = [f"also --{_dashes(name)}" for name, today in FIELDS.items() if today == action.dest]
         if plain and not action.required and "default" not in text:
-            text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+            notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+        if notes:
+            text += f" ({', '.join(notes)})"
         return text.replace("%", "%%")
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
@@ -106,12 +110,28 @@ class Parser(ArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """The settings of a config file, which must be a regular one."""
-        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+        known = [action.dest for action in self._actions]
+        found: Namespace = self.parse_string(
+            config_text(str(path), known), os.path.basename(str(path)), *args, **kwargs
+        )
         return found
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required
         return super().parse_args(*args, **kwargs)
+
+    def _parse_known_args(self, arg_strings: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take options by their earlier names too; of an option under both, say so."""
+        given = {word.partition("=")[0] for word in arg_strings}
+        for name, today in FIELDS.items():
+            old, new = f"--{name}", f"--{today}"
+            if new in self._option_string_actions:
+                self._option_string_actions.setdefault(old, self._option_string_actions[new])
+                if {old, new} <= given:
+                    self.error(
+                        f"{_dashes(old)} and {_dashes(new)} are two names of one option; give {_dashes(new)} alone"
+                    )
+        return super()._parse_known_args(arg_strings, *args, **kwargs)
 
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.

@@ -18,7 +18,7 @@ def add_tasks(parser: Parser) -> None:
     parser.add_argument("action", nargs="?", default="list", choices=["list", "check"], help="list, or check FILE")
     parser.add_argument("file", nargs="?", help="name of a task or a YAML file")
     parser.add_argument("--model", type=str | None, help="model whose tokenizer the label words are checked with")
-    parser.add_argument("--readout", type=str, default="auto", help="mask, label, head or auto")
+    parser.add_argument("--readout", type=str, default="auto", help="masked_lm, causal_lm, head or auto")
 
 
 def tasks(args: Namespace) -> None:

@@ -18,6 +18,7 @@ from lateprompt.run_folder.folder import METRICS_FILE, RunFolder, reading
 from lateprompt.runs.model_card import CARD_FILE, model_card
 from lateprompt.runs.pipeline import HISTORY_FILE, versions
 from lateprompt.training.settings import RecipeSettings
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json, read_json, write_json, write_lines, write_text
 from lateprompt.utils.inputs import check_file
@@ -93,7 +94,8 @@ def _load(
         saved = {**asdict(classifier.settings), **recipe, "random_state": recipe.get("seed", 42)}
         saved["generator"] = classifier.settings.method
     saved.setdefault("method", saved.get("generator", "npg"))  # which was its only name once
-    estimator = kind(**{name: value for name, value in saved.items() if name in kind._get_param_names()})
+    known = kind._get_param_names()
+    estimator = kind(**{name: value for name, value in todays_settings(saved, known).items() if name in known})
     estimator.model, estimator.device = classifier.settings.model, device
     try:
         for part in estimator._settings():
@@ -145,7 +147,8 @@ def unpickled_state(estimator: LatePromptClassifier, state: dict[str, Any]) -> d
     files, device = state.get(_FILES), state.get(_DEVICE, state.get("device"))
     known: dict[str, Any] = dict.fromkeys(estimator._get_param_names())
     known |= {"method": state.get("generator") or "npg", "recipe": "auto"}  # generator was its only name once
-    found = {**known, **{name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}}
+    given = {name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}
+    found = {**known, **todays_settings(given, known)}
     if files is not None:
         with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
             for file, content in files.items():

@@ -162,7 +162,7 @@ class Bench:
             with seeded(self.settings.seed):
                 model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
-            model = load_base(name, "mask", dtype=dtype)
+            model = load_base(name, "masked_lm", dtype=dtype)
         return model.to(self.device).train()
 
     def stepper(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -190,7 +190,9 @@ class Bench:
             backbone.requires_grad_(False)
             model = wrap(backbone, config)
         model.train()
-        readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
+        readout = rival_words(
+            base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "masked_lm", "labels"
+        )
         dropout = FastDropout if quick and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
@@ -227,7 +229,7 @@ class Bench:
         model.train()
         layer: Any = model.base_model.layer
         layer.compile_tail = compiled
-        readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
+        readout = WordReadout(model.get_base_model(), layer, WORDS, "masked_lm", "labels")
         batch = self.batch
         if kept:
             with torch.no_grad():

@@ -46,6 +46,7 @@ from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.loop import FitResult, fit_turns, plan_steps, rows_needed, trainable_parameters
 from lateprompt.training.metrics import primary_metric
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
@@ -54,6 +55,7 @@ from lateprompt.utils.suggestions import did_you_mean, unknown
 NO_LIMIT_GB = 1e6
 
 
+@takes_earlier_names
 @dataclass
 class JobSettings:
     """What is measured.
@@ -65,8 +67,8 @@ class JobSettings:
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
         method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
-        epochs: passes over the training rows; ignored when steps is given.
-        steps: number of optimiser steps.
+        epochs: passes over the training rows; ignored when max_steps is given.
+        max_steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
         batch_size: rows in a batch.
         lr: peak learning rate of all methods.
@@ -75,7 +77,7 @@ class JobSettings:
         rivals: PEFT methods to compare with: prompt-tuning, lora, both, or none.
         rival_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the end.
         states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
             decoders.
         dtype: float type of the frozen weights of all methods.
@@ -89,7 +91,7 @@ class JobSettings:
     prompt_layer: int | float | str = "0.5"
     method: str = "npg"
     epochs: int = 10
-    steps: int | None = None
+    max_steps: int | None = None
     shots: int | None = None
     batch_size: int = 32
     lr: float = 1e-3
@@ -130,7 +132,7 @@ class JobSettings:
         """The recipe of all methods."""
         return RecipeSettings(
             epochs=self.epochs,
-            steps=self.steps,
+            max_steps=self.max_steps,
             batch_size=self.batch_size,
             lr=self.lr,
             eval_every=self.eval_every,

@@ -13,6 +13,7 @@ from lateprompt.data import AnyTask
 from lateprompt.predictors.saved_run import asked_by, read_run, read_task, section_of
 from lateprompt.run_folder.folder import METRICS_FILE
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json
 
@@ -25,6 +26,7 @@ def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: R
         for part in ("model_settings", "data", "recipe")
         for key, value in section_of(saved, part, folder).items()
     }
+    theirs = todays_settings(theirs)
     rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
     if "recipe" not in theirs:  # of a version that knew but one
         recipe = replace(recipe, recipe="paper")

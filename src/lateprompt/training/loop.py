@@ -64,7 +64,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     """Optimiser steps per epoch and in all."""
     per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
-    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
+    return per_epoch, recipe.max_steps if recipe.max_steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
 def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
@@ -195,11 +195,11 @@ def fit_turns(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", recipe.peak_rate)
     schedule = get_linear_schedule_with_warmup(
-        optimizer, math.ceil(recipe.warmup * total), total, last_epoch=progress.step - 1
+        optimizer, math.ceil(recipe.warmup_ratio * total), total, last_epoch=progress.step - 1
     )
     autocast = recipe.precision == "bf16"
     loss_sum = torch.tensor(progress.loss_sum, device=device)
-    patience = recipe.early_stop if dev is not None else None
+    patience = recipe.patience if dev is not None else None
     stop = total if patience is None or progress.waited < patience else progress.step
     readout.layer.train()
     quick = bool(getattr(readout.layer, "drops_out_quickly", False))  # a rival drops out as PEFT has it
@@ -216,8 +216,8 @@ def fit_turns(
                     loss.backward()
                     loss_sum += loss.detach()
                 own.add_gradients(parameters.values())
-                if recipe.clip:
-                    nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+                if recipe.max_grad_norm:
+                    nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm)
                 optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lateprompt.utils.aliases import takes_earlier_names, todays_value
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
 from lateprompt.utils.suggestions import unknown
@@ -26,8 +27,8 @@ class ModelSettings:
         bottleneck_dim: inner width of the generator.
         prompt_dropout: dropout rate on the prompt; default the backbone's hidden dropout rate.
         trunk_dropout: keep dropout in the frozen trunk while training, as the authors' code does.
-        readout: mask (label words of a masked LM), label (label words of a causal LM), head (a trained head), text (a
-            causal LM writes the answer; only and always where the task has targets), or auto.
+        readout: masked_lm (label words of a masked LM), causal_lm (label words of a causal LM), head (a trained head),
+            generate (a causal LM writes the answer; only and always where the task has targets), or auto.
         head_pooling: what a trained head reads: cls, mean or last; default mean for encoders, last for decoders.
         loss: vocabulary (the label word among all words, the paper's) or labels (among the label words).
         max_length: longest input in tokens, template included; longer texts are cut.
@@ -54,10 +55,13 @@ class ModelSettings:
     device: str | None = None
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        self.readout = todays_value("readout", self.readout)
+
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be, before anything is loaded."""
         check_types(self)
-        _one_of("readout", self.readout, ("auto", *READOUTS, "text"))
+        _one_of("readout", self.readout, ("auto", *READOUTS, "generate"))
         _one_of("loss", self.loss, LOSSES)
         _one_of("dtype", self.dtype, DTYPES)
         if self.head_pooling is not None:
@@ -83,6 +87,7 @@ EVALUATIONS = 10
 """Evaluations of a run whose length nobody has set, as often as the paper's few-shot runs evaluate."""
 
 
+@takes_earlier_names
 @dataclass
 class RecipeSettings:
     """How it is trained: optimiser, schedule, evaluation.
@@ -90,19 +95,19 @@ class RecipeSettings:
     What is left out follows from the number of training rows and the method (`resolved`); what is given holds.
 
     Args:
-        recipe: where lr, epochs and steps are left out: auto (10 epochs but at least 400 steps; a learning rate of 5e-3
-            for the generators of late prompts below 1,000 training rows, else 1e-3) or paper (10 epochs, 1e-3).
-        epochs: passes over the training rows; ignored when steps is given; default see recipe.
-        steps: number of optimiser steps; default see recipe.
+        recipe: where lr, epochs and max_steps are left out: auto (10 epochs but at least 400 steps; a learning rate of
+            5e-3 for the generators of late prompts below 1,000 training rows, else 1e-3) or paper (10 epochs, 1e-3).
+        epochs: passes over the training rows; ignored when max_steps is given; default see recipe.
+        max_steps: number of optimiser steps; default see recipe.
         batch_size: rows in a batch.
         grad_accumulation: batches per optimiser step.
         lr: peak learning rate of AdamW; default see recipe.
         weight_decay: weight decay, not on biases and normalisation weights.
-        warmup: share of the steps over which the rate rises; afterwards it falls linearly to 0.
-        clip: largest norm of the gradient; 0 for no clipping.
+        warmup_ratio: share of the steps over which the rate rises; afterwards it falls linearly to 0.
+        max_grad_norm: largest norm of the gradient; 0 for no clipping.
         eval_every: evaluate on dev rows every so many steps; default once an epoch (with recipe auto and no epochs
             given, at most ten times).
-        early_stop: stop after so many evaluations without a better dev metric; default never.
+        patience: stop after so many evaluations without a better dev metric; default never.
         eval_batch_size: rows in a batch when evaluating.
         precision: fp32, or bf16 for bfloat16 autocast.
         seed: seed of initialisation, order of rows and dropout.
@@ -110,15 +115,15 @@ class RecipeSettings:
 
     recipe: str = "auto"
     epochs: int | None = None
-    steps: int | None = None
+    max_steps: int | None = None
     batch_size: int = 32
     grad_accumulation: int = 1
     lr: float | None = None
     weight_decay: float = 0.1
-    warmup: float = 0.06
-    clip: float = 1.0
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
     eval_every: int | None = None
-    early_stop: int | None = None
+    patience: int | None = None
     eval_batch_size: int = 64
     precision: str = "fp32"
     seed: int = 42
@@ -129,16 +134,16 @@ class RecipeSettings:
         _one_of("recipe", self.recipe, RECIPES)
         for name in ("batch_size", "grad_accumulation", "eval_batch_size"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("epochs", "steps", "eval_every", "early_stop"):
+        for name in ("epochs", "max_steps", "eval_every", "patience"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if self.lr is not None and not self.lr > 0:
             raise LatePromptError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
-        for name in ("weight_decay", "clip"):
+        for name in ("weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise LatePromptError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
-        if not 0 <= self.warmup < 1:
-            raise LatePromptError(f"warmup {self.warmup!r} is no share of the steps; give 0.0 to below 1.0")
+        if not 0 <= self.warmup_ratio < 1:
+            raise LatePromptError(f"warmup_ratio {self.warmup_ratio!r} is no share of the steps; give 0.0 to below 1.0")
         _one_of("precision", self.precision, PRECISIONS)
         check_seed(self.seed)
 
@@ -147,7 +152,7 @@ class RecipeSettings:
 
         Example:
             >>> recipe = RecipeSettings().resolved(60, "npg")
-            >>> recipe.steps, recipe.lr, recipe.eval_every
+            >>> recipe.max_steps, recipe.lr, recipe.eval_every
             (400, 0.005, 40)
         """
         auto = self.recipe == "auto"
@@ -158,8 +163,8 @@ class RecipeSettings:
             found["lr"] = FEW_ROWS_LR if few else PAPER_LR
         if self.epochs is None:
             found["epochs"] = PAPER_EPOCHS
-            if auto and self.steps is None and per_epoch * PAPER_EPOCHS < LEAST_STEPS:
-                found["steps"] = LEAST_STEPS
+            if auto and self.max_steps is None and per_epoch * PAPER_EPOCHS < LEAST_STEPS:
+                found["max_steps"] = LEAST_STEPS
                 if self.eval_every is None:
                     found["eval_every"] = max(per_epoch, LEAST_STEPS // EVALUATIONS)
         return replace(self, **found)

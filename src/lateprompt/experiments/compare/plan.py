@@ -18,6 +18,7 @@ from lateprompt.runs.pipeline import check_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import earlier_settings
 from lateprompt.utils.errors import LatePromptError
 
 FULL = "full"
@@ -219,12 +220,12 @@ class RunSpec:
         """A hash of all that defines the run's outcome: settings, and the contents of its files."""
         data = {k: v for k, v in asdict(self.data).items() if k not in ("train", "test", "dev")}
         what = {
-            "settings": {**asdict(self.settings), "model": _model_digest(self.settings.model)},
+            "settings": {**earlier_settings(asdict(self.settings)), "model": _model_digest(self.settings.model)},
             "data": data,
             "files": [_file_digest(path) for path in (self.data.train, *self.data.test)],
             "task": _file_digest(str(self.data.task)) if Path(str(self.data.task)).is_file() else self.data.task,
             # Left out where it says nothing: results of before there was a choice are found again.
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if (k, v) != ("recipe", "paper")},
+            "recipe": {k: v for k, v in earlier_settings(asdict(self.recipe)).items() if (k, v) != ("recipe", "paper")},
             "states_dtype": self.states.states_dtype,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

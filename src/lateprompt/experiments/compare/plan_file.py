@@ -15,6 +15,7 @@ from lateprompt.methods import check_method
 from lateprompt.runs.data import DEV_ROWS
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import todays_name, todays_names
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.suggestions import did_you_mean
 from lateprompt.utils.yaml_files import read_yaml
@@ -116,9 +117,18 @@ def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
 
 def _settings(kind: Any, given: Any, what: str, but: Sequence[str] = ()) -> dict[str, Any]:
     """Some settings of a class of settings, checked by name and type."""
-    given = given or {}
-    _check_keys(given, _names(kind, but=but), what)
+    names = _names(kind, but=but)
+    given = _named(given or {}, names, what)
+    _check_keys(given, names, what)
     return {name: _typed(kind, name, value, what) for name, value in given.items()}
+
+
+def _named(given: Any, names: Sequence[str], what: str) -> Any:
+    """Settings by today's names; what is no mapping stays, to be refused."""
+    try:
+        return todays_names(given, names) if isinstance(given, Mapping) else given
+    except LatePromptError as error:
+        raise LatePromptError(f"{what}: {error}") from None
 
 
 def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
@@ -208,14 +218,17 @@ def _search(given: Any, where: str) -> Search:
     known: dict[str, Any] = {"set": None, "recipe": RecipeSettings, "settings": ModelSettings}
     for method, choices in given["grid"].items():
         _check_keys(choices, choices, what)
-        for key in choices:
+        for key, values in choices.items():
             part, _, name = key.partition(".")
-            kind = known.get(part)
-            if part not in known or not name or (kind is not None and name not in _names(kind, but=(*OWN, "seed"))):
+            names = _names(known[part], but=(*OWN, "seed")) if known.get(part) is not None else [name]
+            name = todays_name(name, names)
+            if part not in known or not name or name not in names:
                 raise LatePromptError(
                     f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …"
                 )
-        grid[str(method)] = {key: _choices(known, key, values, what) for key, values in choices.items()}
+            if f"{part}.{name}" in (chosen := grid.setdefault(str(method), {})):
+                raise LatePromptError(f"{what} has {part}.{name} for {method!r} under two names; write {name!r} alone")
+            chosen[f"{part}.{name}"] = _choices(known, f"{part}.{name}", values, what)
     tries = _whole("tries", given.get("tries", 4), what)
     seeds = None if given.get("seeds") is None else _some("seeds", given, [], what)
     tasks = None if given.get("tasks") is None else _some("tasks", given, [], what)
