@@ -324,7 +324,7 @@ def test_an_interrupted_training_can_be_resumed(number, code, masked_lm, data, t
     output = tmp_path / "run"
     arguments = [
         *("train", "--model", masked_lm, "--train", data["train"], "--dev", data["dev"], "--output", str(output)),
-        *("--task", "sst2", "--prompt-layer", "2", "--bottleneck-dim", "8", "--steps", "6", "--eval-every", "2"),
+        *("--task", "sst2", "--prompt-layer", "2", "--bottleneck-dim", "8", "--max-steps", "6", "--eval-every", "2"),
         "--quiet",
     ]
     save = fit.save_checkpoint

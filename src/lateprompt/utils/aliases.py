@@ -62,8 +62,12 @@ def todays_settings(given: Mapping[str, Any], known: Collection[str] = frozenset
 def earlier_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they were written before the names changed: what was hashed then has the same hash today."""
     names = {today: name for name, today in FIELDS.items()}
-    values = {name: {today: value for value, today in table.items()} for name, table in VALUES.items()}
-    return {names.get(name, name): values.get(name, {}).get(value, value) for name, value in settings.items()}
+    found = {names.get(name, name): value for name, value in settings.items()}
+    for name, table in VALUES.items():
+        earlier = {today: value for value, today in table.items()}
+        if name in found:
+            found[name] = earlier.get(found[name], found[name])
+    return found
 
 
 def takes_earlier_names(kind: _Kind) -> _Kind:
