@@ -225,7 +225,7 @@ def test_a_label_word_that_begins_every_other() -> None:
 def test_no_mask_and_unknown_readout() -> None:
     with pytest.raises(ValueError, match=r"tiny-gpt has no mask token.*--readout head"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "masked_lm")
-    with pytest.raises(ValueError, match="readout 'cloze' is unknown; choose one of mask, label, head"):
+    with pytest.raises(ValueError, match="readout 'cloze' is unknown; choose one of masked_lm, causal_lm, head"):
         TaskEncoder(gpt_tokenizer(), SINGLE, "cloze")
 
 
