@@ -196,8 +196,8 @@ def test_bad_labels(headless):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": "1e-3"}, "lr '1e-3' is no value for it; give a number"),
-        ({"epochs": 1.5}, "epochs 1.5 is no value for it; give a whole number"),
+        ({"lr": "1e-3"}, "lr '1e-3' is no value for it; give a number above 0"),
+        ({"epochs": 1.5}, "epochs 1.5 is no value for it; give a whole number from 1"),
         ({"batch_size": True}, "batch_size True"),
         ({"max_length": None}, "max_length None"),
         ({"states": False}, "states False is no value for it; give a text"),

@@ -109,9 +109,9 @@ def test_states_in_no_folder(value, tmp_path, monkeypatch):
 
 
 def test_a_seed_below_zero():
-    with pytest.raises(LatePromptError, match="seed -1 is out of range"):
+    with pytest.raises(LatePromptError, match="seed -1 is no value for it; give a whole number from 0"):
         run_demo(seed=-1, quiet=True)
-    with pytest.raises(LatePromptError, match="seed -1 is out of range"):
+    with pytest.raises(LatePromptError, match="seed -1 is no value for it; give a whole number from 0"):
         BenchSettings(seed=-1).check()
     with pytest.raises(LatePromptError, match="batch '16' is no value for it"):
         BenchSettings(batch="16").check()  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
-from lateprompt.utils.suggestions import did_you_mean, unknown
+from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import Count, OneOf, check_types
 
 NO_LIMIT_GB = 1e6
 
@@ -97,8 +98,8 @@ class JobSettings:
     lr: float = 1e-3
     eval_every: int | None = None
     seed: int = 42
-    rivals: list[str] = field(default_factory=lambda: list(RIVALS))
-    rival_epochs: int | None = None
+    rivals: list[Annotated[str, OneOf(tuple(RIVALS))]] = field(default_factory=lambda: list(RIVALS))
+    rival_epochs: Count | None = None
     states: str | None = None
     readout: str = "auto"
     head_pooling: str | None = None
@@ -111,16 +112,12 @@ class JobSettings:
             raise LatePromptError(
                 "bench job needs a model and training rows: lateprompt bench job --model MODEL --train FILE --dev FILE"
             )
+        check_types(self)
         if self.method not in GENERATORS:
             raise LatePromptError(
                 f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
                 f"choose one of {', '.join(GENERATORS)}"
             )
-        for name in self.rivals:
-            if name not in RIVALS:
-                raise LatePromptError(unknown("rival", name, RIVALS))
-        if self.rival_epochs is not None and self.rival_epochs < 1:
-            raise LatePromptError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one"

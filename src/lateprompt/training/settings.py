@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
 
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
-from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
-from lateprompt.utils.suggestions import unknown
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
 @dataclass
@@ -42,16 +42,16 @@ class ModelSettings:
     method: str = "npg"
     options: dict[str, Any] = field(default_factory=dict)
     prompt_layer: int | float | str = "0.5"
-    num_prompt_tokens: int | None = None
-    bottleneck_dim: int = 128
-    prompt_dropout: float | None = None
+    num_prompt_tokens: Count | None = None
+    bottleneck_dim: Count = 128
+    prompt_dropout: Rate | None = None
     trunk_dropout: bool = False
-    readout: str = "auto"
-    head_pooling: str | None = None
-    loss: str = "vocabulary"
-    max_length: int = 256
-    max_target_length: int = 64
-    dtype: str = "float32"
+    readout: Annotated[str, OneOf(("auto", *READOUTS, "generate"))] = "auto"
+    head_pooling: Annotated[str, OneOf(POOLINGS)] | None = None
+    loss: Annotated[str, OneOf(LOSSES)] = "vocabulary"
+    max_length: Annotated[int, Ge(4)] = 256
+    max_target_length: Count = 64
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     device: str | None = None
     compile: bool = False
 
@@ -61,18 +61,6 @@ class ModelSettings:
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be, before anything is loaded."""
         check_types(self)
-        _one_of("readout", self.readout, ("auto", *READOUTS, "generate"))
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("dtype", self.dtype, DTYPES)
-        if self.head_pooling is not None:
-            _one_of("head_pooling", self.head_pooling, POOLINGS)
-        _at_least("bottleneck_dim", self.bottleneck_dim, 1)
-        _at_least("max_length", self.max_length, 4)
-        _at_least("max_target_length", self.max_target_length, 1)
-        if self.num_prompt_tokens is not None:
-            _at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
-        if self.prompt_dropout is not None and not 0 <= self.prompt_dropout < 1:
-            raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
 
 
 RECIPES = ("auto", "paper")
@@ -113,39 +101,24 @@ class RecipeSettings:
         seed: seed of initialisation, order of rows and dropout.
     """
 
-    recipe: str = "auto"
-    epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int = 32
-    grad_accumulation: int = 1
-    lr: float | None = None
-    weight_decay: float = 0.1
-    warmup_ratio: float = 0.06
-    max_grad_norm: float = 1.0
-    eval_every: int | None = None
-    patience: int | None = None
-    eval_batch_size: int = 64
-    precision: str = "fp32"
-    seed: int = 42
+    recipe: Annotated[str, OneOf(RECIPES)] = "auto"
+    epochs: Count | None = None
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    grad_accumulation: Count = 1
+    lr: Annotated[float, Gt(0)] | None = None
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    warmup_ratio: Rate = 0.06
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    eval_every: Count | None = None
+    patience: Count | None = None
+    eval_batch_size: Count = 64
+    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
+    seed: Seed = 42
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        _one_of("recipe", self.recipe, RECIPES)
-        for name in ("batch_size", "grad_accumulation", "eval_batch_size"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("epochs", "max_steps", "eval_every", "patience"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        if self.lr is not None and not self.lr > 0:
-            raise LatePromptError(f"lr {self.lr!r} is no learning rate; give a number above 0, e.g. 1e-3")
-        for name in ("weight_decay", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise LatePromptError(f"{name} {getattr(self, name)!r} is negative; give 0 or more")
-        if not 0 <= self.warmup_ratio < 1:
-            raise LatePromptError(f"warmup_ratio {self.warmup_ratio!r} is no share of the steps; give 0.0 to below 1.0")
-        _one_of("precision", self.precision, PRECISIONS)
-        check_seed(self.seed)
 
     def resolved(self, rows: int, method: str | None = None) -> RecipeSettings:
         """Fill in what was left out, for so many training rows and a method (None: any but a generator's).
@@ -177,16 +150,4 @@ class RecipeSettings:
 
 def check_seed(seed: int) -> None:
     """Raise LatePromptError for a seed that not every generator of random numbers takes."""
-    if not 0 <= seed < 2**32:
-        raise LatePromptError(f"seed {seed!r} is out of range; give a whole number from 0 to 2**32-1")
-
-
-def _one_of(name: str, value: str, known: object) -> None:
-    choices = list(known)  # type: ignore[call-overload]
-    if value not in choices:
-        raise LatePromptError(unknown(name, value, choices))
-
-
-def _at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise LatePromptError(f"{name} {value!r} is too small; give a whole number from {low}")
+    checked(RecipeSettings, "seed", seed)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lateprompt.data import load_label_task
 from lateprompt.runs.data import DEV_ROWS
@@ -20,8 +20,10 @@ from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.aliases import earlier_settings
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.validation import Count, OneOf, Seed, checked
 
 FULL = "full"
+Shots = Count | Annotated[str, OneOf((FULL,))]
 OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
 
@@ -94,10 +96,10 @@ class Search:
     """
 
     grid: dict[str, dict[str, list[Any]]]
-    tries: int = 4
+    tries: Count = 4
     tasks: list[str] | None = None
-    seeds: list[int] | None = None
-    shots: int | str | None = None
+    seeds: list[Seed] | None = None
+    shots: Shots | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ class Plan:
     models: list[ModelEntry]
     methods: list[MethodEntry]
     tasks: list[TaskEntry]
-    shots: list[int | str] = field(default_factory=lambda: [FULL])
-    seeds: list[int] = field(default_factory=lambda: [42])
-    dev_rows: int = DEV_ROWS
+    shots: list[Shots] = field(default_factory=lambda: [FULL])
+    seeds: list[Seed] = field(default_factory=lambda: [42])
+    dev_rows: Count = DEV_ROWS
     recipe: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     states: dict[str, Any] = field(default_factory=dict)
@@ -280,8 +282,7 @@ def _model_digest(model: str) -> str:
 
 
 def _check_search(search: Search, plan: Plan) -> None:
-    if search.tries < 1:
-        raise LatePromptError(f"search has tries {search.tries!r}; give a whole number from 1")
+    checked(Search, "tries", search.tries)
     names = [Path(task.task).stem for task in plan.tasks]
     for task in search.tasks or ():
         if task not in names:
