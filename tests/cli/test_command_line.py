@@ -42,7 +42,7 @@ def command(monkeypatch):
     """Let `lateprompt demo` do something else."""
 
     def put(work):
-        monkeypatch.setitem(cli.COMMANDS, "demo", ("for a test", lambda parser: None, lambda args: work()))
+        monkeypatch.setattr(cli, "demo", lambda: work())
 
     return put
 
@@ -101,8 +101,8 @@ def test_every_help_fits_the_screen_and_has_examples(name, capsys, monkeypatch):
 def test_the_examples_of_the_help_can_be_parsed():
     from lateprompt.cli.arguments import dashes_to_underscores
 
-    for name, lines in cli.EXAMPLES.items():
-        for line in lines:
+    for name, command in COMMANDS.items():
+        for line in command.examples:
             words = line.replace("\\\n", " ").split()
             assert words[:2] == ["lateprompt", name]
             cli.build_parser(name).parse_args([dashes_to_underscores(word) for word in words[2:]])

@@ -469,7 +469,7 @@ def test_every_command_has_help(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert COMMANDS[name][0] in " ".join(out.split())
+    assert COMMANDS[name].text in " ".join(out.split())
     assert "prompt_layer" not in out
 
 

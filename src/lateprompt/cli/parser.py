@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
@@ -132,6 +134,34 @@ class Parser(ArgumentParser):
                         f"{_dashes(old)} and {_dashes(new)} are two names of one option; give {_dashes(new)} alone"
                     )
         return super()._parse_known_args(arg_strings, *args, **kwargs)
+
+    def add_function(self, function: Callable[..., Any]) -> None:
+        """Add the arguments of a function: their types from its signature, what they are for from its docstring.
+
+        What may be given by position is a positional argument, other parameters are options: a bool is a flag, a
+        sequence takes several words, a Literal one of its values.
+        """
+        texts = {part.arg_name: part.description for part in docstring_parser.parse(function.__doc__ or "").params}
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+            hint, default = parameter.annotation, parameter.default
+            is_option, is_needed = parameter.kind is parameter.KEYWORD_ONLY, default is parameter.empty
+            given: dict[str, Any] = {"help": texts[name]} if is_needed else {"help": texts[name], "default": default}
+            parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Sequence]
+            if hint is bool:
+                given["action"] = "store_true"
+            elif get_origin(hint) is Literal:
+                given["choices"] = list(get_args(hint))
+            elif parts:
+                given |= {"nargs": "+", "default": list(default) if isinstance(default, tuple) else default}
+            else:
+                given["type"] = hint
+            if is_option and is_needed:
+                given["required"] = True
+            if not is_option and not is_needed:
+                given["nargs"] = "?"
+            if given.get("default") is parameter.empty:
+                del given["default"]
+            self.add_argument(f"--{name}" if is_option else name, **given)
 
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.
