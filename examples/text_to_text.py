@@ -7,7 +7,7 @@ It makes rows with a `text` and a `target`, tunes a late prompt (the trunk's sta
 answers to new requests written, before and after. The same from the command line:
 
     lateprompt train --model MODEL --task FOLDER/task.yaml --train FOLDER/train.jsonl --dev FOLDER/dev.jsonl \
-        --prompt-layer 0.67 --steps 60 --batch-size 8 --lr 5e-3 --eval-every 20 --output FOLDER/run
+        --prompt-layer 0.67 --max-steps 60 --batch-size 8 --lr 5e-3 --eval-every 20 --output FOLDER/run
     lateprompt predict FOLDER/run --data FOLDER/test.jsonl --output predictions.jsonl
 """
 
@@ -71,7 +71,7 @@ def score(writer: TextWriter, rows: list[Row]) -> tuple[list[str], dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description="tune a late prompt to write commands")
     parser.add_argument("model", nargs="?", default="models/smollm2", help="a causal model; default models/smollm2")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--max-steps", type=int, default=60)
     args = parser.parse_args()
     if args.model == "models/smollm2" and not Path(args.model).is_dir():
         parser.error("models/smollm2 is not there yet: run `make example`, or name a causal model")
@@ -86,7 +86,7 @@ def main() -> None:
         tuned, measured = train_run(
             settings,
             DataSettings(str(folder / "train.jsonl"), dev=[str(folder / "dev.jsonl")], task=str(folder / "task.yaml")),
-            RecipeSettings(steps=args.steps, batch_size=8, lr=5e-3, eval_every=20, seed=1),
+            RecipeSettings(max_steps=args.max_steps, batch_size=8, lr=5e-3, eval_every=20, seed=1),
             folder / "run",
             quiet=False,
         )

@@ -92,7 +92,7 @@ def trained(model, folder, states_dtype, dtype, past):
     (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(folder), states_dtype=states_dtype))
     assert isinstance(kept, CachedBatches)
     states = [kept.store.get([number])[0].float() for number in kept.numbers]
-    recipe = replace(RECIPE, steps=30)
+    recipe = replace(RECIPE, max_steps=30)
     fit(tuned.model, tuned.readout, kept, None, recipe, metrics=("accuracy",), device=tuned.device)
     return states, {name: p.detach().clone() for name, p in trainable_parameters(tuned.model).items()}
 

@@ -75,7 +75,7 @@ def test_batches_are_grouped_by_length():
 def test_steps_per_epoch_count_accumulation():
     assert plan_steps(40, RecipeSettings(batch_size=8, epochs=3)) == (5, 15)
     assert plan_steps(41, RecipeSettings(batch_size=8, epochs=2, grad_accumulation=4)) == (2, 4)
-    assert plan_steps(41, RecipeSettings(batch_size=8, steps=7)) == (6, 7)
+    assert plan_steps(41, RecipeSettings(batch_size=8, max_steps=7)) == (6, 7)
 
 
 def test_no_decay_on_biases(headless):
@@ -129,7 +129,7 @@ def test_the_best_weights_are_kept(masked_lm, monkeypatch):
 
 def test_early_stop_waits(masked_lm, monkeypatch):
     monkeypatch.setattr(fit_module, "evaluate", lambda *a, **k: {"accuracy": 0.5, "loss": 0.0})
-    _, result = run(masked_lm, replace(RECIPE, epochs=10, early_stop=2))
+    _, result = run(masked_lm, replace(RECIPE, epochs=10, patience=2))
     assert result.steps == 12
     assert [entry["step"] for entry in result.history] == [4, 8, 12]
 
@@ -165,7 +165,7 @@ def test_an_interrupted_run_ends_the_same(masked_lm, tmp_path, monkeypatch, stop
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, masked_lm):
     folder = tmp_path / "checkpoint"
     tuned = classifier(masked_lm)
-    arguments = (tuned.model, tuned.readout, tuned.feed(rows(16)), None, replace(RECIPE, eval_every=1, steps=2))
+    arguments = (tuned.model, tuned.readout, tuned.feed(rows(16)), None, replace(RECIPE, eval_every=1, max_steps=2))
     fit(*arguments, metrics=("accuracy",), device=tuned.device, checkpoint=folder, settings=json.dumps({"lr": 1}))
     assert (folder / "state.json").exists()
     optimizer = make_optimizer(trainable_parameters(tuned.model), RECIPE)
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, masked_lm):
 
 
 def test_accumulation_is_one_large_batch(masked_lm):
-    recipe = replace(RECIPE, batch_size=40, steps=2, eval_every=None, clip=0.0)
+    recipe = replace(RECIPE, batch_size=40, max_steps=2, eval_every=None, max_grad_norm=0.0)
     whole, parts = (classifier(masked_lm, prompt_dropout=0.0) for _ in range(2))
     for tuned, size, times in ((whole, 40, 1), (parts, 8, 5)):
         tuned.readout.layer.train = lambda mode=True, layer=tuned.readout.layer: layer  # stay without dropout
@@ -189,13 +189,13 @@ def test_accumulation_is_one_large_batch(masked_lm):
 
 
 def test_bf16_autocast_trains(masked_lm):
-    _, result = run(masked_lm, replace(RECIPE, precision="bf16", steps=4))
+    _, result = run(masked_lm, replace(RECIPE, precision="bf16", max_steps=4))
     assert np.isfinite(result.history[-1]["train_loss"])
 
 
 def test_a_run_that_diverges_says_so(masked_lm):
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) by step 4 at lr 1e\+30; lower lr"):
-        run(masked_lm, replace(RECIPE, lr=1e30, clip=0.0, steps=8))
+        run(masked_lm, replace(RECIPE, lr=1e30, max_grad_norm=0.0, max_steps=8))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_run_that_diverges_says_so(masked_lm):
         ("epochs", 0),
         ("lr", 0.0),
         ("lr", float("nan")),
-        ("warmup", 1.0),
+        ("warmup_ratio", 1.0),
         ("precision", "fp8"),
         ("seed", -1),
         ("batch_size", 0),

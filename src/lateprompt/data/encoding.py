@@ -14,6 +14,7 @@ from lateprompt.data.rows import Row
 from lateprompt.data.task import Task
 from lateprompt.data.task_library import AnyTask
 from lateprompt.data.template import LITERAL, Piece, split_template
+from lateprompt.utils.aliases import todays_value
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.names import READOUTS as READOUTS
 from lateprompt.utils.suggestions import unknown
@@ -180,7 +181,7 @@ class TaskEncoder(SourceEncoder):
     Args:
         tokenizer: the model's tokenizer.
         task: the task.
-        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
+        readout: `masked_lm` (cloze), `causal_lm` (the source before a causal model's label) or `head` (a trained head).
         max_length: most tokens an example may have.
 
     Attributes:
@@ -196,18 +197,18 @@ class TaskEncoder(SourceEncoder):
     task: Task
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
-        self.readout = readout
+        self.readout = readout = todays_value("readout", readout)
         self.max_length = max_length
         source = _source(task, readout)
         self.prefix_ids, self.suffix_ids = special_ids(tokenizer)
-        if readout == "label":
+        if readout == "causal_lm":
             self.suffix_ids = []
         super().__init__(
             tokenizer,
             task,
             source,
             max_length,
-            at_mask=readout == "mask",
+            at_mask=readout == "masked_lm",
             before=self.prefix_ids,
             after=self.suffix_ids,
         )
@@ -225,7 +226,7 @@ class TaskEncoder(SourceEncoder):
             Example(
                 np.array(source.input_ids, dtype=np.int32),
                 source.token_type_ids,
-                len(source.input_ids) - 1 if self.readout == "label" else source.mask,
+                len(source.input_ids) - 1 if self.readout == "causal_lm" else source.mask,
                 label,
             )
             for source, label in zip(self.sources(rows), labels, strict=True)
@@ -234,7 +235,7 @@ class TaskEncoder(SourceEncoder):
     def _label_tokens(self) -> list[list[int]]:
         if self.readout == "head":
             return []
-        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "mask")
+        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "masked_lm")
         for problem in problems:
             if problem:
                 raise LatePromptError(problem)
@@ -260,11 +261,12 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
     Raises:
         LatePromptError: an unknown readout.
     """
+    readout = todays_value("readout", readout)
     _source(task, readout)
-    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "mask")
+    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "masked_lm")
     if readout == "head":
         problems = [""] * len(problems)
-    elif readout == "mask" and tokenizer.mask_token_id is None:
+    elif readout == "masked_lm" and tokenizer.mask_token_id is None:
         problems = [_no_mask(tokenizer)] * len(problems)
     return [
         {
@@ -280,16 +282,16 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'causal_lm')} for a causal model, or "
         f"{option('readout', 'head')}"
     )
 
 
 def _source(task: Task, readout: str) -> str:
     """The template a readout encodes; of a decoder's, what stands before the label."""
-    if readout == "mask":
+    if readout == "masked_lm":
         return task.template.rstrip()
-    if readout == "label":
+    if readout == "causal_lm":
         # The space before the label belongs to its word; a line break is part of the source.
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import peft
 import torch
@@ -35,11 +35,10 @@ from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_po
 from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
 from lateprompt.runs.environment import peak_memory_bytes
-from lateprompt.training.settings import check_seed
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import borrowed, seeded
 from lateprompt.utils.suggestions import unknown
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, OneOf, Seed, check_types
 
 _LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -71,25 +70,19 @@ class BenchSettings:
     """
 
     model: str = "roberta-base"
-    batch: int = 16
-    length: int = 64
+    batch: Count = 16
+    length: Count = 64
     prompt_layer: int | float | str = "0.5"
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(tuple(DTYPES))] = "float32"
     methods: list[str] | None = None
-    repeats: int = 7
+    repeats: Count = 7
     memory: bool = True
-    seed: int = 0
+    seed: Seed = 0
     device: str | None = None
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        check_seed(self.seed)
-        for name in ("batch", "length", "repeats"):
-            if getattr(self, name) < 1:
-                raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
-        if self.dtype not in DTYPES:
-            raise LatePromptError(unknown("dtype", self.dtype, DTYPES))
         for name in self.methods or ():
             if name not in METHODS:
                 raise LatePromptError(unknown("method", name, METHODS))
@@ -162,7 +155,7 @@ class Bench:
             with seeded(self.settings.seed):
                 model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
-            model = load_base(name, "mask", dtype=dtype)
+            model = load_base(name, "masked_lm", dtype=dtype)
         return model.to(self.device).train()
 
     def stepper(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -190,7 +183,8 @@ class Bench:
             backbone.requires_grad_(False)
             model = wrap(backbone, config)
         model.train()
-        readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
+        rival = RivalBackbone(model, family_of(backbone), prompted=True)
+        readout = rival_words(base, rival, WORDS, "masked_lm", "labels")
         dropout = CpuKernels if quick and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
@@ -227,7 +221,7 @@ class Bench:
         model.train()
         layer: Any = model.base_model.layer
         layer.compile_tail = compiled
-        readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
+        readout = WordReadout(model.get_base_model(), layer, WORDS, "masked_lm", "labels")
         batch = self.batch
         if kept:
             with torch.no_grad():

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -47,14 +47,17 @@ from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.loop import Trainer, plan_steps, trainable_parameters
 from lateprompt.training.metrics import primary_metric
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
-from lateprompt.utils.suggestions import did_you_mean, unknown
+from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import Count, OneOf, check_types
 
 NO_LIMIT_GB = 1e6
 
 
+@takes_earlier_names
 @dataclass
 class JobSettings:
     """What is measured.
@@ -66,8 +69,8 @@ class JobSettings:
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
         method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
-        epochs: passes over the training rows; ignored when steps is given.
-        steps: number of optimiser steps.
+        epochs: passes over the training rows; ignored when max_steps is given.
+        max_steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
         batch_size: rows in a batch.
         lr: peak learning rate of all methods.
@@ -76,7 +79,7 @@ class JobSettings:
         rivals: PEFT methods to compare with: prompt-tuning, lora, both, or none.
         rival_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the end.
         states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
             decoders.
         dtype: float type of the frozen weights of all methods.
@@ -90,14 +93,14 @@ class JobSettings:
     prompt_layer: int | float | str = "0.5"
     method: str = "npg"
     epochs: int = 10
-    steps: int | None = None
+    max_steps: int | None = None
     shots: int | None = None
     batch_size: int = 32
     lr: float = 1e-3
     eval_every: int | None = None
     seed: int = 42
-    rivals: list[str] = field(default_factory=lambda: list(RIVALS))
-    rival_epochs: int | None = None
+    rivals: list[Annotated[str, OneOf(tuple(RIVALS))]] = field(default_factory=lambda: list(RIVALS))
+    rival_epochs: Count | None = None
     states: str | None = None
     readout: str = "auto"
     head_pooling: str | None = None
@@ -110,16 +113,12 @@ class JobSettings:
             raise LatePromptError(
                 "bench job needs a model and training rows: lateprompt bench job --model MODEL --train FILE --dev FILE"
             )
+        check_types(self)
         if self.method not in GENERATORS:
             raise LatePromptError(
                 f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
                 f"choose one of {', '.join(GENERATORS)}"
             )
-        for name in self.rivals:
-            if name not in RIVALS:
-                raise LatePromptError(unknown("rival", name, RIVALS))
-        if self.rival_epochs is not None and self.rival_epochs < 1:
-            raise LatePromptError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one"
@@ -131,7 +130,7 @@ class JobSettings:
         """The recipe of all methods."""
         return RecipeSettings(
             epochs=self.epochs,
-            steps=self.steps,
+            max_steps=self.max_steps,
             batch_size=self.batch_size,
             lr=self.lr,
             eval_every=self.eval_every,

@@ -68,7 +68,7 @@ class MultiTokenReadout(Readout):
         phrases: token ids of each label.
     """
 
-    kind = "label"
+    kind = "causal_lm"
 
     def __init__(self, model: nn.Module, layer: LateBackbone, phrases: Sequence[Sequence[int]], loss: Loss) -> None:
         super().__init__(model, layer)

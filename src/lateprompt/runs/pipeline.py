@@ -57,7 +57,9 @@ class Pipeline:
         >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
         >>> task = default_task(["bad", "good"], pair=False)
         >>> pipeline = Pipeline(
-        ...     ModelSettings(installed_encoder(), readout="head"), Rows(task, rows, dev=rows), RecipeSettings(steps=2)
+        ...     ModelSettings(installed_encoder(), readout="head"),
+        ...     Rows(task, rows, dev=rows),
+        ...     RecipeSettings(max_steps=2),
         ... )
         >>> sorted(pipeline.run())[:2]
         ['accuracy', 'dev_rows']

@@ -20,8 +20,8 @@ def option(name: str, *values: str) -> str:
     """How a setting is given, on the command line and in Python, for an error's advice.
 
     Example:
-        >>> option("readout", "mask", "head")
-        '--readout mask or head (in Python: readout="mask" or "head")'
+        >>> option("readout", "masked_lm", "head")
+        '--readout masked_lm or head (in Python: readout="masked_lm" or "head")'
     """
     quoted = " or ".join(f'"{value}"' for value in values)
     return f"--{name.replace('_', '-')} {' or '.join(values)} (in Python: {name}={quoted})"

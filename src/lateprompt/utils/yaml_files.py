@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lateprompt.utils.aliases import todays_names
 from lateprompt.utils.errors import LatePromptError, first_line
 from lateprompt.utils.inputs import read_text
 
@@ -51,10 +52,16 @@ def parse_yaml(text: str, source: str, *, as_text: Collection[str] = (), all_tex
     return _read(text, source, None if all_text else as_text, lambda loader, node: loader.construct_document(node))
 
 
-def checked_yaml(text: str, source: str, *, as_text: Collection[str] = ()) -> str:
-    """The same YAML for another reader, checked as by `parse_yaml`, its texts quoted where they must be."""
+def checked_yaml(text: str, source: str, *, as_text: Collection[str] = (), known: Collection[str] = ()) -> str:
+    """The same YAML for another reader, checked as by `parse_yaml`.
+
+    Its texts are quoted where they must be, and of the settings that are `known`, earlier names become today's.
+    """
 
     def make(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+        keys = {key.value: key for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}
+        for today, key in todays_names(keys, known).items():
+            key.value = today
         written: str = yaml.serialize(node, allow_unicode=True)
         loader.construct_document(node)  # only to find what no reader can make a value of
         return written
