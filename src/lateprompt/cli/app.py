@@ -113,7 +113,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "report": ("lateprompt report results", "lateprompt report results --markdown table.md --latex table.tex"),
     "bench": (
         "lateprompt bench --model roberta-base --batch 16 --length 64",
-        "lateprompt bench job --model roberta-base --train train.csv --dev dev.csv",
+        "lateprompt bench end-to-end --model roberta-base --train train.csv --dev dev.csv",
     ),
     "demo": ("lateprompt demo",),
 }
