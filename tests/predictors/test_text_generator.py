@@ -21,7 +21,8 @@ from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.loading import load_tokenizer
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.readouts import IGNORED
-from lateprompt.state_cache.fill import CachedBatches, StatesSettings
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.distributed import Processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import is_better, primary_metric, text_metrics

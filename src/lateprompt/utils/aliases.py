@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from lateprompt.utils.errors import LatePromptError
 
-FIELDS = {"clip": "max_grad_norm", "early_stop": "patience", "steps": "max_steps", "warmup": "warmup_ratio"}
+FIELDS = {
+    "clip": "max_grad_norm",
+    "early_stop": "patience",
+    "rival_epochs": "baseline_epochs",
+    "rivals": "baselines",
+    "steps": "max_steps",
+    "warmup": "warmup_ratio",
+}
 """A field's earlier name to today's."""
 VALUES = {"readout": {"mask": "masked_lm", "label": "causal_lm", "text": "generate"}}
 """Of a field, a value's earlier name to today's."""
