@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
 from lateprompt.utils.suggestions import did_you_mean
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, OneOf, check_types
 
 NO_LIMIT_GB = 1e6
 

@@ -109,8 +109,8 @@ def _step_batches(
 class Trainer:
     """Train what is trainable in a model; with dev rows, keep the weights that were best on them.
 
-    The model is in training mode from here on to the last evaluation. `run` does it all; `step` and `evaluate` are its
-    parts. Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor
+    `run` does it all; `step` and `evaluate` are its parts. The model is in training mode until the last evaluation is
+    over. Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor
     changed.
 
     Args:
