@@ -252,7 +252,8 @@ class Trainer:
         """Add a batch's gradients; `share` is its part of all rows of the step."""
         self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device
         with CpuKernels() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
-            loss = self.readout.loss(batch.to(self.device)) * share
+            loss = self.readout.loss(batch.to(self.device))
+            loss = loss if share == 1 else loss * share  # two operations less, where a step is one batch
         self.accelerator.backward(loss)
         self._loss_sum += loss.detach()
 
