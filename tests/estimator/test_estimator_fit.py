@@ -256,8 +256,8 @@ def test_a_row_of_weight_2_is_two_rows(model, settings, request):
         doubled = clone(estimator).fit([TEXTS[i] for i in twice], [LABELS[i] for i in twice])
         plain = clone(estimator).fit(TEXTS, LABELS)
     one, two, other = (found.history_[-1]["train_loss"] for found in (weighted, doubled, plain))
-    assert one == pytest.approx(two, rel=1e-4)
-    assert one != pytest.approx(other, rel=1e-4)
+    assert one == pytest.approx(two, rel=1e-5)
+    assert one != pytest.approx(other, rel=1e-5)
     np.testing.assert_allclose(weighted.predict_proba(TEXTS), doubled.predict_proba(TEXTS), rtol=2e-3)
 
 
