@@ -33,7 +33,6 @@ _KINDS: dict[Any, str] = {
     bool: "true or false",
     str: "a text",
     dict: "a mapping",
-    list: "a list",
 }
 
 
@@ -108,7 +107,8 @@ def checked(kind: type, name: str, value: Any, *, written: bool = False) -> Any:
         choices = [_names(marks) for kind, marks in _parts(hint) if kind not in (list, type(None))]
         if not is_list and len(choices) == 1 and choices[0]:
             raise LatePromptError(unknown(name, value, choices[0])) from None
-        raise LatePromptError(f"{name} {value!r} is no value for it; give {_in_words(hint)}") from None
+        wanted = f"{'a list of ' if is_list else ''}{_in_words(hint)}"
+        raise LatePromptError(f"{name} {value!r} is no value for it; give {wanted}") from None
 
 
 @cache
@@ -163,14 +163,14 @@ def _plain(value: Any, hint: Any, written: bool) -> Any:
 
 
 def _in_words(hint: Any) -> str:
-    """What an annotation takes, as an error's advice names it."""
+    """What an annotation takes, or each value of a list, as an error's advice names it."""
     words: list[str] = []
     for kind, marks in _parts(hint):
         if _names(marks):
             words += _names(marks)
-        elif kind in _KINDS and not (kind is list and get_origin(hint) is list):
+        elif kind in _KINDS:
             words.append(_KINDS[kind] + "".join(_limits(marks)))
-    return " or ".join(words) or _KINDS[list]
+    return " or ".join(words)
 
 
 def _limits(marks: Sequence[Any]) -> Iterator[str]:
