@@ -1,4 +1,4 @@
-"""Whether settings have the types that they are declared with."""
+"""Check that settings have the types that they are declared with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str,
 
 
 def is_of(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, numpy's numbers and whole numbers among numbers counted in; a bool is no number."""
+    """Return whether a value has a type; numpy's numbers count, whole numbers count as floats, a bool is no number."""
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
 def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
-    """Raise LatePromptError for a field of another type than declared; numpy's numbers and 2.0 become plain ones.
+    """Raise LatePromptError for a field with another type than declared; numpy's numbers become plain, 2.0 becomes 2.
 
     Args:
-        settings: a dataclass's instance.
-        names: the fields to look at; default all.
+        settings: an instance of a dataclass.
+        names: the fields to check; None: all.
     """
     for known in fields(settings):
         if names is not None and known.name not in names:
