@@ -16,7 +16,7 @@ from lateprompt.utils.validation import Count, OneOf, Rate, check_types, is_of
 
 PEFT_TYPE = PeftName("LATE_PROMPT")
 NO_PROMPT = "none"
-"""`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
+"""`generator="none"`: no prompt; what is trained is a head on the frozen backbone, or another method (`tuner`)."""
 SENTENCE = "sentence"
 """`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
 
@@ -53,6 +53,20 @@ class LatePromptConfig(CheckedConfig):
 
     Raises:
         LatePromptError: an unknown generator, initialisation or pooling, or a size below 1.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> config = LatePromptConfig(prompt_layer="0.5", generator="npg", num_prompt_tokens=3, bottleneck_dim=8)
+        >>> model = get_peft_model(base, config)
+        >>> config.prompt_layer, model.get_nb_trainable_parameters()[0]
+        (2, 568)
+        >>> model(input_ids=torch.tensor([[2, 7, 9, 3]])).logits.shape  # as many positions as the base model
+        torch.Size([1, 4, 100])
     """
 
     prompt_layer: int | float | str = field(default="0.5", metadata={"help": "number of layers below the prompt"})
@@ -101,7 +115,7 @@ class LatePromptConfig(CheckedConfig):
 
     @property
     def input_tokens(self) -> int:
-        """How many positions at the input the adapter takes from the text."""
+        """Return how many input positions the adapter uses, which are no longer free for the text."""
         if self.generator == SENTENCE:
             return self.num_prompt_tokens
         if self.tuner is None or self.is_late or self.tuner.get("peft_type") not in PROMPT_LEARNING:
@@ -110,7 +124,7 @@ class LatePromptConfig(CheckedConfig):
 
     @property
     def is_late(self) -> bool:
-        """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
+        """Return whether all that is trained lies above the prompt layer, so that trunk states can be cached."""
         return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")
 
 

@@ -1,4 +1,4 @@
-"""Names that settings take, apart from the modules that do the work: help is shown without importing those."""
+"""Values that settings accept, in a module of their own: `--help` shows them without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A near miss gets a suggestion: what somebody meant by a name that there is not."""
+"""Suggest the name that a user probably meant by an unknown one."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ OPTIONS = {
     "warmup_proportion": "warmup_ratio",
     "wd": "weight_decay",
 }
-"""What other tools call an option, and what it is called here."""
+"""Names that other tools have for an option, and the name here."""
 
 
 def closest(word: object, known: Iterable[object]) -> str | None:
-    """The known name that is most like a word, or None where none is like it; case, dashes and underscores aside."""
+    """Return the known name that is most like a word, or None; case, dashes and underscores do not matter."""
     plain = {_plain(name): str(name) for name in reversed([str(name) for name in known])}
     asked = _plain(word)
     if asked in plain:
@@ -87,7 +87,7 @@ def closest(word: object, known: Iterable[object]) -> str | None:
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
-    """Words for an error message, after the name that there is not; nothing where no known name is like it.
+    """Return a suggestion to put after an unknown name in a message; empty if no known name is like it.
 
     Example:
         >>> did_you_mean("lorra", ["lora", "npg"])
@@ -98,7 +98,7 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
-    """An error message for a name that there is not.
+    """Return an error message for an unknown name, with a suggestion and all choices.
 
     Example:
         >>> unknown("loss", "lables", ["vocabulary", "labels"])
@@ -109,11 +109,11 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def closest_option(name: str, known: Iterable[str]) -> str | None:
-    """The option that somebody means who gives one that there is not, without its dashes in front.
+    """Return the option that was probably meant by an unknown one, or None.
 
     Args:
-        name: as given, with dashes or underscores within.
-        known: names with underscores.
+        name: the option as given, without leading dashes.
+        known: the options that there are, with underscores.
     """
     given, options = name.replace("-", "_").lower(), list(known)
     if OPTIONS.get(given) in options:

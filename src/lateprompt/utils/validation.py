@@ -59,7 +59,7 @@ Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 
 
 def is_of(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, numpy's numbers and whole numbers among numbers counted in; a bool is no number."""
+    """Return whether a value has a type; numpy's numbers count, whole numbers count as floats, a bool is no number."""
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -69,8 +69,8 @@ def check_types(settings: Any, names: Sequence[str] | None = None) -> None:
     """Raise LatePromptError for a field whose value is not what its annotation says; numpy's numbers become plain ones.
 
     Args:
-        settings: a dataclass's instance.
-        names: the fields to look at; default all.
+        settings: an instance of a dataclass.
+        names: the fields to check; None: all.
     """
     for name in [field.name for field in fields(settings)] if names is None else names:
         setattr(settings, name, checked(type(settings), name, getattr(settings, name)))

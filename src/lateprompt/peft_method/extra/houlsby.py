@@ -51,6 +51,16 @@ class AdapterConfig(LayerTunerConfig):
 
     Raises:
         LatePromptError: a size below 1, an unknown activation, a rate outside 0..1, or both choices of layers.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import AdapterConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, AdapterConfig(bottleneck_dim=4, drop_layers=2))
+        >>> model.get_nb_trainable_parameters()[0]  # 2 layers, 2 adapters each: 2 · 2 · (2 · 16 · 4 + 4 + 16)
+        592
     """
 
     bottleneck_dim: Count = field(default=64, metadata={"help": "inner width of an adapter"})
