@@ -73,15 +73,21 @@ def add_report(parser: Parser) -> None:
     )
     parser.add_argument("--markdown", type=str | None, help="file for the main table in Markdown")
     parser.add_argument("--latex", type=str | None, help="file for the main table in LaTeX (booktabs)")
+    parser.add_argument("--figures", type=str | None, help="folder for each figure as PDF and PNG")
     parser.add_argument("--json", action="store_true", help="print the main table as one JSON object")
 
 
 def report(args: Namespace) -> None:
-    """Write a page, tables, or print the main table."""
+    """Write a page, tables, figures, or print the main table."""
     from lateprompt.experiments.report import write_report
 
     result, written = write_report(
-        args.results, page=args.output, markdown_file=args.markdown, latex_file=args.latex, or_default=not args.json
+        args.results,
+        page=args.output,
+        markdown_file=args.markdown,
+        latex_file=args.latex,
+        figures=args.figures,
+        or_default=not args.json,
     )
     if args.json:
         print(json.dumps(result, allow_nan=False))
