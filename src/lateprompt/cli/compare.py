@@ -87,20 +87,24 @@ def report(
     output: str | None = None,
     markdown: str | None = None,
     latex: str | None = None,
+    figures: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write a page, tables, or print the main table.
+    """Write a page, tables, figures, or print the main table.
 
     Args:
         results: folder that lateprompt compare left, or its table of results
         output: HTML page; default report.html among the results, if nothing else is asked
         markdown: file for the main table in Markdown
         latex: file for the main table in LaTeX (booktabs)
+        figures: folder for each figure as PDF and PNG
         json: print the main table as one JSON object
     """
     from lateprompt.experiments.report import write_report
 
-    result, written = write_report(results, page=output, markdown_file=markdown, latex_file=latex, or_default=not json)
+    result, written = write_report(
+        results, page=output, markdown_file=markdown, latex_file=latex, figures=figures, or_default=not json
+    )
     if json:
         print(dumps(result, allow_nan=False))
     else:
