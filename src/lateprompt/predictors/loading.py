@@ -12,6 +12,7 @@ from transformers.utils import logging as hf_logging
 from lateprompt.backbone.families import FAMILIES
 from lateprompt.data import READOUTS
 from lateprompt.data.vocabulary import check_tokenizer_files, check_vocabulary, has_tokenizer_files
+from lateprompt.peft_method.wrapping import wrap as wrap  # its home in earlier releases was here
 from lateprompt.predictors.weights import check_model_folder, check_sizes, check_weight_files, has_lm_head
 from lateprompt.utils.aliases import todays_value
 from lateprompt.utils.errors import LatePromptError, first_line, option
