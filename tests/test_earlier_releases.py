@@ -36,7 +36,7 @@ def saved(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "estimator"])
 def test_a_run_folder_gives_the_predictions_of_its_time(saved, name, monkeypatch):
     from lateprompt.data import Row
-    from lateprompt.runs.pipeline import load_run
+    from lateprompt.predictors.kinds import load_run
 
     monkeypatch.chdir(saved)  # its run file names the base model relative to here
     tuned = load_run(name, device="cpu")

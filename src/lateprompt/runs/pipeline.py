@@ -31,38 +31,37 @@ from lateprompt.utils.files import as_json
 class Pipeline:
     """Train a model on rows: `run` calls the stages from `build` to `evaluate` in their order, `save` writes the files.
 
-        What a stage makes lies on the pipeline, where the later stages find it. So a caller can call the stages one by one
-        (to time them, or to leave one out), or put the result of an earlier one there and begin behind it.
+    What a stage makes lies on the pipeline, where the later stages find it. So a caller can call the stages one by one
+    (to time them, or to leave one out), or put the result of an earlier one there and begin behind it.
 
-        Args:
-            model: the model's and the method's settings.
-            rows: the task, and the rows to train and measure on.
-            recipe: how to train; what it leaves open is filled in for these rows and this method.
-            states: whether and where trunk states are kept.
-            weights: (training rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
-            data: where the rows come from, for the run folder; a checkpoint of a run on other data is refused.
-            checkpoint: folder to write the state of the training to, and to resume it from; None: nowhere.
-            quiet: no progress bars.
+    Args:
+        model: the model's and the method's settings.
+        rows: the task, and the rows to train and measure on.
+        recipe: how to train; what it leaves open is filled in for these rows and this method.
+        states: whether and where trunk states are kept.
+        weights: (training rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
+        data: where the rows come from, for the run folder; a checkpoint of a run on other data is refused.
+        checkpoint: folder to write the state of the training to, and to resume it from; None: nowhere.
+        quiet: no progress bars.
 
-        Attributes:
-            tuned: the classifier or writer (`build`).
-            feeds: the encoded rows by the name of their set (`encode`), with their trunk states (`keep_states`).
-            fill_seconds: seconds in which trunk states were computed; 0 if all were there (`keep_states`).
-            result: history, dev metrics and times of the training (`fit`).
-            metrics: what goes to `metrics.json` (`evaluate`).
+    Attributes:
+        tuned: the classifier or writer (`build`).
+        feeds: the encoded rows by the name of their set (`encode`), with their trunk states (`keep_states`).
+        fill_seconds: seconds in which trunk states were computed; 0 if all were there (`keep_states`).
+        result: history, dev metrics and times of the training (`fit`).
+        metrics: what goes to `metrics.json` (`evaluate`).
 
-        Example:
-            >>> from lateprompt.data import Row, default_task
-            >>> from lateprompt.demo import installed_encoder
-            >>> from lateprompt.training.settings import ModelSettings, RecipeSettings
-    from lateprompt.utils.files import as_json
-            >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
-            >>> task = default_task(["bad", "good"], pair=False)
-            >>> pipeline = Pipeline(
-            ...     ModelSettings(installed_encoder(), readout="head"), Rows(task, rows, dev=rows), RecipeSettings(steps=2)
-            ... )
-            >>> sorted(pipeline.run())[:2]
-            ['accuracy', 'dev_rows']
+    Example:
+        >>> from lateprompt.data import Row, default_task
+        >>> from lateprompt.demo import installed_encoder
+        >>> from lateprompt.training.settings import ModelSettings, RecipeSettings
+        >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
+        >>> task = default_task(["bad", "good"], pair=False)
+        >>> pipeline = Pipeline(
+        ...     ModelSettings(installed_encoder(), readout="head"), Rows(task, rows, dev=rows), RecipeSettings(steps=2)
+        ... )
+        >>> sorted(pipeline.run())[:2]
+        ['accuracy', 'dev_rows']
     """
 
     model: ModelSettings
@@ -219,6 +218,5 @@ class Pipeline:
     def _identity(self) -> str:
         """Which run it is, as JSON: a checkpoint of another one is refused."""
         asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
-        return json.dumps(
-            {"model": asdict(self.tuned.settings), **self._asked(), **asked}, sort_keys=True, default=as_json
-        )
+        run = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
+        return json.dumps(run, sort_keys=True, default=as_json)
