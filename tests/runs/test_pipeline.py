@@ -13,7 +13,7 @@ from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import load_run
 from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
-from lateprompt.state_cache.feed import StatesFeed
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.loop import fit
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -31,7 +31,7 @@ def rows(number, start=0):
 def pipeline(model, folder, *, steps=4, **more):
     given = Rows(TASK, rows(32), rows(12, 50), {"more.csv": rows(10, 80)}, {"test.csv": rows(14, 100)})
     settings = ModelSettings(model, prompt_layer=2, device="cpu")
-    recipe = RecipeSettings(steps=steps, batch_size=8, eval_every=2, lr=1e-2, seed=3)
+    recipe = RecipeSettings(max_steps=steps, batch_size=8, eval_every=2, lr=1e-2, seed=3)
     return Pipeline(settings, given, recipe, StatesSettings(str(folder) if folder else "off"), **more)
 
 
@@ -70,9 +70,9 @@ def test_each_stage_leaves_what_the_next_one_needs(masked_lm, tmp_path):
         "more.csv": 10,
         "test.csv": 14,
     }
-    assert not any(isinstance(feed, StatesFeed) for feed in one.feeds.values())
+    assert not any(isinstance(feed, CachedBatches) for feed in one.feeds.values())
     one.keep_states()
-    assert all(isinstance(feed, StatesFeed) for feed in one.feeds.values())
+    assert all(isinstance(feed, CachedBatches) for feed in one.feeds.values())
     assert one.fill_seconds > 0
     before = sum(value.numel() for value in one.tuned.model.parameters())
     one.free_weights()
@@ -93,7 +93,7 @@ def test_no_weights_are_freed_that_a_step_still_reads(masked_lm):
     one.keep_states()
     one.free_weights()
     assert sum(value.numel() for value in one.tuned.model.parameters()) == before
-    assert not any(isinstance(feed, StatesFeed) for feed in one.feeds.values())
+    assert not any(isinstance(feed, CachedBatches) for feed in one.feeds.values())
     assert one.fill_seconds == 0.0
 
 

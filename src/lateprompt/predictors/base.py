@@ -22,7 +22,7 @@ from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.fingerprints import check_fingerprint, model_fingerprint
 from lateprompt.predictors.loading import AUTO, load_base, load_config, load_tokenizer, max_positions
-from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.predictors.saved_run import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -43,7 +43,9 @@ from lateprompt.predictors.saved_run import (
 )
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings, keep_states
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.state_cache.fill import cache_states
+from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN
@@ -113,7 +115,7 @@ class TunedModel:
         self.readout = self.make_readout()
         self.base_fingerprint: str | None = None
         """Which weights the base model has, as `build` and `load` found them."""
-        self._released: ReleasedWeights | None = None
+        self._offloaded: OffloadedWeights | None = None
 
     # -- what a kind of model defines --------------------------------------------------------------------------------
 
@@ -191,15 +193,15 @@ class TunedModel:
 
         What needs them later (rows without kept states) loads them again by itself.
         """
-        if self._released is None:
+        if self._offloaded is None:
             base, layer = self.model.get_base_model(), self.layer
-            self._released = ReleasedWeights(base, layer, int(self.settings.prompt_layer), self.readout)
+            self._offloaded = OffloadedWeights.offload(base, layer, int(self.settings.prompt_layer), self.readout)
 
     def restore(self) -> None:
         """Load again what `release` has freed."""
-        if self._released is not None:
-            self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
-            self._released = None
+        if self._offloaded is not None:
+            self._offloaded.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
+            self._offloaded = None
 
     def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Feed:
         """The rows, encoded.
@@ -227,7 +229,7 @@ class TunedModel:
         self.restore()
         if not is_late(self.settings.method):
             return [feed for feed, _ in feeds], 0.0
-        return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
+        return cache_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
         """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
@@ -235,7 +237,7 @@ class TunedModel:
         A label that the task does not have counts as wrong.
         """
         feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
-        if not isinstance(feed, StatesFeed):
+        if not isinstance(feed, CachedBatches):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
         return {**values, **self.measure_more(feed, batch_size=batch_size)}

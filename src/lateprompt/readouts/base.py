@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,9 +37,20 @@ class Readout:
         output = self.layer(**batch.backbone_inputs(), **extra, read=read)
         return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
-    def release_head(self) -> nn.Module | None:
+    def offload_head(self) -> nn.Module | None:
         """The output embedding, if this readout can do without it from now on."""
         return None
+
+    def continuations(self) -> Sequence[Sequence[int]]:
+        """The tokens behind a row whose trunk states are read too, one list a label; none but for several tokens.
+
+        All but a label's last token: that one is predicted, and is no input.
+        """
+        return ()
+
+    def reads_cached_states(self) -> bool:
+        """Whether batches may carry stored states; False: the trunk runs at each step."""
+        return True
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Label scores (batch, labels); their softmax are the label probabilities."""

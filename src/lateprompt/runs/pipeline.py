@@ -19,7 +19,7 @@ from lateprompt.run_folder.folder import RunFolder
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.runs.saving import write_run
-from lateprompt.state_cache.feed import StatesFeed
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.loop import FitResult, fit, rows_needed
@@ -58,7 +58,9 @@ class Pipeline:
         >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
         >>> task = default_task(["bad", "good"], pair=False)
         >>> pipeline = Pipeline(
-        ...     ModelSettings(installed_encoder(), readout="head"), Rows(task, rows, dev=rows), RecipeSettings(steps=2)
+        ...     ModelSettings(installed_encoder(), readout="head"),
+        ...     Rows(task, rows, dev=rows),
+        ...     RecipeSettings(max_steps=2),
         ... )
         >>> sorted(pipeline.run())[:2]
         ['accuracy', 'dev_rows']
@@ -130,7 +132,7 @@ class Pipeline:
 
         Predicting other rows loads them again.
         """
-        if all(isinstance(feed, StatesFeed) for feed in self.feeds.values()):
+        if all(isinstance(feed, CachedBatches) for feed in self.feeds.values()):
             self.tuned.release()
 
     def fit(self) -> None:
@@ -218,5 +220,5 @@ class Pipeline:
     def _identity(self) -> str:
         """Which run it is, as JSON: a checkpoint of another one is refused."""
         asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
-        run = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
-        return json.dumps(run, sort_keys=True, default=as_json)
+        named = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
+        return json.dumps(named, sort_keys=True, default=as_json)

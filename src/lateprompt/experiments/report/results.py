@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lateprompt.data.formats import read_table
 from lateprompt.training.metrics import METRICS
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 
 Shots = int | Literal["full"]
@@ -170,7 +171,7 @@ def _run(record: Mapping[str, Any], root: Path) -> Run:
         shots=_shots(record),
         seed=_integer(record, "seed"),
         model=name_of(record, "model"),
-        settings=_settings(record),
+        settings=todays_settings(_settings(record)),
         metric=name_of(record, "metric"),
         dev=dev,
         test=score_of(record, "test"),
