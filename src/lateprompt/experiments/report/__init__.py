@@ -25,7 +25,8 @@ def render(results: Results) -> str:
     Raises:
         LatePromptError: matplotlib is missing.
     """
-    return _drawing().render(results)
+    page: str = _drawing().render(results)
+    return page
 
 
 def _drawing() -> Any:
