@@ -40,7 +40,9 @@ def main(results: Path, output: Path) -> None:
     colours = [KINDS[kind_of(method)] for method in scores.index]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lateprompt", "font.size": 10}):
         figure = Figure(figsize=(8, 5.4), facecolor="white", layout="constrained")
-        axes = figure.add_subplot(xlabel="mean test score of five tasks, %, with one standard deviation over three seeds")
+        axes = figure.add_subplot(
+            xlabel="mean test score of five tasks, %, with one standard deviation over three seeds"
+        )
         axes.hlines(places, scores["mean"] - scores["std"], scores["mean"] + scores["std"], colours, linewidth=2)
         axes.scatter(scores["mean"], places, s=42, c=colours, zorder=3)
         axes.set_yticks(places, [title_of(method) for method in scores.index])
