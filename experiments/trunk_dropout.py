@@ -12,7 +12,7 @@ import statistics
 
 from tuning import files_of, make_parser
 
-from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
@@ -33,7 +33,7 @@ def main() -> None:
                 model = ModelSettings(
                     args.model, method=args.method, prompt_layer=args.prompt_layer, trunk_dropout=dropout
                 )
-                recipe = RecipeSettings(steps=args.steps, eval_every=100, lr=args.lr, seed=seed)
+                recipe = RecipeSettings(max_steps=args.steps, eval_every=100, lr=args.lr, seed=seed)
                 states = StatesSettings(states="off" if dropout else "on")
                 _, measured = train_run(model, files, recipe, None, states=states)
                 found.append(measured["test"][test]["accuracy"])

@@ -68,7 +68,7 @@ OLD_NAMES = {
     "report": "experiments.report",
     "rivals": "experiments.baselines",
     "row_checks": "data.row_checks",
-    "run": "runs.pipeline",
+    "run": "runs.train",
     "run_files": "run_folder.entries",
     "run_rows": "runs.data",
     "saved_run": "predictors.saved_run",

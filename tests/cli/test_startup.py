@@ -16,7 +16,7 @@ from lateprompt.predictors.loading import DTYPES
 from lateprompt.utils import names
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "peft", "sklearn", "datasets", "pandas")
+HEAVY = ("torch", "transformers", "peft", "sklearn", "datasets", "pandas", "pydantic")
 OURS = ["BITFIT", "HOULSBY_ADAPTER", "LATE_PROMPT"]
 
 
@@ -202,7 +202,7 @@ def test_names_of_settings_are_those_of_the_modules_that_do_the_work():
     from lateprompt.data import READOUTS
     from lateprompt.peft_method.config import POOLINGS
     from lateprompt.readouts import LOSSES
-    from lateprompt.runs.pipeline import DataSettings
+    from lateprompt.runs.train import DataSettings
     from lateprompt.state_cache.fill import StatesSettings
 
     assert tuple(DTYPES) == names.DTYPES

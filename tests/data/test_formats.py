@@ -19,7 +19,7 @@ from test_rows import plain, put
 
 from lateprompt.cli.app import main
 from lateprompt.data import BadRow, Row, default_task, iter_rows, load_task, read_rows
-from lateprompt.runs.pipeline import DataSettings, load_rows
+from lateprompt.runs.train import DataSettings, load_rows
 from lateprompt.utils.errors import LatePromptError
 
 AB = [("a", None, "1"), ("b", None, "2")]
@@ -340,7 +340,7 @@ def test_the_command_line_takes_columns_by_name(
     path = str(put(tmp_path, "a.csv", "review;class\na good day;1\na bad day;0\n" + "a good day;1\na bad day;0\n"))
     run = str(tmp_path / "run")
     names = ["--text-column", "review", "--label-column", "class"]
-    train = ["train", "--model", masked_lm, "--train", path, "--output", run, "--steps", "2", "--states", "off"]
+    train = ["train", "--model", masked_lm, "--train", path, "--output", run, "--max-steps", "2", "--states", "off"]
     assert main([*train, "--quiet", *names]) == 0
     assert main(["evaluate", run, "--data", path, "--json"]) == 0  # the run's columns
     other = str(put(tmp_path, "b.csv", "body,gold\na good day,1\n"))

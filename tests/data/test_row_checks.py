@@ -12,13 +12,13 @@ from conftest import make_rows, write_rows
 from lateprompt.cli.app import main
 from lateprompt.data import Row
 from lateprompt.data.row_checks import shared_rows
-from lateprompt.runs.pipeline import DataSettings, load_rows, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_rows, load_run, train_run
 from lateprompt.training import fit as fit_module
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
-RECIPE = RecipeSettings(steps=2, batch_size=8, eval_every=1)
+RECIPE = RecipeSettings(max_steps=2, batch_size=8, eval_every=1)
 
 
 def settings(model, **more):
@@ -100,7 +100,7 @@ def test_shared_rows_are_counted_and_said_once(masked_lm, tmp_path, capfd):
         files["test"],
         "--task",
         "sst2",
-        "--steps",
+        "--max-steps",
         "1",
     ]
     assert main(["train", "--model", masked_lm, *given, "--output", str(tmp_path / "run"), "--quiet"]) == 0

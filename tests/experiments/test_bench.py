@@ -35,7 +35,7 @@ def test_a_step_trains_the_method_and_nothing_else():
     setup = bench.Bench(BenchSettings(batch=2, length=8))
     frozen = {name: p.detach().clone() for name, p in setup.shared.named_parameters()}
     for name in (BASELINE, "prompt-tuning-20-quick", "prefix-tuning-20", "npg-states"):
-        METHODS[name].make(setup)()
+        setup.step_of(METHODS[name])()
     assert all((p == frozen[name]).all() for name, p in setup.shared.named_parameters())
 
 
@@ -43,7 +43,7 @@ def test_kept_states_leave_no_trunk_in_memory():
     setup = bench.Bench(BenchSettings(batch=2, length=8))
     models = []
     setup.fresh_model = lambda dtype=None: models.append(bench.Bench.fresh_model(setup, dtype)) or models[-1]
-    setup.late_prompt("npg", kept=True)()
+    setup.step_of(METHODS["npg-states"])()
     (model,) = models
     left = {name for name, p in model.named_parameters() if p.numel() and "late_prompt" not in name}
     assert left

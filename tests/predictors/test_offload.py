@@ -15,7 +15,7 @@ from lateprompt.data import Row, load_task
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import WordReadout
-from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.loop import fit, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -101,7 +101,7 @@ def test_weights_that_are_trained_or_tied_stay(masked_lm):
     model = get_peft_model(lora, LatePromptConfig(prompt_layer=2))
     layer = model.base_model.layer
     words = torch.arange(5, 7).tolist()
-    readout = WordReadout(base, layer, words, "mask", "vocabulary")
+    readout = WordReadout(base, layer, words, "masked_lm", "vocabulary")
     released = OffloadedWeights.offload(base, layer, 2, readout)
     gc.collect()
     assert any("lora" in name and ".layer.0." in name and p.numel() for name, p in model.named_parameters())

@@ -24,12 +24,12 @@ from lateprompt.data import Row, iter_rows, read_rows
 from lateprompt.data.generation_task import plain_text_task
 from lateprompt.data.rows import BadRow
 from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.outputs import PredictionFile, Survey
 from lateprompt.predictors.outputs import parquet as parquet_module
 from lateprompt.predictors.outputs.formats import is_prediction_file
 from lateprompt.predictors.predicting import check_rows, predict_rows, predict_windows
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.runs.pipeline import load_run
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
 
@@ -440,7 +440,7 @@ def test_a_column_that_turns_up_late(tuned, tmp_path, monkeypatch, suffix):
 
 
 def test_a_file_of_another_kind_is_not_replaced(run, many, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lateprompt.runs.pipeline.load_run", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("lateprompt.predictors.kinds.load_run", lambda *args, **kwargs: pytest.fail("loaded"))
     contents = {
         "thesis.txt": "my life's work\n",
         "rows.csv": "text,label\na,b\n",
@@ -687,7 +687,7 @@ import json, sys
 from pathlib import Path
 from lateprompt.predictors.outputs import PredictionFile, Survey
 from lateprompt.predictors.predicting import predict_windows
-from lateprompt.runs.pipeline import load_run
+from lateprompt.predictors.kinds import load_run
 from lateprompt.data import iter_rows
 
 run, data, output = sys.argv[1:]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lateprompt import LatePromptClassifier
 from lateprompt.run_folder.entries import CHECKPOINT, STARTED, STATE
 from lateprompt.run_folder.folder import RunFolder
-from lateprompt.runs.pipeline import DataSettings, load_run, train_run
+from lateprompt.runs.train import DataSettings, load_run, train_run
 from lateprompt.training import fit as fit_module
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
@@ -29,7 +29,7 @@ metrics: [accuracy]
 
 
 def train(model, data, output, *, task="sst2", resume=False, overwrite=False, **recipe):
-    recipe = RecipeSettings(**{"steps": 3, "batch_size": 8, "eval_every": 1, "seed": 1, **recipe})
+    recipe = RecipeSettings(**{"max_steps": 3, "batch_size": 8, "eval_every": 1, "seed": 1, **recipe})
     settings = ModelSettings(model, method="npg", prompt_layer=2, bottleneck_dim=4)
     rows = DataSettings(data["train"], dev=[data["dev"]], task=str(task))
     return train_run(settings, rows, recipe, output, resume=resume, overwrite=overwrite)

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from lateprompt.cli.app import main
 from lateprompt.data import Row, default_task, load_task
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.state_cache.feed import StatesFeed
-from lateprompt.state_cache.label_words import PhraseFeed
+from lateprompt.state_cache import fill
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
-from lateprompt.training import kept
 from lateprompt.training.loop import fit, rows_needed, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
@@ -43,9 +42,9 @@ def train(model, states, recipe=RECIPE, **settings):
 def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
     model = request.getfixturevalue(kind)
     feed, with_states = train(model, StatesSettings(str(tmp_path)), method=method)
-    assert isinstance(feed, StatesFeed)
+    assert isinstance(feed, CachedBatches)
     plain, without = train(model, StatesSettings("off"), method=method)
-    assert not isinstance(plain, StatesFeed)
+    assert not isinstance(plain, CachedBatches)
     for name, value in without.items():
         assert (with_states[name] - value).norm() <= 1e-5 * value.norm(), name
 
@@ -55,11 +54,11 @@ def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
 def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
     words = dict(zip(("negative", "positive"), ("really terrible film", "great"), strict=True))
     task = default_task(list(words), pair=False, label_words=list(words.values()))
-    settings = {"task": task, "method": method, "loss": loss, "readout": "label"}
+    settings = {"task": task, "method": method, "loss": loss, "readout": "causal_lm"}
     feed, with_states = train(causal_lm, StatesSettings(str(tmp_path)), **settings)
-    assert isinstance(feed, PhraseFeed)
+    assert isinstance(feed, CachedBatches)
     plain, without = train(causal_lm, StatesSettings("off"), **settings)
-    assert not isinstance(plain, StatesFeed)
+    assert not isinstance(plain, CachedBatches)
     for name, value in without.items():
         assert (with_states[name] - value).norm() <= 1e-5 * value.norm(), name
     again, _ = train(causal_lm, StatesSettings(str(tmp_path)), replace(RECIPE, epochs=1), **settings)
@@ -72,7 +71,7 @@ def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "bitfit", "full", "prompt-tuning", "npg+lora"])
 def test_methods_below_the_prompt_layer_have_no_states(headless, method, tmp_path):
     feed, _ = train(headless, StatesSettings(str(tmp_path)), replace(RECIPE, epochs=1), method=method)
-    assert not isinstance(feed, StatesFeed)
+    assert not isinstance(feed, CachedBatches)
     assert not any(tmp_path.iterdir())
 
 
@@ -94,7 +93,7 @@ def test_the_trunk_does_not_run(masked_lm, tmp_path):
 
 
 def test_only_rows_that_will_be_read_are_filled(masked_lm, tmp_path):
-    short = replace(RECIPE, steps=2)
+    short = replace(RECIPE, max_steps=2)
     feed, _ = train(masked_lm, StatesSettings(str(tmp_path)), short)
     assert (feed.numbers >= 0).sum() == 16
 
@@ -137,11 +136,13 @@ def test_trunk_dropout_with_states_off(masked_lm, data, tmp_path):
         "--output",
         str(tmp_path / "run"),
     ]
-    assert main([*base, "--states", "off", "--trunk-dropout", "--steps", "2", "--prompt-layer", "2", "--quiet"]) == 0
+    assert (
+        main([*base, "--states", "off", "--trunk-dropout", "--max-steps", "2", "--prompt-layer", "2", "--quiet"]) == 0
+    )
 
 
-def test_phrases_without_branches_need_the_trunk(causal_lm, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "can_branch", lambda layer: False)
+def test_label_words_that_cannot_be_packed_need_the_trunk(causal_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("lateprompt.readouts.label_words.can_branch", lambda layer: False)
     task = default_task(["negative", "positive"], pair=False, label_words=["so terrible", "so great"])
     tuned = classifier(causal_lm, task)
     feed = tuned.feed(ROWS)
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_said(masked_lm, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="do not fit"):
         (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
     assert same is feed
-    monkeypatch.setattr(kept, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(fill, "SPARE_BYTES", 1 << 60)
     with pytest.warns(UserWarning, match="do not fit"):
         tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
 
@@ -187,7 +188,7 @@ def test_states_on_the_command_line(masked_lm, data, tmp_path, capsys):
         data["train"],
         "--dev",
         data["dev"],
-        "--steps",
+        "--max-steps",
         "4",
         "--prompt-layer",
         "2",

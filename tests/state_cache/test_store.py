@@ -17,7 +17,7 @@ from peft import get_peft_model
 from tiny_models import DECODERS, tiny_model
 
 from lateprompt import LatePromptConfig, split_backbone
-from lateprompt.state_cache import TrunkStates, fill_stores, list_stores, prune, verify_store
+from lateprompt.state_cache import TrunkStates, fill_stores, list_stores, prune, row_store, verify_store
 from lateprompt.state_cache import store as store_module
 from lateprompt.state_cache.keys import row_key
 
@@ -76,9 +76,9 @@ def test_rows_are_shared_and_only_what_is_missing_is_computed(tmp_path, monkeypa
     model = tiny_model("bert")
     ids = sequences()
     computed = []
-    real = store_module._states
+    real = store_module.run_trunk
     monkeypatch.setattr(
-        store_module, "_states", lambda split, ids, *rest: computed.extend(ids) or real(split, ids, *rest)
+        store_module, "run_trunk", lambda split, ids, *rest: computed.extend(ids) or real(split, ids, *rest)
     )
     first = TrunkStates.open(tmp_path, model, 2).fill(ids[:12])
     assert len(computed) == len({tuple(i) for i in ids[:12]})
@@ -140,8 +140,8 @@ def test_several_prompt_layers_in_one_pass(tmp_path, monkeypatch):
     stores = [TrunkStates.open(tmp_path, model, layer) for layer in (1, 2, 3)]
     ids = sequences()
     passes = []
-    real = store_module._states
-    monkeypatch.setattr(store_module, "_states", lambda *args: passes.append(1) or real(*args))
+    real = store_module.run_trunk
+    monkeypatch.setattr(store_module, "run_trunk", lambda *args: passes.append(1) or real(*args))
     fill_stores(stores, ids)
     assert len(passes) == 1
     for layer, store in zip((1, 2, 3), stores, strict=True):
@@ -212,7 +212,7 @@ def test_torn_ends_are_repaired_and_said(tmp_path):
 
 def test_row_numbers_survive_a_repair_and_a_prune(tmp_path, monkeypatch):
     """A number given out names the same row for ever, or an error: never another row."""
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(row_store, "SEGMENT_BYTES", 4000)
     monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
     model = tiny_model("bert")
     ids = sequences(40)
@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_rows(tmp_path, monkeypatch)
 
 
 def test_list_verify_prune(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(row_store, "SEGMENT_BYTES", 4000)
     monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
     model = tiny_model("bert")
     ids = sequences(40)
@@ -340,7 +340,7 @@ def test_list_verify_prune(tmp_path, monkeypatch):
 
 
 def test_what_is_held_stays_readable_and_what_is_pruned_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(row_store, "SEGMENT_BYTES", 4000)
     monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
     model = tiny_model("bert")
     ids = sequences(40)

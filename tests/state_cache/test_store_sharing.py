@@ -25,18 +25,20 @@ from tiny_models import tiny_model
 
 from lateprompt.cli.app import main
 from lateprompt.state_cache import (
-    CannotKeep,
+    CannotCache,
     TrunkStates,
+    admin,
     list_stores,
     prune,
     prune_stores,
+    row_store,
     verify_stores,
 )
-from lateprompt.state_cache import admin as manage
 from lateprompt.state_cache import segment as segments
 from lateprompt.state_cache import store as store_module
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.facts import STORE_FILE
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings
+from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.state_cache.locking import LOCK_FILE, changing
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import _new_file as new_file
@@ -49,7 +51,7 @@ def model():
 
 @pytest.fixture
 def small_segments(monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(row_store, "SEGMENT_BYTES", 4000)
     monkeypatch.setattr(store_module, "BATCH_TOKENS", 16)
 
 
@@ -110,7 +112,7 @@ def test_every_look_at_a_segment_bears_its_removal(model, tmp_path, monkeypatch)
     store.fill(ids)
     listed = segments.segment_files(store.folder)
     shutil.rmtree(store.folder)
-    for name in (segments, store_module, manage):
+    for name in (segments, row_store, admin):
         monkeypatch.setattr(name, "segment_files", lambda folder: listed, raising=False)
     late = TrunkStates.open(tmp_path, model, 2)
     assert late.nbytes == 0
@@ -118,7 +120,7 @@ def test_every_look_at_a_segment_bears_its_removal(model, tmp_path, monkeypatch)
 
 
 def test_prune_leaves_a_store_that_is_being_filled(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(manage, "PRUNE_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(admin, "PRUNE_WAIT_SECONDS", 0.1)
     filling, idle = TrunkStates.open(tmp_path, model, 2), TrunkStates.open(tmp_path, model, 1)
     idle.fill(sequences(5))
     with filling.writing():
@@ -133,7 +135,7 @@ def test_prune_leaves_a_store_that_is_being_filled(model, tmp_path, monkeypatch)
 
 def test_another_versions_lock_is_respected(model, tmp_path, monkeypatch):
     """A plain flock on the store's lock file, as anything may take it: the file stays, and so does the store."""
-    monkeypatch.setattr(manage, "PRUNE_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(admin, "PRUNE_WAIT_SECONDS", 0.1)
     store = TrunkStates.open(tmp_path, model, 2)
     store.fill(sequences(3))
     ready = multiprocessing.get_context("fork").Event()
@@ -164,7 +166,7 @@ def test_who_waited_for_a_removed_lock_does_not_write_beside_its_successor(model
     with store.writing():
         other = process(lambda: TrunkStates.open(tmp_path, model, 2).fill(ids))
         time.sleep(1.0)  # it waits for this lock by now
-        manage._remove_if_empty(store.folder)
+        admin._remove_if_empty(store.folder)
         assert not store.folder.exists()
         successor = changing(store.folder, 5.0, create=True)
         successor.__enter__()
@@ -200,7 +202,7 @@ def train(model: str, folder: Path, layer: int, limit_gb: float) -> None:
     for _ in range(6):
         feed = tuned.feed(ROWS)
         (feed,), _ = tuned.kept([(feed, np.arange(len(feed)))], StatesSettings(str(folder), states_limit_gb=limit_gb))
-        assert isinstance(feed, StatesFeed)
+        assert isinstance(feed, CachedBatches)
         for batch in feed.batches([np.arange(i, i + 8) for i in range(0, 40, 8)] * 3):
             assert batch.trunk_states.abs().sum() > 0
 
@@ -237,7 +239,7 @@ def test_threads_share_a_store(model, tmp_path, small_segments):
         thread.join()
     assert not failed
     store = TrunkStates.open(tmp_path, model, 2)
-    assert len(store._offset) == len({tuple(i) for i in ids})  # nothing was computed twice
+    assert len(store._rows) == len({tuple(i) for i in ids})  # nothing was computed twice
 
 
 def test_names_of_segments_are_unique_at_one_moment(tmp_path, monkeypatch):
@@ -429,7 +431,7 @@ def test_a_store_that_may_only_be_read_is_read(masked_lm, shared):
     with as_reader(shared), warnings.catch_warnings():
         warnings.simplefilter("error")
         (kept,), seconds = tuned.kept([(feed, np.arange(40))], StatesSettings(str(shared)))
-        assert isinstance(kept, StatesFeed)
+        assert isinstance(kept, CachedBatches)
         assert seconds == 0.0
         assert kept.batch(np.arange(4)).trunk_states is not None
         assert [found.problem for found in verify_stores(shared)] == [None]
@@ -444,7 +446,7 @@ def test_full_disks_and_small_limits_do_not_matter_where_all_is_kept(masked_lm, 
     tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     monkeypatch.setattr(kept, "SPARE_BYTES", 1 << 60)
     (again,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
-    assert isinstance(again, StatesFeed)
+    assert isinstance(again, CachedBatches)
 
 
 @pytest.mark.parametrize("there", ["nothing", "some rows"])
@@ -460,7 +462,7 @@ def test_a_store_that_cannot_be_written_means_one_warning_and_the_trunk(there, m
     assert same is feed
     assert seconds == 0.0
     if there == "some rows":
-        with as_reader(shared), pytest.raises(CannotKeep):
+        with as_reader(shared), pytest.raises(CannotCache):
             TrunkStates.open(shared, tuned.model, 2).fill([[5, 6, 7]])
         with as_reader(shared):
             refused = prune_stores(shared, 0)
@@ -530,7 +532,7 @@ def test_a_full_disk_leaves_whole_rows_and_training_goes_on(masked_lm, tmp_path,
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing to repair
         (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
-    assert isinstance(kept, StatesFeed)
+    assert isinstance(kept, CachedBatches)
 
 
 def test_a_disk_that_is_full_already_is_no_reason_to_stop(masked_lm, tmp_path):
@@ -560,7 +562,7 @@ def test_records_that_a_reader_may_have_seen_stay(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "_append", full)
-        with pytest.raises(CannotKeep, match="no room"):
+        with pytest.raises(CannotCache, match="no room"):
             segment.append([b"b" * 16, b"c" * 16, b"d" * 16], [1, 1, 1], [b"bbbb", b"cccc", b"dddd"])
     records, read = segment.records()
     assert (len(records), read) == (3, 3)
@@ -606,7 +608,7 @@ def test_a_store_that_is_removed_while_it_is_filled(when, masked_lm, tmp_path, m
 
         monkeypatch.setattr(TrunkStates, "append", then_remove)
     else:
-        monkeypatch.setattr(store_module, "write_json", lambda path, facts: (path.parent / "gone").stat())
+        monkeypatch.setattr(row_store, "write_json", lambda path, facts: (path.parent / "gone").stat())
     with pytest.warns(UserWarning, match="removed while they were filled"):
         (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     assert same is feed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import joblib
 import numpy as np
@@ -37,8 +38,23 @@ METHODS = ["npg", "fixed", "late-lora", "p-tuning-v2", "adapter", "s-idpg", "ful
 
 def small(model, **settings):
     return LatePromptClassifier(
-        **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "steps": 3, "batch_size": 8, "lr": 1e-2, **settings}
+        **{
+            "model": model,
+            "prompt_layer": 2,
+            "bottleneck_dim": 8,
+            "max_steps": 3,
+            "batch_size": 8,
+            "lr": 1e-2,
+            **settings,
+        }
     )
+
+
+@contextmanager
+def step(numbers, quick):
+    """A step's turn as a training run takes it, with the dropout of its forward passes."""
+    with numbers.step(shared=not quick), CpuKernels() if quick else nullcontext():
+        yield
 
 
 @pytest.fixture
@@ -180,7 +196,7 @@ STEPS = {
 def test_within_a_step_all_draws_are_the_runs(name, unchanged):
     drawn = []
     for seed in (7, 7, 8):
-        with RunNumbers(seed, torch.device("cpu")).step(quick=True) as dropout, dropout():
+        with step(RunNumbers(seed, torch.device("cpu")), quick=True):
             drawn.append(torch.cat([STEPS[name]().detach().flatten() for _ in range(4)]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -200,16 +216,16 @@ def test_steps_with_shared_generators_go_on_where_the_last_ended(unchanged):
     numbers = RunNumbers(3, torch.device("cpu"))
     parts = []
     for _ in range(2):
-        with numbers.step(quick=False):
+        with numbers.step(shared=True):
             parts.append(torch.rand(4))
         torch.rand(0)
-    with RunNumbers(3, torch.device("cpu")).step(quick=False):
+    with RunNumbers(3, torch.device("cpu")).step(shared=True):
         assert torch.equal(torch.rand(8), torch.cat(parts))
 
 
 def test_a_step_that_fails_gives_the_shared_generators_back(unchanged):
     def fail():
-        with RunNumbers(3, torch.device("cpu")).step(quick=False):
+        with RunNumbers(3, torch.device("cpu")).step(shared=True):
             torch.rand(3)
             raise KeyError
 
@@ -220,12 +236,12 @@ def test_a_step_that_fails_gives_the_shared_generators_back(unchanged):
 @pytest.mark.parametrize("quick", [True, False])
 def test_numbers_go_on_from_a_saved_state(quick):
     numbers, other = RunNumbers(3, torch.device("cpu")), RunNumbers(4, torch.device("cpu"))
-    with numbers.step(quick=quick) as dropout, dropout():
+    with step(numbers, quick):
         torch.rand(5)
     other.restore(numbers.state())
     drawn = []
     for run in (numbers, other):
-        with run.step(quick=quick) as dropout, dropout():
+        with step(run, quick):
             drawn.append(torch.rand(5))
     assert torch.equal(*drawn)
 
@@ -233,7 +249,7 @@ def test_numbers_go_on_from_a_saved_state(quick):
 def test_processes_that_train_together_drop_out_differently():
     drawn = []
     for rank in (0, 1):
-        with RunNumbers(3, torch.device("cpu"), rank).step(quick=True) as dropout, dropout():
+        with step(RunNumbers(3, torch.device("cpu"), rank), quick=True):
             drawn.append(torch.rand(5))
     assert not torch.equal(*drawn)
 
@@ -262,11 +278,11 @@ def test_load_save_and_copies_change_no_generator(headless, tmp_path, unchanged)
 def test_comparisons_and_benchmarks_change_no_generator(masked_lm, headless, data, tmp_path, unchanged):
     files = {"task": "sst2", "train": data["train"], "test": data["test"]}
     plan = {"model": {"model": headless}, "tasks": [files], "methods": ["npg"], "seeds": [1], "shots": [16]}
-    plan |= {"recipe": {"steps": 2, "batch_size": 8}, "settings": {"prompt_layer": 2}}
+    plan |= {"recipe": {"max_steps": 2, "batch_size": 8}, "settings": {"prompt_layer": 2}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     run_one(load_plan(tmp_path / "plan.yaml", {}).runs()[0], tmp_path)
     run_job(
-        JobSettings(model=masked_lm, train=data["train"], task="sst2", steps=2, prompt_layer=2, eval_every=1),
+        JobSettings(model=masked_lm, train=data["train"], task="sst2", max_steps=2, prompt_layer=2, eval_every=1),
         quiet=True,
     )
     methods = ["prompt-tuning-20", "npg-states", "lora"]
@@ -275,7 +291,7 @@ def test_comparisons_and_benchmarks_change_no_generator(masked_lm, headless, dat
 
 def test_a_diverged_fit_changes_no_generator(headless, unchanged):
     with pytest.raises(ValueError, match="diverged"):
-        small(headless, lr=1e30, clip=0.0, steps=8).fit(TEXTS, LABELS)
+        small(headless, lr=1e30, max_grad_norm=0.0, max_steps=8).fit(TEXTS, LABELS)
 
 
 # -- same seed, same result ------------------------------------------------------------------------------------------
@@ -339,7 +355,7 @@ def test_loading_in_another_dtype_meanwhile_changes_nothing(headless):
 def test_gradient_checkpointing_and_rivals_draw_from_the_seed_too(headless, unchanged):
     task = default_task(["negative", "positive"], pair=False)
     rows = [Row(text, None, label, {}) for text, label in zip(TEXTS, LABELS, strict=True)]
-    recipe = RecipeSettings(steps=3, batch_size=8)
+    recipe = RecipeSettings(max_steps=3, batch_size=8)
     found = []
     for _ in range(2):
         tuned = TextClassifier.build(ModelSettings(headless, prompt_layer=2), task, seed=1)

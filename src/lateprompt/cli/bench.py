@@ -1,4 +1,4 @@
-"""The arguments and tables of `lateprompt bench` (training steps) and `lateprompt bench job` (whole jobs)."""
+"""The arguments and tables of `lateprompt bench` (training steps) and `lateprompt bench end-to-end` (trainings)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from lateprompt.utils.errors import LatePromptError
 
 
 def add_bench(parser: Parser) -> None:
-    """`bench` itself measures steps; `bench steps` and `bench job` have arguments of their own."""
+    """`bench` itself measures steps; `bench steps` and `bench end-to-end` have arguments of their own."""
     _add_steps(parser)
     kinds = parser.add_subcommands(dest="what", required=False)
     steps = type(parser)(description="training steps of several methods, side by side in one run")
     _add_steps(steps)
     kinds.add_subcommand("steps", steps, help="the default: training steps of several methods, interleaved")
-    job = type(parser)(
-        description="a whole job on a data file (filling trunk states, epochs, evaluations) against PEFT's methods"
+    end_to_end = type(parser)(
+        description="a whole training on a data file (filling trunk states, epochs, evaluations) against PEFT's methods"
     )
-    for each in (parser, steps, job):
-        each.allow_abbrev = False  # the outer parser would take the job's --dev for its own --device
-    _add_job(job)
-    kinds.add_subcommand("job", job, help="a whole job on a data file, against PEFT's prompt tuning and LoRA")
+    for each in (parser, steps, end_to_end):
+        each.allow_abbrev = False  # the outer parser would take the other's --dev for its own --device
+    _add_end_to_end(end_to_end)
+    kinds.add_subcommand(
+        "end-to-end",
+        end_to_end,
+        help="a whole training on a data file, against PEFT's prompt tuning and LoRA (also: job)",
+        aliases=["job"],
+    )
 
 
 def _add_steps(parser: Parser) -> None:
@@ -37,14 +42,24 @@ def _add_steps(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_job(parser: Parser) -> None:
-    from lateprompt.experiments.baselines import RIVALS
-    from lateprompt.experiments.end_to_end import JobSettings
+def _add_end_to_end(parser: Parser) -> None:
+    from lateprompt.experiments.end_to_end import EndToEndSettings
+    from lateprompt.experiments.methods import BASELINES
 
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_class_arguments(JobSettings, skip={"rivals"})
+    parser.add_class_arguments(EndToEndSettings, skip={"baselines", "baseline_epochs"})
     parser.add_argument(
-        "--rivals", nargs="*", default=list(RIVALS), help=f"PEFT methods to compare with, of {', '.join(RIVALS)}"
+        "--baselines",
+        "--rivals",
+        nargs="*",
+        default=list(BASELINES),
+        help=f"PEFT methods to compare with, of {', '.join(BASELINES)}",
+    )
+    parser.add_argument(
+        "--baseline_epochs",
+        "--rival_epochs",
+        type=int | None,
+        help="stop PEFT's methods after so many epochs and extrapolate their time; default they go to the end",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -56,11 +71,11 @@ def bench(args: Namespace) -> None:
         _steps(args)
         return
     _check_nothing_before(args)
-    (_job if args.what == "job" else _steps)(args[args.what])
+    (_steps if args.what == "steps" else _end_to_end)(args[args.what])
 
 
 def _check_nothing_before(args: Namespace) -> None:
-    """`bench --repeats 3 job`: what stands before the word belongs to neither, and must not be lost in silence."""
+    """`bench --repeats 3 end-to-end`: what stands before the word belongs to neither, and must not be lost."""
     from lateprompt.experiments.bench import BenchSettings
 
     defaults = {field.name: field.default for field in fields(BenchSettings)} | {"json": False}
@@ -107,21 +122,21 @@ def _steps(args: Namespace) -> None:
     print(f"matrix-product ceiling: {result['ceiling_gflops']:.0f} GFLOP/s")
 
 
-def _job(args: Namespace) -> None:
-    from lateprompt.experiments.end_to_end import JobSettings, run_job
+def _end_to_end(args: Namespace) -> None:
+    from lateprompt.experiments.end_to_end import EndToEndSettings, run_end_to_end
 
-    result = run_job(settings_of(JobSettings, args), quiet=args.quiet or args.json)
+    result = run_end_to_end(settings_of(EndToEndSettings, args), quiet=args.quiet or args.json)
     if args.json:
         print(json.dumps(result))
         return
     job, rows = result["job"], result["rows"]
-    header = ("method", "fill, s", "epoch ends, s", "whole job, s", "in the trunk", "vs prompt tuning")
-    print_table((*header, f"dev {job['metric']}", "trained"), [_job_row(row) for row in rows])
+    header = ("method", "fill, s", "epoch ends, s", "in all, s", "in the trunk", "vs prompt tuning")
+    print_table((*header, f"dev {job['metric']}", "trained"), [_row(row) for row in rows])
     for row in rows:
         if row["extrapolated"]:
             print(
                 f"~ {row['method']}: measured {row['measured_seconds']:.1f} s for {row['steps_measured']} of "
-                f"{row['steps']} steps; the time of the whole job is extrapolated from them, and the dev "
+                f"{row['steps']} steps; the time in all is extrapolated from them, and the dev "
                 f"{job['metric']} is the one after them"
             )
     rest = "; all other times are measured" if any(row["extrapolated"] for row in rows) else ": all times are measured"
@@ -140,7 +155,7 @@ def _job(args: Namespace) -> None:
         )
 
 
-def _job_row(row: dict[str, Any]) -> tuple[str, ...]:
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
     ends = [f"{seconds:.1f}" for seconds in row["seconds_to_epoch_end"]]
     shown = ends if len(ends) <= 3 else [*ends[:2], "…", ends[-1]]
     speed = row["speed_vs_prompt_tuning"]

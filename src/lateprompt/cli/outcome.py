@@ -11,10 +11,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, TextIO
 
 from lateprompt.cli.interruption import exit_code, terminable
+from lateprompt.runs.environment import versions
 from lateprompt.utils.errors import LatePromptError, first_line
 
 BAD_INPUT = 2
@@ -60,19 +60,15 @@ def finish(work: Callable[[], int | None], *, going_on: str = "", debug: bool = 
         traceback.print_exc()
         print(
             "lateprompt: this is a fault in lateprompt, not in what you gave it. Please report it, with the lines "
-            f"above and these versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
+            f"above and these versions: {', '.join(f'{name} {number}' for name, number in environment().items())}",
             file=sys.stderr,
         )
         return FAULT
 
 
-def versions() -> dict[str, str]:
-    """What a report of a fault should say of the machine; nothing is imported for it."""
-    found = {}
-    for name in ("lateprompt", "torch", "transformers", "peft"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {**found, "Python": platform.python_version(), platform.system(): platform.machine()}
+def environment() -> dict[str, str]:
+    """What a report of a fault should say: versions, and the machine's kind; nothing is imported for it."""
+    return {**versions(), platform.system(): platform.machine()}
 
 
 def _say(text: str, debug: bool) -> int:

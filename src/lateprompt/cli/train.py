@@ -66,8 +66,9 @@ def _names(settings: Any) -> list[str]:
 def train(args: Namespace) -> None:
     """Run what `add_train` has parsed."""
     from lateprompt.methods import parse_options
-    from lateprompt.runs.pipeline import DataSettings, train_run
+    from lateprompt.runs.train import train_run
     from lateprompt.state_cache.settings import StatesSettings
+    from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.distributed import processes
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from lateprompt.data import Row, Task, default_task, label_name, load_label_task
-from lateprompt.data.batches import Feed
+from lateprompt.data import Row, label_name
 from lateprompt.estimator.files import load_estimator, pickled_state, save_estimator, unpickled_state
 from lateprompt.estimator.inputs import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
-from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.estimator.parameters import settings_of, task_of
+from lateprompt.runs.data import Rows
+from lateprompt.runs.pipeline import Pipeline
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.evaluate import softmax
-from lateprompt.training.loop import FitResult, fit, rows_needed
-from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
 
 __all__ = ["LatePromptClassifier", "as_texts"]
@@ -30,6 +28,7 @@ __all__ = ["LatePromptClassifier", "as_texts"]
 _FITTED = ("classifier_", "classes_", "n_features_in_", "feature_names_in_", "recipe_", "history_", "metrics_")
 
 
+@takes_earlier_names
 class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
 
@@ -49,22 +48,22 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         prompt_layer: number of layers below the prompt, or a fraction of the depth.
         num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.
         bottleneck_dim: inner width of the generator.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: cls, mean or last; None: mean for encoders, last for decoders.
         loss: vocabulary or labels.
         label_words: label to label word, without a task; None: the labels' own names.
         max_length: longest input in tokens.
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
-        recipe, epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`;
-            what is left out follows from the number of texts and the method.
+        recipe, epochs, max_steps, batch_size, lr, weight_decay, warmup_ratio, max_grad_norm, precision: the recipe, see
+            `RecipeSettings`; what is left out follows from the number of texts and the method.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
         generator: another name of `method`, which it takes the place of.
         class_weight: None, "balanced", or label to weight: what the losses of a class's rows are multiplied with.
         eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
-        early_stop: stop after so many evaluations of `eval_set` without a better result; None: never.
+        patience: stop after so many evaluations of `eval_set` without a better result; None: never.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
@@ -78,7 +77,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     Example:
         >>> from lateprompt import LatePromptClassifier
         >>> from lateprompt.demo import installed_encoder
-        >>> classifier = LatePromptClassifier(installed_encoder(), steps=2, class_weight="balanced")
+        >>> classifier = LatePromptClassifier(installed_encoder(), max_steps=2, class_weight="balanced")
         >>> classifier.fit(["good", "fine", "bad"], [1, 1, 0]).predict(["a good film"]).shape
         (1,)
     """
@@ -101,12 +100,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         device: str | None = None,
         recipe: str = "auto",
         epochs: int | None = None,
-        steps: int | None = None,
+        max_steps: int | None = None,
         batch_size: int = 32,
         lr: float | None = None,
         weight_decay: float = 0.1,
-        warmup: float = 0.06,
-        clip: float = 1.0,
+        warmup_ratio: float = 0.06,
+        max_grad_norm: float = 1.0,
         precision: str = "fp32",
         states: str = "on",
         random_state: int | np.random.RandomState | None = 42,
@@ -114,7 +113,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         generator: str | None = None,
         class_weight: Any = None,
         eval_every: int | None = None,
-        early_stop: int | None = None,
+        patience: int | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -132,12 +131,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
         self.recipe = recipe
         self.epochs = epochs
-        self.steps = steps
+        self.max_steps = max_steps
         self.batch_size = batch_size
         self.lr = lr
         self.weight_decay = weight_decay
-        self.warmup = warmup
-        self.clip = clip
+        self.warmup_ratio = warmup_ratio
+        self.max_grad_norm = max_grad_norm
         self.precision = precision
         self.states = states
         self.random_state = random_state
@@ -145,13 +144,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.generator = generator
         self.class_weight = class_weight
         self.eval_every = eval_every
-        self.early_stop = early_stop
+        self.patience = patience
 
     def set_params(self, **params: Any) -> LatePromptClassifier:
         """Set parameters by name. A fitted model stays as it is until the next `fit`.
 
         `method` and `generator` are one parameter under two names: setting one sets the other.
         """
+        params = todays_names(params, self._get_param_names())
         given = [name for name in ("method", "generator") if name in params]
         if given == ["method"] and self.generator is not None:
             params["generator"] = params["method"]
@@ -169,53 +169,6 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return "classifier_" in vars(self)
 
-    def _method(self) -> str:
-        if self.generator is None:
-            return self.method
-        if self.method not in ("npg", self.generator):  # npg is what it is when nobody has said it
-            raise LatePromptError(
-                f"method {self.method!r} and generator {self.generator!r} are two names of one parameter and differ; "
-                "give method alone"
-            )
-        return self.generator
-
-    def _settings(self) -> tuple[ModelSettings, RecipeSettings]:
-        seed = self.random_state
-        if seed is None:  # numpy's own generator stays as it is
-            seed = int(np.random.default_rng().integers(2**31))
-        elif isinstance(seed, np.random.RandomState | np.random.Generator):
-            draw = seed.randint if isinstance(seed, np.random.RandomState) else seed.integers
-            seed = int(draw(2**31))
-        parameters = {**self.get_params(deep=False), "method": self._method(), "seed": seed}
-        options = {} if self.options is None else self.options
-        parameters["options"] = dict(options) if isinstance(options, Mapping) else options
-        for name in ("model", "task", "device"):  # paths and devices as users have them
-            if isinstance(parameters[name], os.PathLike | torch.device):
-                parameters[name] = str(parameters[name])
-        model = ModelSettings(**{f.name: parameters[f.name] for f in fields(ModelSettings) if f.name in parameters})
-        recipe = RecipeSettings(**{f.name: parameters[f.name] for f in fields(RecipeSettings) if f.name in parameters})
-        return model, recipe
-
-    def _task(self, names: Sequence[str], pair: bool) -> Task:
-        if self.task is not None:
-            task = load_label_task(self.task)
-            unknown = sorted(set(names) - set(task.labels))
-            if unknown:
-                raise LatePromptError(f"y has label {unknown[0]!r}, task {task.name!r} has {', '.join(task.labels)}")
-            return task
-        words = None
-        if self.label_words is not None:
-            if not hasattr(self.label_words, "items"):
-                raise LatePromptError(f"label_words {self.label_words!r} is no mapping; give one from label to word")
-            given = {label_name(label): word for label, word in self.label_words.items()}
-            missing = sorted(set(names) - set(given))
-            if missing:
-                raise LatePromptError(
-                    f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}"
-                )
-            words = [given[name] for name in names]
-        return default_task(names, pair=pair, label_words=words)
-
     def fit(self, X: Any, y: Any, sample_weight: Any = None, eval_set: Any = None) -> LatePromptClassifier:
         """Train on texts `X` (or pairs) and labels `y`.
 
@@ -230,65 +183,47 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: settings, texts, labels or weights that cannot be, or a training that diverged. Then, and
                 when it is interrupted, the estimator is what it was before.
         """
-        model, recipe = self._settings()
+        model, recipe = settings_of(self.get_params(deep=False))
         model.check()
         recipe.check()
         states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
         states.check(model.trunk_dropout)
         held_out = as_eval_set(eval_set)
-        if recipe.early_stop is not None and held_out is None:
+        if recipe.patience is not None and held_out is None:
             raise LatePromptError(
-                f"early_stop {recipe.early_stop!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
+                f"patience {recipe.patience!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
             )
         columns, rows = column_names(X), TrainRows.of(X, y, sample_weight)
         classes = rows.labels.classes()
         if len(classes) < 2:
             raise LatePromptError(f"y has one class ({classes[0]!r}); a classifier needs at least two")
-        task = self._task([label_name(label) or "" for label in classes], rows.pair)
-        dev = None if held_out is None else dev_rows(*held_out, task, rows.pair)
+        task = task_of(self.task, self.label_words, [label_name(label) or "" for label in classes], rows.pair)
+        dev = [] if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
-        recipe = recipe.resolved(len(rows.texts), model.method)
-        classifier = TextClassifier.build(model, task, seed=recipe.seed)
-        feeds = [classifier.feed(rows.rows()), *([] if dev is None else [classifier.feed(dev)])]
-        feeds[0].weights = rows.relative_weights()
-        result, fill_seconds = self._train(classifier, feeds, recipe, states)
+        pipeline = Pipeline(
+            model,
+            Rows(task, rows.rows(), dev),
+            recipe,
+            states,
+            weights=rows.relative_weights(),
+            quiet=not self.verbose,
+        )
+        pipeline.build()
+        pipeline.encode()
+        pipeline.keep_states()
+        pipeline.fit()  # no weights were freed: `predict` needs all of them
         fitted = {
-            "classifier_": classifier,
+            "classifier_": pipeline.tuned,
             "classes_": classes,
             "n_features_in_": 2 if rows.pair else 1,
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
-            "recipe_": asdict(recipe),
-            "history_": result.history,
-            "metrics_": {
-                **result.metrics,
-                "train_rows": len(feeds[0]),
-                "steps": result.steps,
-                "trainable_parameters": classifier.trainable_parameters,
-                "train_seconds": result.train_seconds,
-                "tokens_per_second": result.tokens_per_second,
-                "trunk_fill_seconds": fill_seconds,
-            },
+            "recipe_": asdict(pipeline.recipe),
+            "history_": pipeline.result.history,
+            "metrics_": {**pipeline.result.metrics, "train_rows": len(rows.texts), **pipeline.costs()},
         }
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}
         return self
-
-    def _train(
-        self, classifier: TextClassifier, feeds: list[Feed], recipe: RecipeSettings, states: StatesSettings
-    ) -> tuple[FitResult, float]:
-        wanted = [rows_needed(feeds[0], recipe), *(np.arange(len(feed)) for feed in feeds[1:])]
-        kept, fill_seconds = classifier.kept(list(zip(feeds, wanted, strict=True)), states, quiet=not self.verbose)
-        result = fit(
-            classifier.model,
-            classifier.readout,
-            kept[0],
-            kept[1] if len(kept) > 1 else None,
-            recipe,
-            metrics=classifier.task.metrics,
-            device=classifier.device,
-            quiet=not self.verbose,
-        )
-        return result, fill_seconds
 
     def _scores(self, X: Any) -> np.ndarray:
         """Scores (texts, classes), columns as in `classes_`."""
@@ -343,14 +278,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             LatePromptError: a folder that is not empty, unless `overwrite`; then one that has what no run wrote.
         """
         check_is_fitted(self)
-        save_estimator(self, folder, overwrite=overwrite)
+        save_estimator(vars(self), self.get_params(deep=False), folder, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, joblib and copies: a fitted model as its run folder's files, the base model by name."""
-        return pickled_state(self, dict(super().__getstate__()))
+        return pickled_state(dict(super().__getstate__()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(unpickled_state(self, state))
+        super().__setstate__(unpickled_state(state, self._get_param_names()))
 
     @classmethod
     def load(
@@ -367,4 +302,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             LatePromptError: no run folder, or one that is broken; another base model.
         """
-        return load_estimator(cls, folder, model=model, device=device, check_model=check_model)
+        defaults = cls().get_params(deep=False)
+        parameters, fitted = load_estimator(folder, defaults, model=model, device=device, check_model=check_model)
+        estimator = cls(**parameters)
+        for name, value in fitted.items():
+            setattr(estimator, name, value)
+        return estimator

@@ -1,9 +1,9 @@
-"""PEFT's prompt tuning and LoRA in the place of a late prompt: the same readout, trained by the same loop."""
+"""A method of PEFT's in the place of a late prompt: the same readout, trained by the same loop."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import peft
@@ -12,7 +12,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from lateprompt.backbone.call_context import states_at
-from lateprompt.backbone.families import Family, hidden_dropout_of
+from lateprompt.backbone.families import Family, family_of, hidden_dropout_of
+from lateprompt.experiments.methods import BASELINES, ComparedMethod
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_base
@@ -21,30 +22,8 @@ from lateprompt.readouts import HeadReadout, Loss, Readout, WordReadout
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import seeded
 
-PROMPT_TOKENS = 20
-LORA_RANK = 8
-PROMPT_TUNING = "prompt-tuning"
 
-
-def prompt_tuning(tokens: int) -> peft.PeftConfig:
-    """PEFT's prompt tuning (Lester et al. 2021) of a bare backbone."""
-    return peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
-
-
-RIVALS: dict[str, tuple[str, Callable[[], peft.PeftConfig]]] = {
-    PROMPT_TUNING: (
-        f"prompt tuning {PROMPT_TOKENS} (PEFT)",
-        lambda: prompt_tuning(PROMPT_TOKENS),
-    ),
-    "lora": (
-        f"LoRA r={LORA_RANK} (PEFT)",
-        lambda: peft.LoraConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, r=LORA_RANK, lora_dropout=0.0),
-    ),
-}
-"""Flag to the name in the table and PEFT's configuration; which layers LoRA changes is PEFT's own choice."""
-
-
-class RivalBackbone(nn.Module):
+class BaselineBackbone(nn.Module):
     """A PEFT method around a backbone, with the face that a readout knows from a late backbone.
 
     Args:
@@ -59,6 +38,14 @@ class RivalBackbone(nn.Module):
         self.family = family
         self.prompted = prompted
         self.late_prompt_heads = nn.ModuleDict()
+
+    @classmethod
+    def around(cls, backbone: Any, method: ComparedMethod) -> BaselineBackbone:
+        """A compared method on a bare backbone, in whose place it stands from now on."""
+        config = method.peft_config(backbone)
+        backbone.requires_grad_(config is None)  # before PEFT adds what is trained
+        model = backbone if config is None else wrap(backbone, config)
+        return cls(model, family_of(backbone), prompted=method.input_tokens > 0)
 
     def forward(
         self,
@@ -76,18 +63,18 @@ class RivalBackbone(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden if read is None else states_at(hidden, read[:, None]))
 
 
-def rival_words(base: Any, rival: RivalBackbone, words: Sequence[int], kind: str, loss: Loss) -> WordReadout:
-    """The readout of label words over a rival; `base` is the model with the LM head."""
+def baseline_words(base: Any, baseline: BaselineBackbone, words: Sequence[int], kind: str, loss: Loss) -> WordReadout:
+    """The readout of label words over a baseline; `base` is the model with the LM head."""
     readout = WordReadout(base, base.base_model, words, kind, loss)  # the head is found by the backbone it follows
-    readout.layer = rival  # type: ignore[assignment]
+    readout.layer = baseline  # type: ignore[assignment]
     return readout
 
 
-def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBackbone, Readout]:
-    """A rival on a model of its own, and its readout: that of `like`, a classifier with a late prompt.
+def make_baseline(name: str, like: TextClassifier, *, seed: int) -> tuple[BaselineBackbone, Readout]:
+    """A baseline on a model of its own, and its readout: that of `like`, a classifier with a late prompt.
 
     Args:
-        name: a key of RIVALS.
+        name: a key of BASELINES.
         like: whose model, dtype, attention kernel and readout it shares.
         seed: seed of its initialisation.
 
@@ -96,34 +83,44 @@ def make_rival(name: str, like: TextClassifier, *, seed: int) -> tuple[RivalBack
     """
     settings, device = like.settings, like.device
     base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-    backbone: Any = base.base_model
-    family = like.layer.family
-    base.requires_grad_(False)  # before PEFT adds what is trained
+    base.requires_grad_(False)
     with seeded(seed), warnings.catch_warnings():
         # PEFT says that it adapts itself to GPT-2's Conv1D
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
-            model: nn.Module = wrap(backbone, RIVALS[name][1]())
+            baseline = BaselineBackbone.around(base.base_model, BASELINES[name])
         except ValueError as error:  # PEFT's own too
             reason = " ".join(str(error).split())
-            raise LatePromptError(f"rival {name!r} cannot be made on {settings.model!r}: {reason}") from None
-    rival = RivalBackbone(model, family, prompted=name == PROMPT_TUNING)
-    ours = like.readout
-    readout: Readout
-    if isinstance(ours, HeadReadout):
-        with seeded(seed + 1):
-            head = nn.Linear(ours.head.in_features, ours.head.out_features)  # type: ignore[arg-type]
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
-        rival.late_prompt_heads[ADAPTER] = head.to(next(ours.head.parameters()).dtype)
-        dropout = hidden_dropout_of(backbone.config, family)
-        readout = HeadReadout(base, rival, ADAPTER, ours.pooling, dropout)  # type: ignore[arg-type]
-    elif isinstance(ours, WordReadout):
-        readout = rival_words(base, rival, ours.words.tolist(), ours.kind, ours.loss_over)
-    else:
-        raise LatePromptError(
-            f"a {type(ours).__name__} has no rival; use a readout of a head or of one-token label words"
-        )
+            raise LatePromptError(f"baseline {name!r} cannot be made on {settings.model!r}: {reason}") from None
+    readout = _readout_like(like.readout, base, baseline, seed)
     base.to(device)
-    rival.to(device)
-    return rival, readout
+    baseline.to(device)
+    return baseline, readout
+
+
+def _readout_like(ours: Readout, base: Any, baseline: BaselineBackbone, seed: int) -> Readout:
+    """A late prompt's readout over a baseline, with a new head where it has one."""
+    if isinstance(ours, WordReadout):
+        return baseline_words(base, baseline, ours.words.tolist(), ours.kind, ours.loss_over)
+    if not isinstance(ours, HeadReadout):
+        raise LatePromptError(
+            f"a {type(ours).__name__} has no baseline; use a readout of a head or of one-token label words"
+        )
+    with seeded(seed + 1):
+        head = nn.Linear(ours.head.in_features, ours.head.out_features)  # type: ignore[arg-type]
+        nn.init.normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+    baseline.late_prompt_heads[ADAPTER] = head.to(next(ours.head.parameters()).dtype)
+    dropout = hidden_dropout_of(base.base_model.config, baseline.family)
+    return HeadReadout(base, baseline, ADAPTER, ours.pooling, dropout)  # type: ignore[arg-type]
+
+
+# -- names of earlier releases ----------------------------------------------------------------------------------------
+
+PROMPT_TUNING, PROMPT_TOKENS, LORA_RANK = "prompt-tuning", 20, 8
+RIVALS, RivalBackbone, rival_words, make_rival = BASELINES, BaselineBackbone, baseline_words, make_baseline
+
+
+def prompt_tuning(tokens: int) -> peft.PeftConfig:
+    """PEFT's prompt tuning (Lester et al. 2021) of a bare backbone."""
+    return peft.PromptTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)

@@ -16,30 +16,29 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-import peft
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
-from lateprompt.backbone.families import family_of
 from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.backbone.split import resolve_prompt_layer
-from lateprompt.experiments.baselines import RivalBackbone, prompt_tuning, rival_words
-from lateprompt.peft_method.config import LatePromptConfig
+from lateprompt.experiments.baselines import BaselineBackbone, baseline_words
+from lateprompt.experiments.methods import BASELINE, LATE_PROMPT_TOKENS, METHODS, ComparedMethod, Cost
+from lateprompt.methods import adapter_config
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.base import pick_device
 from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
 from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
-from lateprompt.runs.pipeline import peak_memory_bytes
-from lateprompt.training.settings import check_seed
+from lateprompt.runs.environment import peak_memory_bytes
+from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import borrowed, seeded
 from lateprompt.utils.suggestions import unknown
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, OneOf, Seed, check_types
 
 _LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -50,7 +49,6 @@ _LARGE: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {"roberta-base": {}, "roberta-large": _LARGE}
 """Architectures that are benchmarked with random weights, without a hub."""
 WORDS = (100, 200)
-BASELINE = "prompt-tuning-20"
 
 
 @dataclass
@@ -71,25 +69,19 @@ class BenchSettings:
     """
 
     model: str = "roberta-base"
-    batch: int = 16
-    length: int = 64
+    batch: Count = 16
+    length: Count = 64
     prompt_layer: int | float | str = "0.5"
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(tuple(DTYPES))] = "float32"
     methods: list[str] | None = None
-    repeats: int = 7
+    repeats: Count = 7
     memory: bool = True
-    seed: int = 0
+    seed: Seed = 0
     device: str | None = None
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        check_seed(self.seed)
-        for name in ("batch", "length", "repeats"):
-            if getattr(self, name) < 1:
-                raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
-        if self.dtype not in DTYPES:
-            raise LatePromptError(unknown("dtype", self.dtype, DTYPES))
         for name in self.methods or ():
             if name not in METHODS:
                 raise LatePromptError(unknown("method", name, METHODS))
@@ -98,16 +90,6 @@ class BenchSettings:
     def names(self) -> list[str]:
         """The methods to measure."""
         return list(self.methods or (name for name, method in METHODS.items() if method.by_default))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Layers that a step computes: forward, backward through frozen weights, weight gradients, and extra positions."""
-
-    forward: float
-    backward: float
-    weights: float = 0.0
-    extra_positions: int = 0
 
 
 class Bench:
@@ -134,10 +116,7 @@ class Bench:
     def _check_positions(self) -> None:
         limit = max_positions(self.config)
         for name in self.settings.names:
-            if not name.startswith("prompt-tuning") or limit is None:
-                extra = 0  # a late prompt has no place among the positions
-            else:
-                extra = METHODS[name].cost(self.layers, self.prompt_layer).extra_positions
+            extra = METHODS[name].input_tokens
             if limit is not None and self.settings.length + extra > limit:
                 raise LatePromptError(
                     f"length {self.settings.length!r} and {extra} prompt tokens of {name} exceed the {limit} positions "
@@ -162,7 +141,7 @@ class Bench:
             with seeded(self.settings.seed):
                 model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
-            model = load_base(name, "mask", dtype=dtype)
+            model = load_base(name, "masked_lm", dtype=dtype)
         return model.to(self.device).train()
 
     def stepper(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -177,63 +156,60 @@ class Bench:
 
         return step
 
-    def rival(self, config: peft.PeftConfig | None, *, fresh: bool = False, quick: bool = False) -> Callable[[], None]:
-        """A PEFT method on the backbone (None: full tuning), with our readout's economy.
+    def step_of(self, method: ComparedMethod) -> Callable[[], None]:
+        """What makes a training step of a compared method."""
+        if method.is_late_prompt:
+            return self._late_prompt(method)
+        return self._out_of_the_box(method) if method.stock else self._baseline(method)
 
-        With `quick` it also has our dropout, which on a CPU is cheaper and keeps less for the backward pass.
-        """
-        base = self.fresh_model() if fresh else self.shared
-        backbone = base.base_model
-        if config is None:
-            model: nn.Module = backbone.requires_grad_(True)
-        else:
-            backbone.requires_grad_(False)
-            model = wrap(backbone, config)
-        model.train()
-        readout = rival_words(base, RivalBackbone(model, family_of(backbone), prompted=True), WORDS, "mask", "labels")
-        dropout = CpuKernels if quick and self.device.type == "cpu" else nullcontext
+    def _backbone(self, method: ComparedMethod) -> tuple[Any, BaselineBackbone]:
+        """The masked LM, and in its backbone's place a method of PEFT's, in training mode."""
+        base = self.shared if method.leaves_the_model else self.fresh_model()
+        return base, BaselineBackbone.around(base.base_model, method).train()
+
+    def _baseline(self, method: ComparedMethod) -> Callable[[], None]:
+        """A method of PEFT's with our readout, which computes the label words' scores at the read position alone."""
+        base, backbone = self._backbone(method)
+        readout = baseline_words(base, backbone, WORDS, "masked_lm", "labels")
+        dropout = CpuKernels if method.fast_dropout and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
             with dropout():
                 return readout.loss(self.batch)
 
-        return self.stepper(model, loss)
+        return self.stepper(backbone, loss)
 
-    def out_of_the_box(self) -> Callable[[], None]:
-        """PEFT's prompt tuning as its documentation has it: the whole vocabulary at every position."""
-        base = self.shared
-        backbone = base.base_model
-        head = LMHead(base, backbone)
-        model = wrap(backbone, prompt_tuning(20))
-        model.train()
-        batch, k = self.batch, 20
+    def _out_of_the_box(self, method: ComparedMethod) -> Callable[[], None]:
+        """A method of PEFT's as its documentation has it: the whole vocabulary at every position."""
+        head = LMHead(self.shared, self.shared.base_model)
+        _, backbone = self._backbone(method)
+        batch, k = self.batch, method.input_tokens
         targets = torch.full((len(batch.read), self.settings.length + k), -100, device=self.device)
         words = torch.tensor(WORDS, device=self.device)[self.labels]
         targets[torch.arange(len(batch.read), device=self.device), batch.read + k] = words
 
         def loss() -> torch.Tensor:
-            hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            hidden = backbone.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
             return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
 
-        return self.stepper(model, loss)
+        return self.stepper(backbone, loss)
 
-    def late_prompt(
-        self, generator: str, *, kept: bool, dtype: str | None = None, compiled: bool = False
-    ) -> Callable[[], None]:
-        """LPT, with the trunk run at each step or its states kept (and its weights released)."""
-        base = self.fresh_model(dtype)
-        config = LatePromptConfig(prompt_layer=self.prompt_layer, generator=generator, num_prompt_tokens=5)
-        model = wrap(base, config)
+    def _late_prompt(self, method: ComparedMethod) -> Callable[[], None]:
+        """A late prompt, with the trunk run at each step or its states stored (and its weights freed)."""
+        settings = ModelSettings(
+            self.settings.model, method.method, dict(method.options), self.prompt_layer, LATE_PROMPT_TOKENS
+        )
+        model = wrap(self.fresh_model(method.dtype), adapter_config(settings, {}))
         model.train()
         layer: Any = model.base_model.layer
-        layer.compile_tail = compiled
-        readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
+        layer.compile_tail = method.compiled
+        readout = WordReadout(model.get_base_model(), layer, WORDS, "masked_lm", "labels")
         batch = self.batch
-        if kept:
+        if method.states:
             with torch.no_grad():
                 trunk = layer.split_at(self.prompt_layer).trunk.eval()
                 output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            batch = Batch(**{**vars(batch), "trunk_states": output.last_hidden_state})
+            batch = replace(batch, trunk_states=output.last_hidden_state)
             OffloadedWeights.offload(model.get_base_model(), layer, self.prompt_layer, readout)
         return self.stepper(model, lambda: readout.loss(batch))
 
@@ -266,74 +242,8 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
 
-def _lora() -> peft.PeftConfig:
-    targets = ["query", "value"]
-    return peft.LoraConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, r=8, lora_dropout=0.0, target_modules=targets)
-
-
-def _prefix_tuning(tokens: int) -> peft.PeftConfig:
-    return peft.PrefixTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=tokens)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row: what it is called, how its step is made, and which layers it computes (of n, with p below the prompt).
-
-    Args:
-        name: what the table calls it.
-        make: makes the step.
-        cost: (n, p) to the layers computed.
-        states: it trains from kept states.
-        dtype: its own float type, or None for the settings'.
-        by_default: measured unless methods are named.
-    """
-
-    name: str
-    make: Callable[[Bench], Callable[[], None]]
-    cost: Callable[[int, int], Cost]
-    states: bool = False
-    dtype: str | None = None
-    by_default: bool = True
-
-
-def _late(generator: str, *, kept: bool, **more: Any) -> Callable[[Bench], Callable[[], None]]:
-    return lambda bench: bench.late_prompt(generator, kept=kept, **more)
-
-
-def _tail_cost(n: int, p: int) -> Cost:
-    """The tail, less what a lean one leaves out: its last layer both ways (but for one position, which is not counted),
-    and of its first layer's backward pass the projections' 3 of 12 parts.
-    """
-    return Cost(n - p - 1, n - p - 1 - 3 / 12, 0, 5)
-
-
-METHODS: dict[str, Method] = {
-    BASELINE: Method("prompt tuning 20 (PEFT)", lambda b: b.rival(prompt_tuning(20)), lambda n, p: Cost(n, n, 0, 20)),
-    "prompt-tuning-20-quick": Method(
-        "the same, with our dropout",
-        lambda b: b.rival(prompt_tuning(20), quick=True),
-        lambda n, p: Cost(n, n, 0, 20),
-    ),
-    "prompt-tuning-20-stock": Method(
-        "the same, out of the box", lambda b: b.out_of_the_box(), lambda n, p: Cost(n, n, 0, 20)
-    ),
-    "prompt-tuning-100": Method(
-        "prompt tuning 100 (PEFT)", lambda b: b.rival(prompt_tuning(100)), lambda n, p: Cost(n, n, 0, 100)
-    ),
-    "prefix-tuning-20": Method(
-        "prefix tuning 20 (PEFT)", lambda b: b.rival(_prefix_tuning(20)), lambda n, p: Cost(n, n)
-    ),
-    "lora": Method("LoRA r=8 (PEFT)", lambda b: b.rival(_lora(), fresh=True), lambda n, p: Cost(n, n)),
-    "full-tuning": Method("full tuning", lambda b: b.rival(None, fresh=True), lambda n, p: Cost(n, n, n)),
-    "npg": Method("LPT npg", _late("npg", kept=False), lambda n, p: replace(_tail_cost(n, p), forward=n - 1)),
-    "npg-states": Method("LPT npg", _late("npg", kept=True), _tail_cost, True),
-    "mppg-states": Method("LPT mppg", _late("mppg", kept=True), _tail_cost, True),
-    "appg-states": Method("LPT appg", _late("appg", kept=True), _tail_cost, True),
-    "npg-states-bf16": Method("LPT npg", _late("npg", kept=True, dtype="bfloat16"), _tail_cost, True, "bfloat16"),
-    "npg-states-compiled": Method(
-        "LPT npg, compiled tail", _late("npg", kept=True, compiled=True), _tail_cost, True, by_default=False
-    ),
-}
+Method = ComparedMethod
+"""Its name in earlier releases."""
 
 
 def run_bench(settings: BenchSettings) -> dict[str, Any]:
@@ -351,7 +261,7 @@ def _measure_steps(bench: Bench, settings: BenchSettings) -> dict[str, Any]:
     names = settings.names
     # Before anything is big here: a process of its own needs room.
     memory = {name: peak_memory(settings, name) for name in names} if settings.memory else {}
-    steps = {name: METHODS[name].make(bench) for name in names}
+    steps = {name: bench.step_of(METHODS[name]) for name in names}
     dtypes = {name: METHODS[name].dtype or settings.dtype for name in names}
     ceilings = {dtype: bench.ceiling(dtype) for dtype in {settings.dtype, *dtypes.values()}}
     rates: dict[str, list[float]] = {dtype: [] for dtype in ceilings}
@@ -376,7 +286,7 @@ def _measure_steps(bench: Bench, settings: BenchSettings) -> dict[str, Any]:
         pairs = zip(times[name], times.get(BASELINE, []), strict=BASELINE in times)
         ratios = [base / own for own, base in pairs]
         row: dict[str, Any] = {
-            "method": method.name,
+            "method": method.title,
             "name": name,
             "states": method.states,
             "dtype": dtypes[name],
@@ -411,7 +321,7 @@ def _measure_memory(arguments: str) -> int:
     given = json.loads(arguments)
     bench = Bench(BenchSettings(**given["settings"]))
     with borrowed(bench.settings.seed, bench.device):
-        step = METHODS[given["method"]].make(bench)
+        step = bench.step_of(METHODS[given["method"]])
         for _ in range(3):
             step()
         bench.synchronize()

@@ -1,10 +1,11 @@
-"""`lateprompt bench job`: a whole job on a data file, from the first step to the last evaluation, by several methods.
+"""`lateprompt bench end-to-end`: all of a training on a data file, from the first step to the last evaluation.
 
-A job is what `lateprompt train` does: fill the kept trunk states (where there is a trunk to skip), then epochs of
-training with an evaluation of the dev rows after each. All methods train on the same rows in the same batches (but for
+Each method does what `lateprompt train` does: it fills the stored trunk states (where there is a trunk to skip), then
+trains for some epochs and evaluates the dev rows after each. All train on the same rows in the same batches (but for
 the run with another seed), with the same recipe, dtype and attention kernel, and read the same positions through the
-same kind of head: a new one on the pooled states, or the model's LM head over the label words. What comes with the
-library is counted in its favour: kept states, the lean tail and cheap dropout; PEFT's methods run as PEFT has them.
+same kind of head: a new one on the pooled states, or the model's LM head over the label words. Late prompts use what
+the library has: stored states, a last layer that runs at the read positions only, and cheap dropout. PEFT's methods run
+as PEFT has them.
 
 The methods take turns, one epoch each, so that the machine's drift hits all alike; each has its own random
 numbers, so that it trains as if it were alone. Loading models and encoding rows are counted for none, and every method
@@ -20,11 +21,11 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -32,30 +33,35 @@ from torch import nn
 
 from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data import TextTask
-from lateprompt.data.batches import Feed
-from lateprompt.experiments.baselines import PROMPT_TOKENS, PROMPT_TUNING, RIVALS, make_rival
+from lateprompt.data.batches import Batches
+from lateprompt.experiments.baselines import make_baseline
+from lateprompt.experiments.methods import BASELINE, BASELINES, METHODS
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_config, max_positions
 from lateprompt.prompts import GENERATORS
-from lateprompt.readouts import PhraseReadout, Readout
-from lateprompt.runs.data import Rows, check_sets, fingerprint, load_rows
-from lateprompt.runs.pipeline import versions
-from lateprompt.state_cache.feed import StatesFeed
+from lateprompt.readouts import Readout
+from lateprompt.runs.data import DEV, TRAIN, Rows, check_sets, fingerprint, load_rows
+from lateprompt.runs.environment import versions
+from lateprompt.runs.pipeline import Pipeline
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.data_settings import DataSettings
-from lateprompt.training.loop import FitResult, fit_turns, plan_steps, rows_needed, trainable_parameters
+from lateprompt.training.loop import Trainer, plan_steps, trainable_parameters
 from lateprompt.training.metrics import primary_metric
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
-from lateprompt.utils.suggestions import did_you_mean, unknown
+from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import Count, OneOf, check_types
 
 NO_LIMIT_GB = 1e6
 
 
+@takes_earlier_names
 @dataclass
-class JobSettings:
+class EndToEndSettings:
     """What is measured.
 
     Args:
@@ -65,17 +71,18 @@ class JobSettings:
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
         method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
-        epochs: passes over the training rows; ignored when steps is given.
-        steps: number of optimiser steps.
+        epochs: passes over the training rows; ignored when max_steps is given.
+        max_steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
         batch_size: rows in a batch.
         lr: peak learning rate of all methods.
         eval_every: evaluate every so many steps; default once an epoch.
         seed: seed of all methods but the second run, which has the next one.
-        rivals: PEFT methods to compare with: prompt-tuning, lora, both, or none.
-        rival_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the end.
+        baselines: PEFT methods to compare with: prompt-tuning, lora, both, or none.
+        baseline_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the
+            end.
         states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
             decoders.
         dtype: float type of the frozen weights of all methods.
@@ -89,14 +96,14 @@ class JobSettings:
     prompt_layer: int | float | str = "0.5"
     method: str = "npg"
     epochs: int = 10
-    steps: int | None = None
+    max_steps: int | None = None
     shots: int | None = None
     batch_size: int = 32
     lr: float = 1e-3
     eval_every: int | None = None
     seed: int = 42
-    rivals: list[str] = field(default_factory=lambda: list(RIVALS))
-    rival_epochs: int | None = None
+    baselines: list[Annotated[str, OneOf(tuple(BASELINES))]] = field(default_factory=lambda: list(BASELINES))
+    baseline_epochs: Count | None = None
     states: str | None = None
     readout: str = "auto"
     head_pooling: str | None = None
@@ -107,18 +114,15 @@ class JobSettings:
         """Raise LatePromptError for a setting that cannot be."""
         if self.model is None or self.train is None:
             raise LatePromptError(
-                "bench job needs a model and training rows: lateprompt bench job --model MODEL --train FILE --dev FILE"
+                "bench end-to-end needs a model and training rows: "
+                "lateprompt bench end-to-end --model MODEL --train FILE --dev FILE"
             )
+        check_types(self)
         if self.method not in GENERATORS:
             raise LatePromptError(
                 f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
                 f"choose one of {', '.join(GENERATORS)}"
             )
-        for name in self.rivals:
-            if name not in RIVALS:
-                raise LatePromptError(unknown("rival", name, RIVALS))
-        if self.rival_epochs is not None and self.rival_epochs < 1:
-            raise LatePromptError(f"rival_epochs {self.rival_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one"
@@ -130,7 +134,7 @@ class JobSettings:
         """The recipe of all methods."""
         return RecipeSettings(
             epochs=self.epochs,
-            steps=self.steps,
+            max_steps=self.max_steps,
             batch_size=self.batch_size,
             lr=self.lr,
             eval_every=self.eval_every,
@@ -138,7 +142,7 @@ class JobSettings:
         )
 
     def late_prompt(self, method: str) -> ModelSettings:
-        """A late prompt's settings; its loss is over the label words, as the rivals' is."""
+        """A late prompt's settings; its loss is over the label words, as the baselines' is."""
         assert self.model is not None
         return ModelSettings(
             model=self.model,
@@ -152,19 +156,18 @@ class JobSettings:
         )
 
 
-class Job:
-    """One method on its way through the job, a turn at a time; the clock runs within turns only.
+class MethodRun:
+    """One method on its way through the benchmark, a turn at a time; the clock runs within turns only.
 
     Args:
         name: the row's name.
         model: holds what is trained.
         readout: gives loss and scores.
-        feeds: the training rows and the dev rows.
-        recipe: the recipe, with this job's seed.
+        batches: of the training rows and the dev rows.
+        recipe: the recipe, with this method's seed.
         metrics: the task's metrics.
         device: where the model is.
-        classifier: of a late prompt: whose trunk states are kept.
-        states: of a late prompt: where they are kept.
+        pipeline: of a late prompt: what stores its trunk states and frees weights.
         stop_after: epochs after which it is stopped; None for all.
     """
 
@@ -173,31 +176,35 @@ class Job:
         name: str,
         model: nn.Module,
         readout: Readout,
-        feeds: tuple[Feed, Feed | None],
+        batches: tuple[Batches, Batches | None],
         recipe: RecipeSettings,
         *,
         metrics: Sequence[str],
         device: torch.device,
-        classifier: TextClassifier | None = None,
-        states: StatesSettings | None = None,
+        pipeline: Pipeline | None = None,
         stop_after: int | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.readout = readout
-        self.feeds = feeds
+        self.batches = batches
         self.recipe = recipe
         self.metrics = metrics
         self.device = device
-        self.classifier = classifier
-        self.states = states
+        self.pipeline = pipeline
         self.stop_after = stop_after
-        self.per_epoch, self.steps = plan_steps(len(feeds[0]), recipe)
+        self.per_epoch, self.steps = plan_steps(len(batches[0]), recipe)
         self.seconds = 0.0
-        self.fill_seconds = 0.0
         self.ends: list[float] = []
         self.history: list[dict[str, Any]] = []
-        self._turns: Generator[dict[str, Any], None, FitResult] | None = None
+        self._trainer: Trainer | None = None
+
+    @classmethod
+    def of_late_prompt(cls, name: str, pipeline: Pipeline) -> MethodRun:
+        """A late prompt, from a pipeline that has built it and encoded the rows."""
+        tuned, batches = pipeline.tuned, (pipeline.feeds[TRAIN], pipeline.feeds.get(DEV))
+        facts: dict[str, Any] = {"metrics": tuned.task.metrics, "device": tuned.device, "pipeline": pipeline}
+        return cls(name, tuned.model, tuned.readout, batches, pipeline.recipe, **facts)
 
     @property
     def steps_done(self) -> int:
@@ -215,41 +222,28 @@ class Job:
         quick = bool(getattr(self.readout.layer, "drops_out_quickly", False))
         dropout = CpuKernels if quick else nullcontext
         with RunNumbers(self.recipe.seed, self.device).step(shared=not quick), dropout():
-            rows = np.arange(min(self.recipe.batch_size, len(self.feeds[0])))
-            self.readout.loss(self.feeds[0].batch(rows).to(self.device)).backward()
+            rows = np.arange(min(self.recipe.batch_size, len(self.batches[0])))
+            self.readout.loss(self.batches[0].batch(rows).to(self.device)).backward()
             self.model.zero_grad(set_to_none=True)
 
     def turn(self) -> None:
         """Go on to the end of the next epoch (or of the next eval_every steps), its evaluation included."""
         _synchronize(self.device)
         started = time.perf_counter()
-        if self._turns is None:
-            self._turns = self._start()
-        self.history.append(next(self._turns))
-        if self.steps_done == self.steps:
-            for _ in self._turns:  # the best weights are put back
-                pass
+        if self._trainer is None:
+            self._trainer = self._start()
+        self.history.append(self._trainer.run_to_evaluation() or {})
         _synchronize(self.device)
         self.seconds += time.perf_counter() - started
         self.ends.append(self.seconds)
         if self.finished:
-            self._turns.close()
+            self._trainer = None
 
-    def _start(self) -> Generator[dict[str, Any], None, FitResult]:
-        train, dev = self.feeds
-        if self.classifier is not None:
-            assert self.states is not None
-            parts = [(train, rows_needed(train, self.recipe))]
-            parts += [] if dev is None else [(dev, np.arange(len(dev)))]
-            kept, self.fill_seconds = self.classifier.kept(parts, self.states)
-            if not isinstance(kept[0], StatesFeed):
-                raise LatePromptError(
-                    f"trunk states do not fit on the disk of {self.states.states!r}; "
-                    "give a folder on another disk with --states"
-                )
-            train, dev = kept[0], kept[1] if dev is not None else None
-            self.classifier.release()
-        return fit_turns(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
+    def _start(self) -> Trainer:
+        train, dev = self.batches
+        if self.pipeline is not None:
+            train, dev = _cached_batches(self.pipeline)
+        return Trainer(self.model, self.readout, train, dev, self.recipe, metrics=self.metrics, device=self.device)
 
     def row(self) -> dict[str, Any]:
         """What was measured; `total_seconds` is extrapolated where the method was stopped before its last step."""
@@ -267,16 +261,27 @@ class Job:
             "training_seconds": self.history[-1]["seconds"],
             "extrapolated": self.steps_done < self.steps,
             "total_seconds": total,
-            "fill_seconds": None if self.classifier is None else self.fill_seconds,
-            "trunk_share": None if self.classifier is None else self.fill_seconds / total,
+            "fill_seconds": None if self.pipeline is None else self.pipeline.fill_seconds,
+            "trunk_share": None if self.pipeline is None else self.pipeline.fill_seconds / total,
             "dev": self.history[-1].get(metric),
             "dev_at_epoch_end": [entry.get(metric) for entry in self.history],
         }
 
 
-def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
-    """The rivals, then the late prompts, in the order of their turns: the first late prompt fills the states."""
-    recipe = settings.recipe()
+def _cached_batches(pipeline: Pipeline) -> tuple[Batches, Batches | None]:
+    """The training and dev rows with stored trunk states, without the weights that training does not read then."""
+    pipeline.keep_states()
+    if not isinstance(pipeline.feeds[TRAIN], CachedBatches):
+        raise LatePromptError(
+            f"trunk states do not fit on the disk of {pipeline.states.states!r}; "
+            "give a folder on another disk with --states"
+        )
+    pipeline.free_weights()
+    return pipeline.feeds[TRAIN], pipeline.feeds.get(DEV)
+
+
+def make_runs(settings: EndToEndSettings, rows: Rows, states: Path) -> list[MethodRun]:
+    """The baselines, then the late prompts, in the order of their turns: the first late prompt fills the states."""
     other = "mppg" if settings.method != "mppg" else "npg"
     plans = [
         (f"LPT {settings.method}, first run", settings.method, settings.seed),
@@ -284,56 +289,42 @@ def make_jobs(settings: JobSettings, rows: Rows, states: Path) -> list[Job]:
         (f"LPT {other}, second run", other, settings.seed),
     ]
     length = _max_length(settings)
-    kept = StatesSettings(states=str(states), states_limit_gb=NO_LIMIT_GB)
-    feeds: tuple[Feed, Feed | None] | None = None
-    jobs: list[Job] = []
+    stored = StatesSettings(states=str(states), states_limit_gb=NO_LIMIT_GB)
+    late_prompts: list[MethodRun] = []
+    feeds: dict[str, Batches] | None = None
     for name, method, seed in plans:
-        classifier = TextClassifier.build(
-            replace(settings.late_prompt(method), max_length=length), rows.task, seed=seed
-        )
-        if isinstance(classifier.readout, PhraseReadout):
+        late_prompt = replace(settings.late_prompt(method), max_length=length)
+        pipeline = Pipeline(late_prompt, rows, replace(settings.recipe(), seed=seed), stored)
+        pipeline.build()
+        if pipeline.tuned.readout.continuations():
             raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "
                 f"have no readout for them here; use {option('readout', 'head')}"
             )
         if feeds is None:
-            feeds = classifier.feed(rows.train), classifier.feed(rows.dev, any_label=True) if rows.dev else None
-        jobs.append(
-            Job(
-                name,
-                classifier.model,
-                classifier.readout,
-                feeds,
-                replace(recipe, seed=seed),
-                metrics=rows.task.metrics,
-                device=classifier.device,
-                classifier=classifier,
-                states=kept,
-            )
+            pipeline.encode()
+            feeds = dict(pipeline.feeds)
+        pipeline.feeds = dict(feeds)  # all methods get the very same rows
+        late_prompts.append(MethodRun.of_late_prompt(name, pipeline))
+    assert late_prompts[0].pipeline is not None
+    first = cast(TextClassifier, late_prompts[0].pipeline.tuned)
+    baselines = [
+        MethodRun(
+            BASELINES[name].title,
+            *make_baseline(name, first, seed=settings.seed),
+            late_prompts[0].batches,
+            settings.recipe(),
+            metrics=rows.task.metrics,
+            device=first.device,
+            stop_after=settings.baseline_epochs,
         )
-    first = jobs[0].classifier
-    assert first is not None
-    assert feeds is not None
-    rivals = []
-    for key in dict.fromkeys(settings.rivals):
-        model, readout = make_rival(key, first, seed=settings.seed)
-        rivals.append(
-            Job(
-                RIVALS[key][0],
-                model,
-                readout,
-                feeds,
-                recipe,
-                metrics=rows.task.metrics,
-                device=first.device,
-                stop_after=settings.rival_epochs,
-            )
-        )
-    return rivals + jobs
+        for name in dict.fromkeys(settings.baselines)
+    ]
+    return baselines + late_prompts
 
 
-def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
-    """Take all methods through the job in turns.
+def run_end_to_end(settings: EndToEndSettings, *, quiet: bool = True) -> dict[str, Any]:
+    """Take all methods through the benchmark in turns.
 
     Returns:
         `rows`, one entry per method; `machine`; and `job`: the settings, and the rows by number and SHA-256.
@@ -348,46 +339,45 @@ def run_job(settings: JobSettings, *, quiet: bool = True) -> dict[str, Any]:
     )
     rows = load_rows(data, settings.seed, settings.readout)
     if isinstance(rows.task, TextTask):
-        raise LatePromptError(f"task {rows.task.name!r} has texts for answers; a bench job compares classifiers")
+        raise LatePromptError(f"task {rows.task.name!r} has texts for answers; bench end-to-end compares classifiers")
     check_sets(rows)
     load = _load()
     with tempfile.TemporaryDirectory(prefix="lateprompt-job-") as fresh:
-        jobs = make_jobs(settings, rows, Path(settings.states or fresh))
-        for job in jobs:
-            job.warm_up()
-        turns = max(-(-job.steps // (settings.eval_every or job.per_epoch)) for job in jobs)
+        runs = make_runs(settings, rows, Path(settings.states or fresh))
+        for run in runs:
+            run.warm_up()
+        turns = max(-(-run.steps // (settings.eval_every or run.per_epoch)) for run in runs)
         with Bar("epochs", turns, quiet=quiet) as bar:
-            while waiting := [job for job in jobs if not job.finished]:
-                for job in waiting:
-                    bar.note(job.name)
-                    job.turn()
+            while waiting := [run for run in runs if not run.finished]:
+                for run in waiting:
+                    bar.note(run.name)
+                    run.turn()
                 bar.advance()
-    results = [job.row() for job in jobs]
-    baseline = next((row for row in results if row["method"] == RIVALS[PROMPT_TUNING][0]), None)
+    results = [run.row() for run in runs]
+    prompt_tuning = next((row for row in results if row["method"] == METHODS[BASELINE].title), None)
     for row in results:
-        row["speed_vs_prompt_tuning"] = baseline and baseline["total_seconds"] / row["total_seconds"]
-        row["speed_extrapolated"] = baseline and (baseline["extrapolated"] or row["extrapolated"])
+        row["speed_vs_prompt_tuning"] = prompt_tuning and prompt_tuning["total_seconds"] / row["total_seconds"]
+        row["speed_extrapolated"] = prompt_tuning and (prompt_tuning["extrapolated"] or row["extrapolated"])
     return {
         "rows": results,
-        "machine": {**_machine(jobs[0].device), "load_before": load, "load_after": _load()},
+        "machine": {**_machine(runs[0].device), "load_before": load, "load_after": _load()},
         "job": {
             **asdict(settings),
             "metric": primary_metric(rows.task.metrics),
-            "steps_per_epoch": jobs[0].per_epoch,
+            "steps_per_epoch": runs[0].per_epoch,
             "train_rows": fingerprint(rows.train),
             "dev_rows": fingerprint(rows.dev),
         },
     }
 
 
-def _max_length(settings: JobSettings) -> int:
+def _max_length(settings: EndToEndSettings) -> int:
     """The longest input of all methods: it leaves room for prompt tuning's virtual tokens among the positions."""
     assert settings.model is not None
     length = settings.late_prompt(settings.method).max_length
     limit = max_positions(load_config(settings.model))
-    if limit is None or PROMPT_TUNING not in settings.rivals:
-        return length
-    return min(length, limit - PROMPT_TOKENS)
+    tokens = max((BASELINES[name].input_tokens for name in settings.baselines), default=0)
+    return length if limit is None else min(length, limit - tokens)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -417,3 +407,8 @@ def _processor() -> str:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+# -- names of earlier releases ----------------------------------------------------------------------------------------
+
+JobSettings, Job, make_jobs, run_job = EndToEndSettings, MethodRun, make_runs, run_end_to_end

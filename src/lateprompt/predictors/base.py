@@ -43,7 +43,9 @@ from lateprompt.predictors.saved_run import (
 )
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
-from lateprompt.state_cache.fill import StatesFeed, StatesSettings, keep_states
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.state_cache.fill import cache_states
+from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN
@@ -227,7 +229,7 @@ class TunedModel:
         self.restore()
         if not is_late(self.settings.method):
             return [feed for feed, _ in feeds], 0.0
-        return keep_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
+        return cache_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
     def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
         """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
@@ -235,7 +237,7 @@ class TunedModel:
         A label that the task does not have counts as wrong.
         """
         feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
-        if not isinstance(feed, StatesFeed):
+        if not isinstance(feed, CachedBatches):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
         return {**values, **self.measure_more(feed, batch_size=batch_size)}

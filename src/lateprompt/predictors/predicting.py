@@ -64,7 +64,7 @@ def predict_rows(
     """Yield the prediction of each row, in the rows' order, as soon as its window of rows is computed.
 
     Args:
-        tuned: what `lateprompt.runs.pipeline.load_run` gives.
+        tuned: what `lateprompt.predictors.kinds.load_run` gives.
         rows: rows, which are read as they are needed: `lateprompt.data.iter_rows` reads them from a file.
         batch_size: rows in a batch.
         on_error: what a row that cannot be predicted does: `stop` raises, after the predictions of the rows before it;

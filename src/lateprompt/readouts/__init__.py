@@ -15,6 +15,7 @@ from lateprompt.readouts.base import weighted_mean as weighted_mean
 from lateprompt.readouts.generation import TextReadout as TextReadout
 from lateprompt.readouts.head import HeadReadout as HeadReadout
 from lateprompt.readouts.head import pool_states as pool_states
+from lateprompt.readouts.label_words import MultiTokenReadout as MultiTokenReadout
 from lateprompt.readouts.label_words import PhraseReadout as PhraseReadout
 from lateprompt.readouts.label_words import WordReadout as WordReadout
 from lateprompt.readouts.label_words import word_readout as word_readout

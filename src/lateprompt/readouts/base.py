@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,17 @@ class Readout:
     def offload_head(self) -> nn.Module | None:
         """The output embedding, if this readout can do without it from now on."""
         return None
+
+    def continuations(self) -> Sequence[Sequence[int]]:
+        """The tokens behind a row whose trunk states are read too, one list a label; none but for several tokens.
+
+        All but a label's last token: that one is predicted, and is no input.
+        """
+        return ()
+
+    def reads_cached_states(self) -> bool:
+        """Whether batches may carry stored states; False: the trunk runs at each step."""
+        return True
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Label scores (batch, labels); their softmax are the label probabilities."""

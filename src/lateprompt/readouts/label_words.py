@@ -57,7 +57,7 @@ class WordReadout(Readout):
         return mean_cross_entropy(self.full_head(self.hidden(batch, batch.read)).float(), targets, batch.weights)
 
 
-class PhraseReadout(Readout):
+class MultiTokenReadout(Readout):
     """Label words of several tokens after the source of a causal LM: mean token score over the words that differ.
 
     A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et
@@ -68,7 +68,7 @@ class PhraseReadout(Readout):
         phrases: token ids of each label.
     """
 
-    kind = "label"
+    kind = "causal_lm"
 
     def __init__(self, model: nn.Module, layer: LateBackbone, phrases: Sequence[Sequence[int]], loss: Loss) -> None:
         super().__init__(model, layer)
@@ -88,6 +88,12 @@ class PhraseReadout(Readout):
                 f"label words {list(phrases[int(empty[0])])} are the beginning of every label's, so none of them tells "
                 "this label from another; choose words that differ"
             )
+
+    def continuations(self) -> list[list[int]]:
+        return [row[: size - 1].tolist() for row, size in zip(self.tokens, self.filled.sum(1).tolist(), strict=True)]
+
+    def reads_cached_states(self) -> bool:
+        return can_pack(self.layer)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)
@@ -159,6 +165,10 @@ class PhraseReadout(Readout):
         return _mean_counted(found, counted)
 
 
+PhraseReadout = MultiTokenReadout
+"""Its name in earlier releases."""
+
+
 def _mean_counted(scores: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Mean (batch, labels) of token scores (batch, labels, width) over those that count."""
     counted = counted.to(device=scores.device, dtype=scores.dtype)
@@ -168,9 +178,9 @@ def _mean_counted(scores: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 def word_readout(
     model: nn.Module, layer: LateBackbone, label_tokens: Sequence[Sequence[int]], kind: str, loss: Loss
 ) -> Readout:
-    """The readout of label words: one token each if they all are (one pass for all labels), else phrases."""
+    """The readout of label words: one token each if they all are (one pass for all labels), else several."""
     if loss not in LOSSES:
         raise LatePromptError(unknown("loss", loss, LOSSES))
     if all(len(tokens) == 1 for tokens in label_tokens):
         return WordReadout(model, layer, [tokens[0] for tokens in label_tokens], kind, loss)
-    return PhraseReadout(model, layer, label_tokens, loss)
+    return MultiTokenReadout(model, layer, label_tokens, loss)

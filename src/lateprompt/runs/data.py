@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lateprompt.data import (
@@ -33,6 +33,10 @@ from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.distributed import processes
 from lateprompt.utils.errors import LatePromptError
 
+TRAIN, DEV = "train", "dev"
+"""The names of the rows to train on, and of those that choose the best weights."""
+VALIDATION, TEST = "validation", "test"
+"""The splits of further dev sets and of test sets."""
 DEV_ROWS = 1000
 """Dev rows of a few-shot run without a dev file (the paper's)."""
 MOST_CLASSES = 20
@@ -67,7 +71,7 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
         )
-    kinds = {"mask": "template", "label": "decoder_template"}
+    kinds = {"masked_lm": "template", "causal_lm": "decoder_template"}
     template = {}
     if data.template is not None:
         kind = (
@@ -111,18 +115,23 @@ class Rows:
 
     task: AnyTask
     train: list[Row]
-    dev: list[Row]
-    more_dev: dict[str, list[Row]]
-    test: dict[str, list[Row]]
+    dev: list[Row] = field(default_factory=list)
+    more_dev: dict[str, list[Row]] = field(default_factory=dict)
+    test: dict[str, list[Row]] = field(default_factory=dict)
 
     def sets(self) -> dict[str, list[Row]]:
-        """All rows by the name of their set: train, dev, and paths, with the split where one path names two sets."""
-        named = {"train": self.train, "dev": self.dev}
-        for split, sets in (("validation", self.more_dev), ("test", self.test)):
-            other = self.test if split == "validation" else self.more_dev
-            for path, rows in sets.items():
-                named[f"{path} ({split})" if path in ("train", "dev") or path in other else path] = rows
-        return named
+        """All rows by the name of their set: train, dev, and those of `name_of`."""
+        return {
+            TRAIN: self.train,
+            DEV: self.dev,
+            **{self.name_of(path, VALIDATION): rows for path, rows in self.more_dev.items()},
+            **{self.name_of(path, TEST): rows for path, rows in self.test.items()},
+        }
+
+    def name_of(self, path: str, split: str) -> str:
+        """The name of a further dev set or a test set: its path, with the split where the path names two sets."""
+        is_taken = path in (TRAIN, DEV) or (path in self.more_dev and path in self.test)
+        return f"{path} ({split})" if is_taken else path
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Which rows they are, set by set."""
@@ -144,7 +153,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     # By split too: one data set of the hub may be both.
     more_dev, test = (
         {path: read_rows(path, task=known, split=split, columns=data.columns, any_label=True) for path in paths}
-        for paths, split in ((data.dev, "validation"), (data.test, "test"))
+        for paths, split in ((data.dev, VALIDATION), (data.test, TEST))
     )
     dev = more_dev.pop(data.dev[0]) if data.dev else []
     if dev:

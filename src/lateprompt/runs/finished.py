@@ -1,4 +1,4 @@
-"""Whether a run that has finished is the one that is asked for."""
+"""A run that has finished: whether it is the one that is asked for, and what it gave."""
 
 from __future__ import annotations
 
@@ -10,11 +10,31 @@ from typing import Any
 
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.data import AnyTask
+from lateprompt.predictors.base import TunedModel
+from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.saved_run import asked_by, read_run, read_task, section_of
 from lateprompt.run_folder.folder import METRICS_FILE
+from lateprompt.runs.data import load_rows
+from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json
+
+
+def finished_run(
+    folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings
+) -> tuple[TunedModel, dict[str, Any]]:
+    """Load what a finished run of the same settings, rows and task has left: its model and its metrics.
+
+    Raises:
+        LatePromptError: it was another run.
+    """
+    check_same_settings(folder, model, data, recipe)
+    rows = load_rows(data, recipe.seed, model.readout)
+    check_same_rows(folder, rows.fingerprints())
+    check_same_task(folder, rows.task)
+    return load_run(folder, device=model.device), read_json(folder / METRICS_FILE, "metrics")
 
 
 def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: RecipeSettings) -> None:
@@ -25,6 +45,7 @@ def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: R
         for part in ("model_settings", "data", "recipe")
         for key, value in section_of(saved, part, folder).items()
     }
+    theirs = todays_settings(theirs)
     rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
     if "recipe" not in theirs:  # of a version that knew but one
         recipe = replace(recipe, recipe="paper")

@@ -1,276 +1,224 @@
-"""One training run, from data files to a run folder."""
+"""`Pipeline`: from rows to a tuned, measured and saved model, one stage after the other."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-import platform
-import resource
-import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lateprompt.data import AnyTask, TextTask
 from lateprompt.data.batches import Feed
-from lateprompt.methods import check_method
-from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.predictors.saved_run import TASK_FILE, asked_by, read_task
+from lateprompt.predictors.kinds import kind_of
+from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.run_folder.folder import METRICS_FILE, RunFolder, reading
-from lateprompt.runs.data import DEV_ROWS as DEV_ROWS
-from lateprompt.runs.data import Rows as Rows
-from lateprompt.runs.data import check_sets as check_sets
-from lateprompt.runs.data import fingerprint as fingerprint
-from lateprompt.runs.data import load_rows as load_rows
-from lateprompt.runs.data import resolve_task as resolve_task
-from lateprompt.runs.finished import check_same_rows, check_same_settings, check_same_task
-from lateprompt.runs.model_card import CARD_FILE, model_card
-from lateprompt.runs.training_folder import TrainingFolder
-from lateprompt.state_cache.feed import StatesFeed
+from lateprompt.run_folder.folder import RunFolder
+from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
+from lateprompt.runs.environment import peak_memory_bytes
+from lateprompt.runs.saving import write_run
+from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
-from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.loop import FitResult, fit, rows_needed
-from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
-from lateprompt.utils.files import read_json, write_json, write_lines, write_text
-
-HISTORY_FILE = "history.jsonl"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: of the GPU where one is used, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def reset_peak_memory() -> None:
-    """Let the peak begin anew, for another run in the same process; only Linux lets a process do so, and GPUs."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def versions() -> dict[str, str]:
-    names = ("lateprompt", "torch", "transformers", "peft", "safetensors")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+from lateprompt.utils.files import as_json
 
 
 @dataclass
-class Trained:
-    """A model with its best weights, and what it was trained and can be measured on.
+class Pipeline:
+    """Train a model on rows: `run` calls the stages from `build` to `evaluate` in their order, `save` writes the files.
+
+    What a stage makes lies on the pipeline, where the later stages find it. So a caller can call the stages one by one
+    (to time them, or to leave one out), or put the result of an earlier one there and begin behind it.
 
     Args:
-        tuned: the classifier or writer.
-        rows: the rows.
-        result: what training measured.
-        dev: the dev rows' feed.
-        more_dev: feeds of the further dev sets, by path.
-        test: feeds of the test sets, by path.
-        fill_seconds: time to compute the trunk's states.
-        facts: recipe, data with fingerprints, labels: what a run folder says about it.
+        model: the model's and the method's settings.
+        rows: the task, and the rows to train and measure on.
+        recipe: how to train; what it leaves open is filled in for these rows and this method.
+        states: whether and where trunk states are kept.
+        weights: (training rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
+        data: where the rows come from, for the run folder; a checkpoint of a run on other data is refused.
+        checkpoint: folder to write the state of the training to, and to resume it from; None: nowhere.
+        quiet: no progress bars.
+
+    Attributes:
+        tuned: the classifier or writer (`build`).
+        feeds: the encoded rows by the name of their set (`encode`), with their trunk states (`keep_states`).
+        fill_seconds: seconds in which trunk states were computed; 0 if all were there (`keep_states`).
+        result: history, dev metrics and times of the training (`fit`).
+        metrics: what goes to `metrics.json` (`evaluate`).
+
+    Example:
+        >>> from lateprompt.data import Row, default_task
+        >>> from lateprompt.demo import installed_encoder
+        >>> from lateprompt.training.settings import ModelSettings, RecipeSettings
+        >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
+        >>> task = default_task(["bad", "good"], pair=False)
+        >>> pipeline = Pipeline(
+        ...     ModelSettings(installed_encoder(), readout="head"),
+        ...     Rows(task, rows, dev=rows),
+        ...     RecipeSettings(max_steps=2),
+        ... )
+        >>> sorted(pipeline.run())[:2]
+        ['accuracy', 'dev_rows']
     """
 
-    tuned: TunedModel
+    model: ModelSettings
     rows: Rows
-    result: FitResult
-    dev: Feed | None
-    more_dev: dict[str, Feed]
-    test: dict[str, Feed]
-    fill_seconds: float
-    facts: dict[str, Any]
+    recipe: RecipeSettings
+    states: StatesSettings = field(default_factory=StatesSettings)
+    weights: np.ndarray | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    quiet: bool = True
 
-    def measure(self, batch_size: int) -> dict[str, Any]:
-        """Score the further dev sets and the test sets; what goes to `metrics.json`."""
-        more_dev, test = (
-            {path: self.tuned.evaluate(feed, batch_size=batch_size) for path, feed in sets.items()}
-            for sets in (self.more_dev, self.test)
+    tuned: TextClassifier | TextWriter = field(init=False, repr=False)
+    feeds: dict[str, Feed] = field(init=False, repr=False)
+    fill_seconds: float = field(init=False, default=0.0)
+    result: FitResult = field(init=False, repr=False)
+    metrics: dict[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.recipe = self.recipe.resolved(len(self.rows.train), self.model.method)
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Call all stages but `save`; return what goes to `metrics.json`."""
+        self.build()
+        self.encode()
+        self.keep_states()
+        self.free_weights()
+        self.fit()
+        return self.evaluate()
+
+    def build(self) -> None:
+        """Load the frozen model and put a fresh adapter on it, initialised from the recipe's seed.
+
+        Raises:
+            LatePromptError: a setting, model, task or label word that cannot be.
+        """
+        self.tuned = kind_of(self.rows.task).build(self.model, self.rows.task, seed=self.recipe.seed)
+
+    def encode(self) -> None:
+        """Make token ids of all rows.
+
+        Raises:
+            LatePromptError: a row that cannot be encoded, or a training row with a label that the task does not have.
+        """
+        sets = self.rows.sets().items()
+        self.feeds = {name: self.tuned.feed(rows, any_label=name != TRAIN) for name, rows in sets if rows}
+        self.feeds[TRAIN].weights = self.weights
+
+    def keep_states(self) -> None:
+        """Compute the trunk states that no earlier run has kept, so that no later stage runs the trunk.
+
+        Of the training rows these are the ones that the recipe's steps will reach. The feeds stay as they are if
+        states are off, do not fit on the disk, or depend on what is trained.
+        """
+        wanted = [
+            (feed, rows_needed(feed, self.recipe) if name == TRAIN else np.arange(len(feed)))
+            for name, feed in self.feeds.items()
+        ]
+        with processes().main_first():  # it fills; the others find the states there
+            kept, self.fill_seconds = self.tuned.kept(wanted, self.states, quiet=self.quiet)
+        self.feeds = dict(zip(self.feeds, kept, strict=True))
+
+    def free_weights(self) -> None:
+        """Free trunk, embeddings and unread rows of the LM head, if all rows have kept states.
+
+        Predicting other rows loads them again.
+        """
+        if all(isinstance(feed, CachedBatches) for feed in self.feeds.values()):
+            self.tuned.release()
+
+    def fit(self) -> None:
+        """Train; with dev rows, keep the weights that were best on them.
+
+        Raises:
+            LatePromptError: the training diverged, or the checkpoint is of another run.
+        """
+        self.result = fit(
+            self.tuned.model,
+            self.tuned.readout,
+            self.feeds[TRAIN],
+            self.feeds.get(DEV),
+            self.recipe,
+            metrics=self.tuned.task.metrics,
+            device=self.tuned.device,
+            checkpoint=self.checkpoint,
+            settings="{}" if self.checkpoint is None else self._identity(),
+            quiet=self.quiet,
         )
-        measured = self.measured(test, more_dev)
-        if self.dev is not None:
-            measured |= self.tuned.measure_more(self.dev, batch_size=batch_size)
-        return measured
 
-    def measured(
-        self, test: dict[str, dict[str, float]], more_dev: dict[str, dict[str, float]] | None = None
-    ) -> dict[str, Any]:
-        """What goes to `metrics.json`; `test` and `more_dev` are the metrics of the further sets, by path."""
-        rows, result = self.rows, self.result
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
+
+        The dev rows' other metrics are those of the weights that `fit` kept.
+        """
+        tuned, batch_size = self.tuned, self.recipe.eval_batch_size
+        scores = {
+            name: tuned.evaluate(feed, batch_size=batch_size)
+            for name, feed in self.feeds.items()
+            if name not in (TRAIN, DEV)
+        }
+        more = tuned.measure_more(self.feeds[DEV], batch_size=batch_size) if DEV in self.feeds else {}
+        self.metrics = {
+            **self.result.metrics,
+            **more,
+            "dev_sets": {path: scores[self.rows.name_of(path, VALIDATION)] for path in self.rows.more_dev},
+            "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
+            "train_rows": len(self.rows.train),
+            "dev_rows": len(self.rows.dev),
+            **self.costs(),
+            "peak_memory_bytes": peak_memory_bytes(tuned.device),
+        }
+        return self.metrics
+
+    def save(self, folder: str | Path) -> None:
+        """Leave a run folder; it takes the place of a run that is there, other files stay.
+
+        Raises:
+            LatePromptError: a file of one of its names is there that no run wrote.
+        """
+        run = RunFolder(folder)
+        with run.locked():
+            run.settle(locked=True)
+            run.replace(self.write_files)
+
+    # -- what is known of the run ------------------------------------------------------------------------------------
+
+    def costs(self) -> dict[str, Any]:
+        """What training took: steps, trained parameters, seconds."""
         return {
-            **result.metrics,
-            "dev_sets": more_dev or {},
-            "test": test,
-            "train_rows": len(rows.train),
-            "dev_rows": len(rows.dev),
-            "steps": result.steps,
+            "steps": self.result.steps,
             "trainable_parameters": self.tuned.trainable_parameters,
-            "train_seconds": result.train_seconds,
-            "tokens_per_second": result.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(self.tuned.device),
+            "train_seconds": self.result.train_seconds,
+            "tokens_per_second": self.result.tokens_per_second,
             "trunk_fill_seconds": self.fill_seconds,
         }
 
+    def write_files(self, place: Path) -> None:
+        """Write the files of `save` straight into a folder."""
+        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        facts = {**self._asked(), "states": asdict(self.states), "finished": finished}
+        recipe, history = asdict(self.recipe), self.result.history
+        write_run(place, self.tuned, recipe=recipe, history=history, metrics=self.metrics, facts=facts)
 
-def kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
-    """What learns a task."""
-    return TextWriter if isinstance(task, TextTask) else TextClassifier
+    def _asked(self) -> dict[str, Any]:
+        """What was to be trained, beside the model's settings."""
+        return {
+            "recipe": asdict(self.recipe),
+            "data": self.data,
+            "labels": list(self.tuned.task.labels),
+            "num_layers": self.tuned.layer.num_layers,
+        }
 
-
-def load_run(
-    folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
-) -> TextClassifier | TextWriter:
-    """The classifier or writer of a run folder, as `TunedModel.load` does."""
-    with reading(folder):
-        kind = kind_of(read_task(Path(folder))) if (Path(folder) / TASK_FILE).is_file() else TextClassifier
-        return kind.load(folder, model=model, device=device, check_model=check_model)
-
-
-def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
-    """Raise LatePromptError for settings that cannot be, before anything is read."""
-    model.check()
-    check_method(model.method, model.options)
-    data.check()
-    recipe.check()
-    states.check(model.trunk_dropout)
-
-
-def train_model(
-    model: ModelSettings,
-    data: DataSettings,
-    recipe: RecipeSettings,
-    states: StatesSettings,
-    *,
-    prepare: Callable[[], Path | None] = lambda: None,
-    quiet: bool = True,
-) -> Trained:
-    """Train a classifier, or a writer where rows have targets; of the test rows only the trunk's states are computed.
-
-    Args:
-        model, data, recipe, states: the settings.
-        prepare: called once everything that can be wrong with them was found; gives the folder of checkpoints.
-        quiet: no progress bar.
-
-    Raises:
-        LatePromptError: settings or data that cannot be.
-    """
-    rows = load_rows(data, recipe.seed, model.readout)
-    recipe = recipe.resolved(len(rows.train), model.method)
-    check_metrics(rows.task.metrics)
-    tuned = kind_of(rows.task).build(model, rows.task, seed=recipe.seed)
-    train = tuned.feed(rows.train)
-    dev = tuned.feed(rows.dev, any_label=True) if rows.dev else None
-    more_dev, test = (
-        {path: tuned.feed(part, any_label=True) for path, part in sets.items()} for sets in (rows.more_dev, rows.test)
-    )
-    whole = [feed for feed in (dev, *more_dev.values(), *test.values()) if feed is not None]
-    parts = [(train, rows_needed(train, recipe)), *((feed, np.arange(len(feed))) for feed in whole)]
-    facts: dict[str, Any] = {
-        "recipe": asdict(recipe),
-        "data": {**asdict(data), "fingerprints": rows.fingerprints()},
-        "labels": list(rows.task.labels),
-        "num_layers": tuned.layer.num_layers,
-    }
-    asked = {"task": asked_by(rows.task), "model weights": tuned.base_fingerprint}
-    settings = json.dumps({"model": asdict(tuned.settings), **facts, **asked}, sort_keys=True)
-    facts["data"] |= check_sets(rows)
-    checkpoint = prepare()
-    together = processes()
-    with together.main_first():  # it fills; the others find the states there
-        (train, *whole), fill_seconds = tuned.kept(parts, states, quiet=quiet)
-    if isinstance(train, StatesFeed):
-        tuned.release()
-    dev = whole.pop(0) if dev is not None else None
-    result = fit(
-        tuned.model,
-        tuned.readout,
-        train,
-        dev,
-        recipe,
-        metrics=rows.task.metrics,
-        device=tuned.device,
-        checkpoint=checkpoint,
-        settings=settings,
-        quiet=quiet,
-    )
-    kept_test = whole[len(more_dev) :]
-    more_dev, test = dict(zip(more_dev, whole, strict=False)), dict(zip(test, kept_test, strict=True))
-    return Trained(tuned, rows, result, dev, more_dev, test, fill_seconds, facts)
-
-
-def train_run(
-    model: ModelSettings,
-    data: DataSettings,
-    recipe: RecipeSettings,
-    output: str | Path | None,
-    *,
-    states: StatesSettings | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    quiet: bool = True,
-) -> tuple[TunedModel, dict[str, Any]]:
-    """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
-
-    Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run
-    take their places together, when all of them are there: until then an old one stays as it was.
-
-    Returns:
-        The model with its best weights, and what went to `metrics.json`.
-
-    Raises:
-        LatePromptError: settings or data that cannot be, or a folder that may not be written to.
-    """
-    states = states or StatesSettings()
-    check_run(model, data, recipe, states)
-    if output is None:
-        trained = train_model(model, data, recipe, states, quiet=quiet)
-        return trained.tuned, trained.measure(recipe.eval_batch_size)
-    folder = RunFolder(output)
-    if resume:
-        folder.settle()
-        if folder.is_finished:  # nothing to go on with
-            check_same_settings(folder.path, model, data, recipe)
-            rows = load_rows(data, recipe.seed, model.readout)
-            check_same_rows(folder.path, rows.fingerprints())
-            check_same_task(folder.path, rows.task)
-            tuned = load_run(folder.path, device=model.device)
-            return tuned, read_json(folder.path / METRICS_FILE, "metrics")
-    inputs = [data.train, *data.dev, *data.test, *([data.task] if data.task else [])]
-    with ExitStack() as held:
-        checkpoint = TrainingFolder(folder, held, inputs, overwrite=overwrite and not resume, resume=resume)
-        with checkpoint.training():
-            trained = train_model(model, data, recipe, states, prepare=checkpoint.begin, quiet=quiet)
-        with checkpoint.writing():
-            measured = trained.measure(recipe.eval_batch_size)
-            if processes().is_main:
-                folder.replace(lambda place: _write_run(place, trained, measured, recipe, states))
-    return trained.tuned, measured
-
-
-def _write_run(
-    place: Path, trained: Trained, measured: dict[str, Any], recipe: RecipeSettings, states: StatesSettings
-) -> None:
-    """All files of a run."""
-    facts = {
-        **trained.facts,
-        "states": asdict(states),
-        "versions": versions(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    trained.tuned.write_files(place, facts)
-    write_lines(place / HISTORY_FILE, trained.result.history)
-    write_text(place / CARD_FILE, model_card(trained.tuned, measured, recipe))
-    write_json(place / METRICS_FILE, measured)
+    def _identity(self) -> str:
+        """Which run it is, as JSON: a checkpoint of another one is refused."""
+        asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
+        named = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
+        return json.dumps(named, sort_keys=True, default=as_json)

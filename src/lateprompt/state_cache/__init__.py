@@ -8,10 +8,11 @@ from lateprompt.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lateprompt.state_cache.admin import list_stores, prune, prune_stores, stores_in, verify_store, verify_stores
-    from lateprompt.state_cache.locking import CannotKeep
+    from lateprompt.state_cache.locking import CannotCache, CannotKeep
     from lateprompt.state_cache.store import TrunkStates, fill_stores
 
 __all__ = [
+    "CannotCache",
     "CannotKeep",
     "TrunkStates",
     "fill_stores",
@@ -32,6 +33,7 @@ __getattr__ = lazy_names(
         "stores_in": "lateprompt.state_cache.admin",
         "verify_store": "lateprompt.state_cache.admin",
         "verify_stores": "lateprompt.state_cache.admin",
+        "CannotCache": "lateprompt.state_cache.locking",
         "CannotKeep": "lateprompt.state_cache.locking",
         "TrunkStates": "lateprompt.state_cache.store",
         "fill_stores": "lateprompt.state_cache.store",

@@ -15,7 +15,7 @@ import numpy as np
 
 from lateprompt.state_cache.codec import DTYPES
 from lateprompt.state_cache.facts import STORE_FILE
-from lateprompt.state_cache.locking import LOCK_FILE, Busy, CannotKeep, changing, put_plainly
+from lateprompt.state_cache.locking import LOCK_FILE, Busy, CannotCache, changing, put_plainly
 from lateprompt.state_cache.segment import RECORD, Segment, segment_files, size_of
 from lateprompt.state_cache.store import TrunkStates
 from lateprompt.utils.errors import LatePromptError
@@ -128,7 +128,7 @@ def verify_store(folder: Path) -> Verdict:
             return Verdict(folder.name, len(TrunkStates.attach(folder)), dropped)
     except Busy:
         raise
-    except CannotKeep as error:
+    except CannotCache as error:
         left = sum(len(_damaged(segment)) for segment in _segments(store))
         problem = f"{left} damaged rows stay: {error}" if left else None
         return Verdict(folder.name, len(TrunkStates.attach(folder)) - left, dropped, problem)

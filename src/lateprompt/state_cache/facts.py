@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.state_cache.codec import DTYPES
-from lateprompt.state_cache.locking import CannotKeep, cannot_hold
+from lateprompt.state_cache.locking import CannotCache, cannot_hold
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json
 from lateprompt.utils.validation import is_of
@@ -21,7 +21,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The facts of the store in `folder`, checked.
 
     Raises:
-        CannotKeep: they cannot be read here.
+        CannotCache: they cannot be read here.
         LatePromptError: there are none, or they are not those of a store.
     """
     facts = find_facts(folder)
@@ -43,7 +43,7 @@ def find_facts(folder: Path) -> dict[str, Any] | None:
     except NotADirectoryError as error:
         raise cannot_hold(folder, error) from None
     except OSError as error:
-        raise CannotKeep(
+        raise CannotCache(
             f"trunk states {str(folder)!r} cannot be read ({error.strerror}); mend its permissions, use another "
             "folder, or --states off"
         ) from None

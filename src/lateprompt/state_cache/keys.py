@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,14 @@ _NOT_ARCHITECTURE = (
     "label2id",
 )
 # What of ours computes states: a mended fault there must not be answered from states kept before.
-_OUR_CODE = ("split", "families", "branches", "halves", "padding", "visibility")
+_OUR_CODE = (
+    "backbone.families",
+    "backbone.kernels.half_matmul",
+    "backbone.masks",
+    "backbone.packed",
+    "backbone.split",
+    "data.padding",
+)
 
 
 def row_key(
@@ -76,8 +84,8 @@ def code_fingerprint(trunk: nn.Module) -> str:
     digest = hashlib.blake2b(f"transformers {transformers.__version__}".encode(), digest_size=16)
     classes = {base for module in trunk.modules() for base in type(module).__mro__}
     names = {base.__module__ for base in classes if base.__module__.partition(".")[0] not in ("builtins", "torch")}
-    package = __name__.split(".")[0]
-    for name in sorted(names | {f"{package}.{part}" for part in _OUR_CODE}):
+    ours = {importlib.import_module(f"lateprompt.{part}").__name__ for part in _OUR_CODE}
+    for name in sorted(names | ours):
         digest.update(f"|{name}|".encode() + _source(name))
     return digest.hexdigest()
 

@@ -21,30 +21,34 @@ LOCK_FILE = "lock"
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class CannotKeep(LatePromptError):
+class CannotCache(LatePromptError):
     """A store can be neither filled nor changed now: no permission, no room, or another process that does not end.
 
-    A training goes on without kept states.
+    A training goes on without stored states.
     """
 
 
-class Busy(CannotKeep):
+CannotKeep = CannotCache
+"""Its name in earlier releases."""
+
+
+class Busy(CannotCache):
     """Another process changes the store, and does not end."""
 
 
 @contextmanager
 def put_plainly(folder: Path) -> Iterator[None]:
-    """Raise `CannotKeep` for what the disk or its permissions refuse; any other error stays as it is."""
+    """Raise `CannotCache` for what the disk or its permissions refuse; any other error stays as it is."""
     try:
         yield
     except (OSError, FullDiskError) as error:
         if isinstance(error, FullDiskError) or error.errno in FULL:
-            raise CannotKeep(
+            raise CannotCache(
                 f"no room for trunk states on the disk of {str(folder)!r}; free some (lateprompt states prune), use "
                 "another folder, or --states off"
             ) from None
         if error.errno in _NO_PERMISSION:
-            raise CannotKeep(
+            raise CannotCache(
                 f"trunk states {str(folder)!r} cannot be written ({error.strerror}); mend its permissions, use "
                 "another folder, or --states off"
             ) from None
@@ -64,7 +68,7 @@ def changing(
         progress: a number that grows while the other process gets on; while it does, waiting goes on.
 
     Raises:
-        CannotKeep: another holds the lock for longer, or it cannot be taken here.
+        CannotCache: another holds the lock for longer, or it cannot be taken here.
         LatePromptError: a folder that cannot be.
     """
     lock = _take(folder, wait_seconds, create, progress)
@@ -82,7 +86,7 @@ def _take(folder: Path, wait_seconds: float, create: bool, progress: Callable[[]
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
             elif not folder.is_dir():
-                raise CannotKeep(f"trunk states {str(folder)!r} are gone; another process has removed them")
+                raise CannotCache(f"trunk states {str(folder)!r} are gone; another process has removed them")
             lock = FileLock(folder / LOCK_FILE)  # one for each holder: threads keep each other out too
             lock.acquire(timeout=wait_seconds)
             return lock
@@ -100,7 +104,7 @@ def _take(folder: Path, wait_seconds: float, create: bool, progress: Callable[[]
             raise cannot_hold(folder, error) from None
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             reason = getattr(error, "strerror", None) or str(error)
-            raise CannotKeep(
+            raise CannotCache(
                 f"trunk states {str(folder)!r} cannot be locked for writing ({reason}); mend its permissions, use "
                 "another folder, or --states off"
             ) from None

@@ -63,7 +63,7 @@ def may_write(path: Path) -> bool:
 
 
 class Segment:
-    """One pair of files.
+    """One pair of files, and how far this process has read their index.
 
     Args:
         path: the data file, `….bin`.
@@ -75,6 +75,8 @@ class Segment:
         self.index_path = path.with_suffix(".idx")
         self.row_bytes = row_bytes
         self._map: np.memmap | None = None
+        self._read_index = 0  # the inode of the index file that was read
+        self._read_records = 0  # how many of its records were
 
     @property
     def data_bytes(self) -> int:
@@ -110,6 +112,18 @@ class Segment:
         for i in np.flatnonzero(good):
             good[i] = zlib.crc32(records[i].tobytes()[:32]) == records["own"][i]
         return records[good], len(records)
+
+    def new_records(self) -> tuple[np.ndarray, int]:
+        """The valid records that were added since the last call, and how many broken ones were met among them.
+
+        An index that was written anew (a verify drops records) is read again from its start.
+        """
+        index = self.index_number
+        if index != self._read_index:
+            self._read_index, self._read_records = index, 0
+        records, read = self.records(self._read_records)
+        self._read_records += read
+        return records, read - len(records)
 
     def repair(self) -> int:
         """Cut off what an interrupted writer left at the ends of both files; only a writer may. Returns bytes dropped.
@@ -166,7 +180,7 @@ class Segment:
         """Add rows: data first, then their records. Returns the records.
 
         Raises:
-            CannotKeep: the disk is full, or may not be written; no half row stays.
+            CannotCache: the disk is full, or may not be written; no half row stays.
         """
         offset = self.data_bytes
         records = np.zeros(len(rows), RECORD)
@@ -183,6 +197,8 @@ class Segment:
             except BaseException:  # interrupted by Ctrl-C too
                 self._take_back(offset, index_bytes, records)
                 raise
+        self._read_index = self.index_number
+        self._read_records += len(records)
         return records
 
     def _take_back(self, offset: int, index_bytes: int, records: np.ndarray) -> None:
@@ -208,14 +224,14 @@ class Segment:
     def read(self, offset: int, length: int) -> np.ndarray:
         """The bytes of a row, as a view on the mapped file."""
         end = offset + length * self.row_bytes
-        if not self.maps(offset, length):
+        if self._map is None or len(self._map) < end:
             self._map = np.memmap(self.path, np.uint8, "r")
-        assert self._map is not None
         return self._map[offset:end]
 
-    def maps(self, offset: int, length: int) -> bool:
-        """Whether a row is mapped: readable here whatever becomes of the file's name."""
-        return self._map is not None and len(self._map) >= offset + length * self.row_bytes
+    @property
+    def mapped_bytes(self) -> int:
+        """How much of the data file is mapped: readable here whatever becomes of the file's name."""
+        return 0 if self._map is None else len(self._map)
 
     def hold(self) -> None:
         """Map the whole file: it stays readable here even if another process prunes it."""
@@ -225,9 +241,10 @@ class Segment:
             if self._map is None:
                 raise
 
-    def release(self) -> None:
-        """Forget the mapped file: it has been cut since."""
+    def was_cut(self) -> None:
+        """Forget the mapped data and the records beyond the index's end: a repair has cut both files."""
         self._map = None
+        self._read_records = min(self._read_records, self.count)
 
     def touch(self) -> None:
         """Remember that it was used now: the least recently used segment is pruned first."""

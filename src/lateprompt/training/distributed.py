@@ -1,22 +1,23 @@
-"""Data-parallel training: each process takes its share of every batch, gradients and scores are added up.
+"""The processes that train together: `accelerate launch` (or torchrun) starts them; without it there is one.
 
-`accelerate launch` (or torchrun) starts the processes; without it there is one, and nothing here does anything. What is
-trained is small, so one sum of all gradients a step is cheaper than a wrapper that overlaps them.
+For those who ask only who they are and what the others have; what a training run needs is in `training.accelerator`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
 
 
+@dataclass
 class Processes:
     """This process among those that train together.
 
@@ -24,10 +25,15 @@ class Processes:
         rank: its number, from 0.
         count: how many there are.
         device: where it computes; None: no choice was made for it.
+
+    Example:
+        >>> Processes(rank=1, count=2).share(np.arange(5))
+        array([1, 3])
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
-        self.rank, self.count, self.device = rank, count, device
+    rank: int = 0
+    count: int = 1
+    device: torch.device | None = None
 
     @property
     def is_main(self) -> bool:
@@ -38,48 +44,46 @@ class Processes:
         """This process's share of a batch's rows: every `count`-th, so that lengths stay alike; it may be empty."""
         return rows[self.rank :: self.count]
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes."""
-        if self.count == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # In one order everywhere: a set's order is each process's own, and sums would meet other processes' others.
-        for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-            own = [gradient for gradient in gradients if gradient.dtype == dtype]
-            flat = torch.cat([gradient.reshape(-1) for gradient in own])
-            distributed.all_reduce(flat)
-            for gradient, part in zip(own, flat.split([gradient.numel() for gradient in own]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-
-    def add(self, *values: float) -> tuple[float, ...]:
-        """Numbers, each summed over the processes."""
-        if self.count == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return tuple(total.tolist())
-
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in all of them."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, value)
-        return found
+        from accelerate.utils import gather_object
+
+        return gather_object([value])  # type: ignore[no-any-return]
 
     def wait(self) -> None:
         """Until all have come here."""
         if self.count > 1:
-            distributed.barrier()
+            from accelerate import PartialState
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
+            PartialState().wait_for_everyone()
+
+    def main_first(self) -> AbstractContextManager[None]:
         """The main process goes first, the others follow when it is through."""
-        if not self.is_main:
-            self.wait()
-        yield
-        if self.is_main:
-            self.wait()
+        if self.count == 1:
+            return nullcontext()
+        from accelerate import PartialState
+
+        return PartialState().main_process_first()  # type: ignore[no-any-return]
+
+
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What `accelerate launch` can be configured to cut a model up with."""
+
+
+@contextmanager
+def whole_models() -> Iterator[list[str]]:
+    """Accelerate shards nothing inside, whatever its launcher was configured for; gives what that was.
+
+    Readouts call the backbone's layers past the model's `forward`, and the wrappers of FSDP and DeepSpeed put a sharded
+    model's weights together there alone.
+    """
+    from accelerate.utils import parse_flag_from_env, patch_environment
+
+    asked = [kind for kind in _SHARDING if parse_flag_from_env(f"ACCELERATE_USE_{kind}")]
+    with patch_environment(**{f"ACCELERATE_USE_{kind}": "false" for kind in asked}):
+        yield asked
 
 
 @cache
@@ -88,6 +92,14 @@ def processes() -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Processes()
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    with whole_models() as asked:
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    if asked and state.is_main_process:
+        warnings.warn(
+            f"{', '.join(asked)} is configured, but a late prompt's model is not sharded: each process holds all of it "
+            "and computes its share of each batch",
+            stacklevel=2,
+        )
     return Processes(state.process_index, state.num_processes, state.device)

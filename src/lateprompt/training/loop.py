@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data.batches import Feed, batch_order
 from lateprompt.readouts import Batch, Readout
+from lateprompt.training.accelerator import RunAccelerator
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
@@ -64,7 +65,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     """Optimiser steps per epoch and in all."""
     per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
-    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
+    return per_epoch, recipe.max_steps if recipe.max_steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
 def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
@@ -78,7 +79,7 @@ def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
 
 def _step_batches(
     feed: Feed, recipe: RecipeSettings, first_step: int, total: int
-) -> Iterator[list[tuple[Batch, float]]]:
+) -> Generator[list[tuple[Batch, float]], None, None]:
     """This process's batches of each optimiser step from `first_step` on, and the share of the step's rows in each."""
     own = processes()
     per_epoch, _ = plan_steps(len(feed), recipe)
@@ -105,22 +106,12 @@ def _step_batches(
             step += 1
 
 
-def fit(
-    model: nn.Module,
-    readout: Readout,
-    train: Feed,
-    dev: Feed | None,
-    recipe: RecipeSettings,
-    *,
-    metrics: Sequence[str],
-    device: torch.device,
-    checkpoint: Path | None = None,
-    settings: str = "{}",
-    quiet: bool = True,
-) -> FitResult:
-    """Train what is trainable in `model` on `train`; with dev rows, keep the weights that were best on them.
+class Trainer:
+    """Train what is trainable in a model; with dev rows, keep the weights that were best on them.
 
-    Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor changed.
+    `run` does it all; `step` and `evaluate` are its parts. The model is in training mode until the last evaluation is
+    over. Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor
+    changed.
 
     Args:
         model: the PEFT model; its trainable parameters are trained in place.
@@ -134,39 +125,247 @@ def fit(
         quiet: no progress bar.
 
     Raises:
-        LatePromptError: the loss or a weight is no number any more. After this, an interruption or any other error the
-            weights are those from before.
+        LatePromptError: the checkpoint is broken, or of another run.
+
+    Example:
+        >>> from lateprompt.data import Row, load_task
+        >>> from lateprompt.demo import installed_encoder
+        >>> from lateprompt.predictors.classifier import TextClassifier
+        >>> from lateprompt.training.settings import ModelSettings
+        >>> tuned = TextClassifier.build(ModelSettings(installed_encoder(), readout="head"), load_task("sst2"), seed=1)
+        >>> rows = tuned.feed([Row("a gem .", label="positive"), Row("so dull", label="negative")])
+        >>> recipe = RecipeSettings(max_steps=4, eval_every=2)
+        >>> trainer = Trainer(tuned.model, tuned.readout, rows, rows, recipe, metrics=["accuracy"], device=tuned.device)
+        >>> trainer.step()
+        >>> trainer.evaluate()["step"], trainer.run().steps
+        (1, 4)
     """
-    parameters = trainable_parameters(model)
-    before = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
-    turns = fit_turns(
-        model,
-        readout,
-        train,
-        dev,
-        recipe,
-        metrics=metrics,
-        device=device,
-        checkpoint=checkpoint,
-        settings=settings,
-        quiet=quiet,
-    )
-    try:
-        while True:
-            try:
-                next(turns)
-            except StopIteration as finished:
-                return cast(FitResult, finished.value)
-    except BaseException:
-        turns.close()
-        for parameter in parameters.values():
-            parameter.grad = None
-        _restore(parameters, before)
-        readout.layer.eval()
-        raise
+
+    def __init__(
+        self,
+        model: nn.Module,
+        readout: Readout,
+        train: Feed,
+        dev: Feed | None,
+        recipe: RecipeSettings,
+        *,
+        metrics: Sequence[str],
+        device: torch.device,
+        checkpoint: Path | None = None,
+        settings: str = "{}",
+        quiet: bool = True,
+    ) -> None:
+        self.readout, self.dev, self.metrics, self.device = readout, dev, metrics, device
+        self.recipe = recipe = recipe.resolved(len(train))
+        self.checkpoint, self.settings = checkpoint, settings
+        self.steps_per_epoch, self.total_steps = plan_steps(len(train), recipe)
+        self.parameters = trainable_parameters(model)
+        self.optimizer = make_optimizer(self.parameters, recipe)
+        self.accelerator = RunAccelerator(device, recipe.precision)
+        self.numbers = RunNumbers(recipe.seed, device, processes().rank)  # weights start alike, dropout is each one's
+        self._before = {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
+        self._progress, self._best = Progress(), cast(Weights, {})
+        self._tokens, self._loss_sum = 0, torch.zeros((), device=device)  # since the last evaluation
+        with self._undone_on_error():
+            self._resume()
+        readout.layer.train()
+        # Asked in training mode; a rival drops out as PEFT has it.
+        self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer, math.ceil(recipe.warmup_ratio * self.total_steps), self.total_steps, self.steps_done - 1
+        )
+        self._batches = _step_batches(train, recipe, self.steps_done, self.total_steps)
+        quiet = quiet or not processes().is_main
+        self._bar = Bar("training", self.total_steps, quiet=quiet, start=self.steps_done)
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps done, those before a resume included."""
+        return self._progress.step
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What `evaluate` gave, so far."""
+        return self._progress.history
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or patience with the dev metric is at its end."""
+        patience = self.recipe.patience if self.dev is not None else None
+        return self.steps_done >= self.total_steps or (patience is not None and self._progress.waited >= patience)
+
+    def run(self) -> FitResult:
+        """Train to the end, from wherever it stands.
+
+        Raises:
+            LatePromptError: the loss or a weight is no number any more. After this, an interruption or any other error
+                the weights are those from before the trainer was made.
+        """
+        with self._undone_on_error(), closing(self._batches), self._bar:
+            self.run_to_evaluation()
+            while not self.finished:
+                self.run_to_evaluation()
+        return self.result()
+
+    def run_to_evaluation(self) -> dict[str, Any] | None:
+        """Go on to the next evaluation, and give its entry; at the last one, take the best weights.
+
+        Returns:
+            What `evaluate` gave; None if the training was finished before.
+        """
+        entry = None
+        if not self.finished:
+            every = self.recipe.eval_every or self.steps_per_epoch
+            self.step()
+            while self.steps_done % every and self.steps_done < self.total_steps:
+                self.step()
+            entry = self.evaluate()
+        if self.finished:
+            self._finish()
+        return entry
+
+    def step(self) -> None:
+        """Do one optimiser step, on the next rows.
+
+        Raises:
+            LatePromptError: all steps are done.
+        """
+        batches = next(self._batches, None)
+        if batches is None:
+            raise LatePromptError(f"all {self.total_steps} steps are done; give more steps to go on")
+        started = time.perf_counter()
+        with self.numbers.step(shared=not self._fast_dropout):
+            for batch, share in batches:
+                self._backward(batch, share)
+            self.accelerator.add_gradients(self.parameters.values())
+            if self.recipe.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
+            self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._progress.step += 1
+        self._progress.loss_steps += 1
+        self._progress.seconds += time.perf_counter() - started
+        self._bar.advance()
+
+    def _backward(self, batch: Batch, share: float) -> None:
+        """Add a batch's gradients; `share` is its part of all rows of the step."""
+        self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device
+        with CpuKernels() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
+            loss = self.readout.loss(batch.to(self.device))
+            loss = loss if share == 1 else loss * share  # two operations less, where a step is one batch
+        self.accelerator.backward(loss)
+        self._loss_sum += loss.detach()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the training since the last evaluation and the dev rows; keep the weights if they are the best.
+
+        Returns:
+            The history's new entry: step, epoch, train_loss, seconds, and the dev metrics.
+
+        Raises:
+            LatePromptError: the loss is no number any more, or there was no step since the last evaluation.
+        """
+        progress = self._progress
+        entry = {"step": progress.step, "epoch": progress.step / self.steps_per_epoch}
+        entry |= {"train_loss": self._mean_loss(), "seconds": progress.seconds}
+        if self.dev is not None:
+            entry |= {f"dev_{name}": value for name, value in self._evaluate_dev(self.dev).items()}
+            metric = primary_metric(self.metrics)
+            self._bar.note(f"loss {entry['train_loss']:.3f}, dev {metric} {entry[f'dev_{metric}']:.3f}")
+        progress.history.append(entry)
+        if self.checkpoint is not None and progress.step < self.total_steps and processes().is_main:
+            weights = _snapshot(self.parameters)
+            save_checkpoint(self.checkpoint, progress, weights, self._best, self.optimizer, self.settings, self.numbers)
+        return entry
+
+    def _mean_loss(self) -> float:
+        """The mean loss of the steps since the last evaluation, all processes together; the counts begin anew."""
+        progress = self._progress
+        if not progress.loss_steps:
+            raise LatePromptError(
+                f"no step since the evaluation at step {progress.step}; call step() before evaluate()"
+            )
+        loss, tokens = self.accelerator.add(float(self._loss_sum), self._tokens)
+        mean = loss / progress.loss_steps
+        if not math.isfinite(mean):
+            raise LatePromptError(
+                f"training diverged: the loss is {mean} by step {progress.step} at lr {self.recipe.lr!r}; "
+                "lower lr, or clip gradients"
+            )
+        progress.tokens += int(tokens)
+        progress.loss_steps = self._tokens = 0
+        self._loss_sum.zero_()
+        return mean
+
+    def _evaluate_dev(self, dev: Feed) -> dict[str, float]:
+        """Metrics of the dev rows; the weights are kept if they are the best so far."""
+        values = evaluate(
+            self.readout,
+            dev,
+            self.metrics,
+            batch_size=self.recipe.eval_batch_size,
+            device=self.device,
+            autocast=self.accelerator.mixed_precision == "bf16",
+        )
+        progress, metric = self._progress, primary_metric(self.metrics)
+        if is_better(metric, values[metric], progress.best):
+            progress.best, progress.best_step, progress.waited = values[metric], progress.step, 0
+            self._best = _snapshot(self.parameters)
+        else:
+            progress.waited += 1
+        return values
+
+    def result(self) -> FitResult:
+        """What was measured so far."""
+        progress = self._progress
+        best = [entry for entry in progress.history if entry["step"] == progress.best_step]
+        metrics = {name: value for entry in best for name, value in entry.items() if name.startswith("dev_")}
+        return FitResult(
+            metrics={name.removeprefix("dev_"): value for name, value in metrics.items()},
+            history=progress.history,
+            steps=progress.step,
+            train_seconds=progress.seconds,
+            tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
+        )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        found = None
+        if self.checkpoint is not None:
+            found = load_checkpoint(self.checkpoint, self.optimizer, self.settings, self.numbers)
+        if found is not None:
+            self._progress, weights, self._best = found
+            _restore(self.parameters, weights)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", self.recipe.peak_rate)
+
+    def _finish(self) -> None:
+        """Take the best weights."""
+        if self._best:
+            _restore(self.parameters, self._best)
+        broken = next((name for name, value in self.parameters.items() if not bool(value.isfinite().all())), None)
+        if broken is not None:  # the last step did it: no loss has shown it
+            raise LatePromptError(
+                f"training diverged: {broken} is no number after step {self.steps_done} at lr {self.recipe.lr!r}; "
+                "lower lr, or clip gradients"
+            )
+        self.readout.layer.eval()
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """After an error the weights are those from before."""
+        try:
+            yield
+        except BaseException:
+            for parameter in self.parameters.values():
+                parameter.grad = None
+            _restore(self.parameters, self._before)
+            self.readout.layer.eval()
+            raise
 
 
-def fit_turns(
+def fit(
     model: nn.Module,
     readout: Readout,
     train: Feed,
@@ -178,112 +377,10 @@ def fit_turns(
     checkpoint: Path | None = None,
     settings: str = "{}",
     quiet: bool = True,
-) -> Generator[dict[str, Any], None, FitResult]:
-    """`fit` in turns: yields the history's entry after each evaluation, and goes on when asked for the next one."""
-    recipe = recipe.resolved(len(train))
-    parameters = trainable_parameters(model)
-    optimizer = make_optimizer(parameters, recipe)
-    per_epoch, total = plan_steps(len(train), recipe)
-    eval_every = recipe.eval_every or per_epoch
-    progress, best = Progress(), cast(Weights, {})
-    own, tokens = processes(), 0
-    numbers = RunNumbers(recipe.seed, device, own.rank)  # weights start alike; dropout is each process's own
-    resumed = load_checkpoint(checkpoint, optimizer, settings, numbers) if checkpoint is not None else None
-    if resumed is not None:
-        progress, weights, best = resumed
-        _restore(parameters, weights)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", recipe.peak_rate)
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, math.ceil(recipe.warmup * total), total, last_epoch=progress.step - 1
-    )
-    autocast = recipe.precision == "bf16"
-    loss_sum = torch.tensor(progress.loss_sum, device=device)
-    patience = recipe.early_stop if dev is not None else None
-    stop = total if patience is None or progress.waited < patience else progress.step
-    readout.layer.train()
-    quick = bool(getattr(readout.layer, "drops_out_quickly", False))  # a rival drops out as PEFT has it
-    dropout = CpuKernels if quick else nullcontext
-    with Bar("training", total, quiet=quiet or not own.is_main, start=progress.step) as bar:
-        for batches in _step_batches(train, recipe, progress.step, stop):
-            started = time.perf_counter()
-            with numbers.step(shared=not quick):
-                for batch, share in batches:
-                    # Lengths are known here without asking the device.
-                    tokens += int(batch.attention_mask.sum()) if share else 0
-                    with dropout(), torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext():
-                        loss = readout.loss(batch.to(device)) * share
-                    loss.backward()
-                    loss_sum += loss.detach()
-                own.add_gradients(parameters.values())
-                if recipe.clip:
-                    nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
-                optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            progress.step += 1
-            progress.loss_steps += 1
-            progress.seconds += time.perf_counter() - started
-            bar.advance()
-            if progress.step % eval_every == 0 or progress.step == total:
-                summed_loss, summed_tokens = own.add(float(loss_sum), tokens)
-                mean_loss = summed_loss / progress.loss_steps
-                if not math.isfinite(mean_loss):
-                    raise LatePromptError(
-                        f"training diverged: the loss is {mean_loss} by step {progress.step} at lr {recipe.lr!r}; "
-                        "lower lr, or clip gradients"
-                    )
-                progress.tokens += int(summed_tokens)
-                tokens = 0
-                entry: dict[str, Any] = {"step": progress.step, "epoch": progress.step / per_epoch}
-                entry |= {"train_loss": mean_loss, "seconds": progress.seconds}
-                loss_sum.zero_()
-                progress.loss_steps = 0
-                if dev is not None:
-                    values = evaluate(
-                        readout, dev, metrics, batch_size=recipe.eval_batch_size, device=device, autocast=autocast
-                    )
-                    entry |= {f"dev_{name}": value for name, value in values.items()}
-                    metric = primary_metric(metrics)
-                    best = _keep_best(progress, metric, values[metric], parameters, best)
-                    bar.note(f"loss {mean_loss:.3f}, dev {metric} {values[metric]:.3f}")
-                progress.history.append(entry)
-                if checkpoint is not None and progress.step < total and own.is_main:
-                    save_checkpoint(checkpoint, progress, _snapshot(parameters), best, optimizer, settings, numbers)
-                yield entry
-                if patience is not None and progress.waited >= patience:
-                    break
-    if best:
-        _restore(parameters, best)
-    broken = next((name for name, value in parameters.items() if not bool(value.isfinite().all())), None)
-    if broken is not None:  # the last step did it: no loss has shown it
-        raise LatePromptError(
-            f"training diverged: {broken} is no number after step {progress.step} at lr {recipe.lr!r}; "
-            "lower lr, or clip gradients"
-        )
-    readout.layer.eval()
-    return FitResult(
-        metrics=_metrics_at(progress) if dev is not None else {},
-        history=progress.history,
-        steps=progress.step,
-        train_seconds=progress.seconds,
-        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-    )
-
-
-def _keep_best(
-    progress: Progress, metric: str, value: float, parameters: dict[str, nn.Parameter], best: Weights
-) -> Weights:
-    if is_better(metric, value, progress.best):
-        progress.best, progress.best_step, progress.waited = value, progress.step, 0
-        return _snapshot(parameters)
-    progress.waited += 1
-    return best
-
-
-def _metrics_at(progress: Progress) -> dict[str, float]:
-    entry = next(entry for entry in progress.history if entry["step"] == progress.best_step)
-    return {name.removeprefix("dev_"): value for name, value in entry.items() if name.startswith("dev_")}
+) -> FitResult:
+    """Train what is trainable in `model` on `train`: a `Trainer`'s `run`, with the arguments of the `Trainer`."""
+    more: dict[str, Any] = {"checkpoint": checkpoint, "settings": settings, "quiet": quiet}
+    return Trainer(model, readout, train, dev, recipe, metrics=metrics, device=device, **more).run()
 
 
 def _snapshot(parameters: dict[str, nn.Parameter]) -> Weights:

@@ -19,7 +19,11 @@ from typing import Any
 import numpy as np
 
 from lateprompt.experiments.compare.plan import RunSpec
-from lateprompt.runs.pipeline import HISTORY_FILE, Trained, check_run, reset_peak_memory, train_model, versions
+from lateprompt.runs.data import TEST
+from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
+from lateprompt.runs.pipeline import Pipeline
+from lateprompt.runs.saving import HISTORY_FILE
+from lateprompt.runs.train import check_run, train_model
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.metrics import compute_metrics, primary_metric
 from lateprompt.utils.errors import LatePromptError
@@ -33,38 +37,36 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Train, score the test rows once, and leave history, predictions and, last, the result in `folder`."""
     check_run(spec.settings, spec.data, spec.recipe, spec.states)
     reset_peak_memory()
-    trained = train_model(spec.settings, spec.data, spec.recipe, spec.states)
-    test = _score_tests(trained, spec, folder)
-    metric = primary_metric(trained.rows.task.metrics)
-    measured = trained.measured(test)
+    pipeline = train_model(spec.settings, spec.data, spec.recipe, spec.states)
+    test = _score_tests(pipeline, folder)
+    metric = primary_metric(pipeline.rows.task.metrics)
     row = {
         "metric": metric,
-        "dev": measured.get(metric),
+        "dev": pipeline.result.metrics.get(metric),
         "test": next((values[metric] for values in test.values()), None),
         **{f"test_{name}": value for values in test.values() for name, value in values.items() if name != "loss"},
-        **{name: measured[name] for name in ("trainable_parameters", "steps", "train_seconds", "tokens_per_second")},
-        "peak_memory_bytes": measured["peak_memory_bytes"],
-        "trunk_fill_seconds": trained.fill_seconds,
+        **pipeline.costs(),
+        "peak_memory_bytes": peak_memory_bytes(pipeline.tuned.device),
         "status": "done",
         "error": "",
-        "prompt_layer": trained.tuned.settings.prompt_layer,
+        "prompt_layer": pipeline.tuned.settings.prompt_layer,
         "versions": versions(),
     }
-    write_lines(folder / HISTORY_FILE, trained.result.history)
+    write_lines(folder / HISTORY_FILE, pipeline.result.history)
     write_json(folder / RESULT_FILE, row)
     return row
 
 
-def _score_tests(trained: Trained, spec: RunSpec, folder: Path) -> dict[str, dict[str, float]]:
-    tuned, values = trained.tuned, {}
-    for path, feed in trained.test.items():
-        if not hasattr(feed, "store"):
-            tuned.restore()
-        scores = predict_scores(tuned.readout, feed, batch_size=spec.recipe.eval_batch_size, device=tuned.device)
-        values[path] = compute_metrics(trained.rows.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
+def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]]:
+    """Metrics of the test sets by path, from one pass over their rows that gives the file of predictions too."""
+    tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
+    for path, rows in pipeline.rows.test.items():
+        feed = pipeline.feeds[pipeline.rows.name_of(path, TEST)]
+        scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
+        values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
         probabilities, labels = softmax(scores), tuned.task.labels
         lines = []
-        for row, scored in zip(trained.rows.test[path], probabilities, strict=True):
+        for row, scored in zip(rows, probabilities, strict=True):
             best = int(np.argmax(scored))
             pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
             found = {"label": row.label, "prediction": labels[best], "probability": round(float(scored[best]), 6)}

@@ -1,0 +1,87 @@
+"""What an estimator's parameters stand for: the settings of model and recipe, and the task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from lateprompt.data import Task, default_task, label_name, load_label_task
+from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.errors import LatePromptError
+
+
+def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSettings]:
+    """The settings, not checked yet, of an estimator's parameters by name.
+
+    Raises:
+        LatePromptError: `method` and `generator`, which are one parameter, differ.
+    """
+    options = {} if parameters["options"] is None else parameters["options"]
+    given = {
+        **parameters,
+        "method": _method(parameters["method"], parameters["generator"]),
+        "seed": _seed(parameters["random_state"]),
+        "options": dict(options) if isinstance(options, Mapping) else options,
+    }
+    for name in ("model", "device"):  # paths and devices as users have them
+        if isinstance(given[name], os.PathLike | torch.device):
+            given[name] = str(given[name])
+    model = ModelSettings(**{f.name: given[f.name] for f in fields(ModelSettings) if f.name in given})
+    recipe = RecipeSettings(**{f.name: given[f.name] for f in fields(RecipeSettings) if f.name in given})
+    return model, recipe
+
+
+def _method(method: str, generator: str | None) -> str:
+    if generator is None:
+        return method
+    if method not in ("npg", generator):  # npg is what it is when nobody has said it
+        raise LatePromptError(
+            f"method {method!r} and generator {generator!r} are two names of one parameter and differ; "
+            "give method alone"
+        )
+    return generator
+
+
+def _seed(random_state: Any) -> Any:
+    """A seed from what scikit-learn takes; numpy's own generator stays as it is."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    return random_state
+
+
+def task_of(task: str | None, label_words: Any, names: Sequence[str], pair: bool) -> Task:
+    """The task that is named, or a plain one for the labels of `y`.
+
+    Args:
+        task: name or file of a task; None: a plain template.
+        label_words: label to label word, without a task; None: the labels' own names.
+        names: the labels' names, sorted.
+        pair: whether each row has two texts.
+
+    Raises:
+        LatePromptError: a label that the task does not have, or that has no label word.
+    """
+    if task is not None:
+        named = load_label_task(task)
+        unknown = sorted(set(names) - set(named.labels))
+        if unknown:
+            raise LatePromptError(f"y has label {unknown[0]!r}, task {named.name!r} has {', '.join(named.labels)}")
+        return named
+    if label_words is None:
+        return default_task(names, pair=pair)
+    if not hasattr(label_words, "items"):
+        raise LatePromptError(f"label_words {label_words!r} is no mapping; give one from label to word")
+    words = {label_name(label): word for label, word in label_words.items()}
+    missing = sorted(set(names) - set(words))
+    if missing:
+        raise LatePromptError(f"label_words has no word for label {missing[0]!r}; give one for each of {sorted(names)}")
+    return default_task(names, pair=pair, label_words=[words[name] for name in names])
