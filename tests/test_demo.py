@@ -10,7 +10,7 @@ from lateprompt import demo
 def test_the_demo_runs(monkeypatch, capsys):
     monkeypatch.setattr(demo, "SIZES", (24,))
     monkeypatch.setattr(demo, "HELD_OUT", 40)
-    monkeypatch.setattr(demo, "_recipe", lambda size, seed: demo.RecipeSettings(steps=2, batch_size=8, seed=seed))
+    monkeypatch.setattr(demo, "_recipe", lambda size, seed: demo.RecipeSettings(max_steps=2, batch_size=8, seed=seed))
     results = demo.run_demo(quiet=True)
     out = capsys.readouterr().out
     assert [row["method"] for row in results] == ["head", "npg", "mppg"]

@@ -13,10 +13,12 @@ import torch
 from conftest import make_rows, write_rows
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from lateprompt.backbone.families import FAMILIES
 from lateprompt.demo import installed_encoder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL_TYPES = {name: family.causal for name, family in FAMILIES.items()}  # now: other tests register their own
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = [
     line.split("#")[0].strip()
@@ -82,3 +84,19 @@ def test_make_knows_the_targets():
     for target in ("demo", "test", "lint", "format"):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_architectures_is_the_table():
+    for kind, causal in (("Encoders", False), ("Decoders", True)):
+        listed = re.search(rf"\*\*{kind}\*\*: ((?:`[\w-]+`[,\s]*)+)", README)
+        assert listed is not None
+        names = re.findall(r"`([\w-]+)`", listed[1])
+        assert names == sorted(name for name, is_causal in MODEL_TYPES.items() if is_causal == causal)
+
+
+def test_every_figure_is_on_the_pages_that_say_how_it_was_measured():
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    figures = re.findall(r"(?<!\d)\.\d{3}\b|\d+(?:\.\d+)? ×", prose)
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "performance.md")]
+    assert len(figures) > 10
+    assert [figure for figure in figures if not any(figure in page for page in pages)] == []

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from lateprompt.backbone.kernels import cpu_dropout as dropout
-from lateprompt.backbone.kernels.cpu_dropout import Draw, FastDropout, dropout_attention
+from lateprompt.backbone.kernels.cpu_dropout import Draw, dropout_attention
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -36,12 +37,12 @@ def test_same_seed_same_mask_and_torch_goes_on_from_there():
 def test_dropout_within_the_mode():
     hidden = torch.ones(64, 64, requires_grad=True)
     layer = torch.nn.Dropout(0.25)
-    with FastDropout():
+    with CpuKernels():
         out = layer(hidden)
     assert out.detach().unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     out.sum().backward()
     assert torch.equal(hidden.grad, out.detach())
-    with FastDropout():
+    with CpuKernels():
         assert torch.equal(layer.eval()(hidden), hidden)
         assert torch.equal(F.dropout(hidden, 0.0), hidden)
         assert F.dropout(hidden, 1.0).abs().sum() == 0
@@ -68,7 +69,7 @@ def test_attention_is_torchs_with_the_same_weights_dropped(kind, short, monkeypa
         weights = weights * visible.any(-1, keepdim=True)
     expected = (weights * kept / 0.7) @ value
     given = bias if kind == "float" else mask
-    with FastDropout():
+    with CpuKernels():
         if kind == "causal":
             out = F.scaled_dot_product_attention(query, key, value, None, 0.3, True, scale=0.5)
         else:
@@ -95,7 +96,7 @@ def test_what_attention_keeps_for_the_backward_pass(length, kept):
 def test_a_mask_is_looked_at_once(change):
     query = torch.randn(2, 2, 4, 8)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
-    with FastDropout() as mode:
+    with CpuKernels() as mode:
         first = mode._visible(mask, torch.float32)
         if change == "in place":
             mask[:, :, 3, 0] = False
@@ -110,7 +111,7 @@ def test_a_mask_is_looked_at_once(change):
 
 def test_without_dropout_torchs_own_kernel_runs():
     query = torch.randn(1, 2, 4, 8)
-    with FastDropout():
+    with CpuKernels():
         out = F.scaled_dot_product_attention(query, query, query)
     assert torch.equal(out, F.scaled_dot_product_attention(query, query, query))
 
@@ -118,7 +119,7 @@ def test_without_dropout_torchs_own_kernel_runs():
 def test_a_mask_that_is_trained_gets_its_gradient():
     query = torch.randn(1, 2, 4, 8)
     mask = torch.zeros(4, 4, requires_grad=True)
-    with FastDropout():
+    with CpuKernels():
         F.scaled_dot_product_attention(query, query, query, mask, 0.2).sum().backward()
     assert mask.grad is not None
     assert mask.grad.abs().sum() > 0
@@ -126,7 +127,7 @@ def test_a_mask_that_is_trained_gets_its_gradient():
 
 def test_masks_of_inference_mode_are_looked_at_each_time():
     query = torch.randn(2, 3, 4, 8)
-    with FastDropout(), torch.inference_mode():
+    with CpuKernels(), torch.inference_mode():
         mask = torch.ones(4, 4, dtype=torch.bool)
         for seen in (4, 2):
             mask[:, seen:] = False

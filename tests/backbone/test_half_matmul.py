@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from lateprompt import LatePromptConfig
 from lateprompt.backbone.kernels import half_matmul as halves
 from lateprompt.backbone.kernels.cpu_dropout import dropout_attention
-from lateprompt.backbone.kernels.half_matmul import WideProducts, cpu_lacks, wide_products
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels, cpu_kernels
+from lateprompt.backbone.kernels.half_matmul import cpu_lacks
 from tests.tiny_models import DECODERS, tiny_batch, tiny_model
 
 
@@ -43,9 +44,9 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
 def test_only_halves_on_a_cpu_without_them_are_widened(lacks: bool) -> None:
     assert cpu_lacks(torch.bfloat16) is lacks
     assert not cpu_lacks(torch.float32)
-    assert isinstance(wide_products(torch.device("cpu"), torch.bfloat16), WideProducts) is lacks
-    assert not isinstance(wide_products(torch.device("cpu"), torch.float32), WideProducts)
-    assert not isinstance(wide_products(torch.device("meta"), torch.bfloat16), WideProducts)
+    assert isinstance(cpu_kernels(torch.device("cpu"), torch.bfloat16), CpuKernels) is lacks
+    assert not isinstance(cpu_kernels(torch.device("cpu"), torch.float32), CpuKernels)
+    assert not isinstance(cpu_kernels(torch.device("meta"), torch.bfloat16), CpuKernels)
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -66,7 +67,7 @@ def half(*shape: int) -> torch.Tensor:
 def test_a_product_is_the_fp32_one_rounded(
     product: Callable[..., torch.Tensor], arguments: tuple[torch.Tensor, ...], lacking: bool
 ) -> None:
-    with WideProducts():
+    with CpuKernels(dropout=False):
         found = product(*arguments)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, product(*(a.float() for a in arguments)).bfloat16(), rtol=0, atol=0)
@@ -75,7 +76,10 @@ def test_a_product_is_the_fp32_one_rounded(
 def test_a_frozen_map_keeps_its_half_for_the_backward_pass(lacking: bool) -> None:
     inputs, weight = half(5, 64).requires_grad_(), half(8, 64)
     kept: list[torch.Tensor] = []
-    with WideProducts(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with (
+        CpuKernels(dropout=False),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
         output = F.linear(inputs, weight)
     assert [(tensor.dtype, tensor.data_ptr()) for tensor in kept] == [(torch.bfloat16, weight.data_ptr())]
     output.sum().backward()
@@ -85,7 +89,7 @@ def test_a_frozen_map_keeps_its_half_for_the_backward_pass(lacking: bool) -> Non
 
 def test_a_trained_map_gets_its_gradient(lacks: bool) -> None:
     inputs, weight = half(5, 64), half(8, 64).requires_grad_()
-    with wide_products(torch.device("cpu"), torch.bfloat16):
+    with cpu_kernels(torch.device("cpu"), torch.bfloat16):
         F.linear(inputs, weight).float().sum().backward()
     torch.testing.assert_close(weight.grad.float(), inputs.float().sum(0).expand(8, -1), rtol=2e-2, atol=2e-2)
 

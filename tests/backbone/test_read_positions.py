@@ -86,7 +86,7 @@ def test_the_last_layer_runs_at_read_positions_only(name: str, absorbs: bool, mo
         monkeypatch.setattr(lean, "is_worth_it", lambda *_: False)
     model = late(name)
     layer = model.base_model.layer
-    tail = layer.lean_tail(2)
+    tail = layer.split_at(2).read_tail(3).view
     last = list(tail.get_submodule(layer.family.layers).children())[-1]
     assert isinstance(last, ReadLayer)
     seen: list[int] = []
@@ -160,7 +160,7 @@ def test_text_positions_get_no_gradient_in_the_first_layer(name: str) -> None:
     model = late(name)
     layer = model.base_model.layer
     found: list[torch.Tensor] = []
-    projections = [m for m in layer.lean_tail(2).modules() if isinstance(m, _FrontLinear)]
+    projections = [m for m in layer.split_at(2).read_tail(3).view.modules() if isinstance(m, _FrontLinear)]
     for projection in projections:
         projection.register_full_backward_hook(lambda _m, given, _o: found.append(given[0]))
     outputs(model, tiny_batch(name), READS)

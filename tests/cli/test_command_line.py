@@ -42,7 +42,7 @@ def command(monkeypatch):
     """Let `lateprompt demo` do something else."""
 
     def put(work):
-        monkeypatch.setitem(cli.COMMANDS, "demo", ("for a test", lambda parser: None, lambda args: work()))
+        monkeypatch.setattr(cli, "demo", lambda: work())
 
     return put
 
@@ -102,8 +102,8 @@ def test_every_help_fits_the_screen_and_has_examples(name, capsys, monkeypatch):
 def test_the_examples_of_the_help_can_be_parsed():
     from lateprompt.cli.arguments import dashes_to_underscores
 
-    for name, lines in cli.EXAMPLES.items():
-        for line in lines:
+    for name, command in COMMANDS.items():
+        for line in command.examples:
             words = line.replace("\\\n", " ").split()
             assert words[:2] == ["lateprompt", name]
             cli.build_parser(name).parse_args([dashes_to_underscores(word) for word in words[2:]])
@@ -325,7 +325,7 @@ def test_an_interrupted_training_can_be_resumed(number, code, masked_lm, data, t
     output = tmp_path / "run"
     arguments = [
         *("train", "--model", masked_lm, "--train", data["train"], "--dev", data["dev"], "--output", str(output)),
-        *("--task", "sst2", "--prompt-layer", "2", "--bottleneck-dim", "8", "--steps", "6", "--eval-every", "2"),
+        *("--task", "sst2", "--prompt-layer", "2", "--bottleneck-dim", "8", "--max-steps", "6", "--eval-every", "2"),
         "--quiet",
     ]
     save = fit.save_checkpoint

@@ -324,7 +324,7 @@ def test_states_of_label_words_and_long_texts(causal_lm, tmp_path, capsys):
     assert main([*fill, "--prompt-layer", "2", "0.5", "2"]) == 0
     (store,) = output_of(capsys)
     assert store["rows"] == 12
-    settings = ["--steps", "1", "--batch-size", "4", "--output", str(tmp_path / "run"), "--states", folder]
+    settings = ["--max-steps", "1", "--batch-size", "4", "--output", str(tmp_path / "run"), "--states", folder]
     assert main(["train", *given, "--train", train_file, "--prompt-layer", "2", *settings, "--json"]) == 0
     assert output_of(capsys)["trunk_fill_seconds"] == 0.0
 
@@ -391,7 +391,7 @@ def test_bad_rows(kind, masked_lm, data, tmp_path, capsys):
         (["--method", "lora", "--set", "r"], "--set 'r' is no option; give key=value"),
         (["--method", "head"], "--readout head"),
         (["--task", "sst3"], "task 'sst3' is unknown"),
-        (["--readout", "label"], "is an encoder; use --readout mask or head"),
+        (["--readout", "causal_lm"], "is an encoder; use --readout masked_lm or head"),
         (["--readout", "words"], "readout 'words' is unknown"),
         (["--max-length", "6"], "max_length"),
         (["--shots", "1000"], "shots 1000"),
@@ -415,7 +415,7 @@ def test_bad_settings_leave_nothing_behind(arguments, expected, masked_lm, data,
 
 
 def test_a_model_without_lm_head_asked_for_label_words(headless, data, tmp_path, capsys):
-    assert train(headless, data, tmp_path / "run", "--readout", "mask") == 2
+    assert train(headless, data, tmp_path / "run", "--readout", "masked_lm") == 2
     assert "--readout head" in capsys.readouterr().err
 
 
@@ -469,7 +469,7 @@ def test_every_command_has_help(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert COMMANDS[name][0] in " ".join(out.split())
+    assert COMMANDS[name].text in " ".join(out.split())
     assert "prompt_layer" not in out
 
 

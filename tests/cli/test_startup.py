@@ -16,7 +16,7 @@ from lateprompt.predictors.loading import DTYPES
 from lateprompt.utils import names
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "peft", "sklearn", "datasets", "pandas")
+HEAVY = ("torch", "transformers", "peft", "sklearn", "datasets", "pandas", "pydantic")
 OURS = ["BITFIT", "HOULSBY_ADAPTER", "LATE_PROMPT"]
 
 

@@ -340,7 +340,7 @@ def test_the_command_line_takes_columns_by_name(
     path = str(put(tmp_path, "a.csv", "review;class\na good day;1\na bad day;0\n" + "a good day;1\na bad day;0\n"))
     run = str(tmp_path / "run")
     names = ["--text-column", "review", "--label-column", "class"]
-    train = ["train", "--model", masked_lm, "--train", path, "--output", run, "--steps", "2", "--states", "off"]
+    train = ["train", "--model", masked_lm, "--train", path, "--output", run, "--max-steps", "2", "--states", "off"]
     assert main([*train, "--quiet", *names]) == 0
     assert main(["evaluate", run, "--data", path, "--json"]) == 0  # the run's columns
     other = str(put(tmp_path, "b.csv", "body,gold\na good day,1\n"))

@@ -105,7 +105,7 @@ def test_a_run_of_the_command_line_scores_any_spelling(tmp_path: Path, masked_lm
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "a good day,1.0\na bad day, 0 \n" * 4)
     arguments = ["--model", masked_lm, "--train", str(rows), "--output", str(tmp_path / "run"), "--states", "off"]
-    assert main(["train", *arguments, "--steps", "2", "--readout", "head", "--label-words", words, "--quiet"]) == 0
+    assert main(["train", *arguments, "--max-steps", "2", "--readout", "head", "--label-words", words, "--quiet"]) == 0
     task = load_task(str(tmp_path / "run/task.yaml"))
     assert (task.labels, task.label_words) == (("0", "1"), ("no", "yes"))
     estimator = LatePromptClassifier.load(tmp_path / "run")

@@ -18,7 +18,7 @@ from lateprompt.training.metrics import UNKNOWN, compute_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
-RECIPE = RecipeSettings(steps=2, batch_size=8, eval_every=1)
+RECIPE = RecipeSettings(max_steps=2, batch_size=8, eval_every=1)
 
 
 def settings(model, **more):
@@ -100,7 +100,7 @@ def test_shared_rows_are_counted_and_said_once(masked_lm, tmp_path, capfd):
         files["test"],
         "--task",
         "sst2",
-        "--steps",
+        "--max-steps",
         "1",
     ]
     assert main(["train", "--model", masked_lm, *given, "--output", str(tmp_path / "run"), "--quiet"]) == 0

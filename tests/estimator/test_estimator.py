@@ -29,7 +29,7 @@ LABELS = [row["label"] for row in ROWS]
 
 def small(model, **settings):
     return LatePromptClassifier(
-        **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "steps": 4, "batch_size": 8, **settings}
+        **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "max_steps": 4, "batch_size": 8, **settings}
     )
 
 
@@ -79,7 +79,7 @@ def test_texts_of_any_kind(fitted, kind):
 @pytest.mark.parametrize("labels", [[0, 1], [True, False], [3.0, 1.0], ["b", "a"]])
 def test_labels_of_any_kind(headless, labels):
     y = [labels[i % 2] for i in range(len(TEXTS))]
-    estimator = small(headless, steps=1).fit(TEXTS, y)
+    estimator = small(headless, max_steps=1).fit(TEXTS, y)
     assert estimator.classes_.tolist() == sorted(labels)
     assert set(estimator.predict(TEXTS[:4])) <= set(labels)
 
@@ -88,7 +88,7 @@ def test_labels_of_any_kind(headless, labels):
 def test_pairs(headless, shape):
     pairs = [(text, TEXTS[-i]) for i, text in enumerate(TEXTS)]
     X = {"list": pairs, "array": np.array(pairs), "frame": pd.DataFrame(pairs)}[shape]
-    estimator = small(headless, steps=1).fit(X, LABELS)
+    estimator = small(headless, max_steps=1).fit(X, LABELS)
     assert estimator.predict(X).shape == (32,)
     with pytest.raises(ValueError, match="X has 1 text columns, fit saw 2"):
         estimator.predict(TEXTS)
@@ -96,7 +96,7 @@ def test_pairs(headless, shape):
 
 def test_label_words_of_a_task_and_of_ones_own(masked_lm):
     by_task = small(masked_lm, task="sst2").fit(TEXTS, LABELS)
-    assert by_task.classifier_.settings.readout == "mask"
+    assert by_task.classifier_.settings.readout == "masked_lm"
     own = small(masked_lm, label_words={0: "terrible", 1: "great"}).fit(
         TEXTS, [int(label == "positive") for label in LABELS]
     )
@@ -109,13 +109,13 @@ def test_label_words_of_a_task_and_of_ones_own(masked_lm):
 
 def test_a_decoder(causal_lm):
     estimator = small(causal_lm, task="sst2").fit(TEXTS, LABELS)
-    assert estimator.classifier_.settings.readout == "label"
+    assert estimator.classifier_.settings.readout == "causal_lm"
     assert estimator.predict(TEXTS).shape == (32,)
 
 
 def test_cross_validation_and_grid_search(headless):
-    assert cross_val_score(small(headless, steps=1), TEXTS, LABELS, cv=2).shape == (2,)
-    grid = GridSearchCV(small(headless, steps=1), {"prompt_layer": [1, 3], "generator": ["npg", "fixed"]}, cv=2)
+    assert cross_val_score(small(headless, max_steps=1), TEXTS, LABELS, cv=2).shape == (2,)
+    grid = GridSearchCV(small(headless, max_steps=1), {"prompt_layer": [1, 3], "generator": ["npg", "fixed"]}, cv=2)
     grid.fit(np.array(TEXTS), LABELS)
     assert set(grid.best_params_) == {"prompt_layer", "generator"}
     assert not np.isnan(grid.cv_results_["mean_test_score"]).any()
@@ -134,7 +134,7 @@ def test_save_and_load(fitted, tmp_path, headless):
 
 
 def test_integer_classes_survive_saving(headless, tmp_path):
-    estimator = small(headless, steps=1).fit(TEXTS, [int(label == "positive") for label in LABELS])
+    estimator = small(headless, max_steps=1).fit(TEXTS, [int(label == "positive") for label in LABELS])
     estimator.save(tmp_path / "run")
     assert LatePromptClassifier.load(tmp_path / "run").predict(TEXTS).dtype.kind == "i"
 
@@ -152,9 +152,9 @@ def test_one_format_for_estimator_and_command_line(fitted, headless, data, tmp_p
         "--output",
         str(tmp_path / "from_cli"),
     ]
-    assert main(["train", *arguments, "--steps", "2", "--lr", "0.002", "--quiet"]) == 0
+    assert main(["train", *arguments, "--max-steps", "2", "--lr", "0.002", "--quiet"]) == 0
     loaded = LatePromptClassifier.load(tmp_path / "from_cli")
-    assert (loaded.lr, loaded.steps, loaded.generator, loaded.task) == (0.002, 2, "npg", None)
+    assert (loaded.lr, loaded.max_steps, loaded.generator, loaded.task) == (0.002, 2, "npg", None)
     assert loaded.predict(TEXTS).shape == (32,)
 
 
@@ -196,8 +196,8 @@ def test_bad_labels(headless):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": "1e-3"}, "lr '1e-3' is no value for it; give a number"),
-        ({"epochs": 1.5}, "epochs 1.5 is no value for it; give a whole number"),
+        ({"lr": "1e-3"}, "lr '1e-3' is no value for it; give a number above 0"),
+        ({"epochs": 1.5}, "epochs 1.5 is no value for it; give a whole number from 1"),
         ({"batch_size": True}, "batch_size True"),
         ({"max_length": None}, "max_length None"),
         ({"states": False}, "states False is no value for it; give a text"),
@@ -215,7 +215,7 @@ def test_parameters_as_users_have_them(headless, tmp_path):
         Path(headless),
         states=tmp_path / "states",
         device=torch.device("cpu"),
-        steps=2.0,
+        max_steps=2.0,
         generator="late-lora",
         options={"lora_alpha": 16, "r": 2},
         label_words=pd.Series({"positive": "good", "negative": "bad"}),
@@ -226,7 +226,7 @@ def test_parameters_as_users_have_them(headless, tmp_path):
 
 
 def test_numbers_of_numpy_and_other_random_states(headless, tmp_path):
-    changes = {"prompt_layer": np.int64(2), "epochs": np.int64(1), "lr": np.float32(1e-3), "steps": None}
+    changes = {"prompt_layer": np.int64(2), "epochs": np.int64(1), "lr": np.float32(1e-3), "max_steps": None}
     estimator = small(headless, **changes, random_state=np.random.RandomState(5)).fit(TEXTS, LABELS)
     other = small(headless, **changes, random_state=None).fit(TEXTS, LABELS)
     assert estimator.recipe_["seed"] != other.recipe_["seed"]

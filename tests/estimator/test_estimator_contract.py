@@ -66,7 +66,9 @@ def test_scikit_learns_checks_of_texts(headless):
 
 
 def test_scikit_learns_checks_of_numbers(headless, loaded_once):
-    estimator = OnNumbers(headless, steps=1, prompt_layer=3, bottleneck_dim=2, batch_size=8, max_length=8, states="off")
+    estimator = OnNumbers(
+        headless, max_steps=1, prompt_layer=3, bottleneck_dim=2, batch_size=8, max_length=8, states="off"
+    )
     results = check_estimator(estimator, expected_failed_checks=EXPECTED, on_fail=None, on_skip=None)
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
     assert failed == {}

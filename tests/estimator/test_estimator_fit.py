@@ -41,7 +41,15 @@ EVAL = [row["text"] for row in DEV], [row["label"] for row in DEV]
 
 def small(model, **settings):
     return LatePromptClassifier(
-        **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "steps": 3, "batch_size": 8, "lr": 1e-2, **settings}
+        **{
+            "model": model,
+            "prompt_layer": 2,
+            "bottleneck_dim": 8,
+            "max_steps": 3,
+            "batch_size": 8,
+            "lr": 1e-2,
+            **settings,
+        }
     )
 
 
@@ -57,9 +65,9 @@ def raise_interrupt(*args, **kwargs):
 # -- all or nothing --------------------------------------------------------------------------------------------------
 
 FAILURES = {
-    "diverged": ({"lr": 1e30, "clip": 0.0, "steps": 8}, TEXTS, LABELS, {}),
+    "diverged": ({"lr": 1e30, "max_grad_norm": 0.0, "max_steps": 8}, TEXTS, LABELS, {}),
     "diverged in the last step": (
-        {"lr": 1e38, "clip": 0.0, "steps": 1, "weight_decay": 1e5, "warmup": 0.0},
+        {"lr": 1e38, "max_grad_norm": 0.0, "max_steps": 1, "weight_decay": 1e5, "warmup_ratio": 0.0},
         TEXTS,
         LABELS,
         {},
@@ -73,7 +81,7 @@ FAILURES = {
     "no model": ({"model": "/nowhere"}, TEXTS, LABELS, {}),
     "bad weight": ({}, TEXTS, LABELS, {"sample_weight": [-1] * 32}),
     "bad eval_set": ({}, TEXTS, LABELS, {"eval_set": (["x"], ["unheard of"])}),
-    "patience without rows": ({"early_stop": 2}, TEXTS, LABELS, {}),
+    "patience without rows": ({"patience": 2}, TEXTS, LABELS, {}),
 }
 
 
@@ -120,7 +128,7 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(place, before, headle
 
 def test_a_fit_on_other_rows_leaves_nothing_of_the_first(headless):
     pairs = pd.DataFrame({"a": TEXTS, "b": TEXTS})
-    estimator = small(headless, steps=1).fit(pairs, LABELS)
+    estimator = small(headless, max_steps=1).fit(pairs, LABELS)
     assert list(estimator.feature_names_in_) == ["a", "b"]
     estimator.fit(TEXTS, LABELS)
     assert not hasattr(estimator, "feature_names_in_")
@@ -129,7 +137,7 @@ def test_a_fit_on_other_rows_leaves_nothing_of_the_first(headless):
 
 def test_swapped_columns_are_refused(headless):
     pairs = pd.DataFrame({"a": TEXTS, "b": TEXTS})
-    estimator = small(headless, steps=1).fit(pairs, LABELS)
+    estimator = small(headless, max_steps=1).fit(pairs, LABELS)
     with pytest.raises(LatePromptError, match="columns b, a, fit saw a, b"):
         estimator.predict(pairs[["b", "a"]])
 
@@ -137,7 +145,7 @@ def test_swapped_columns_are_refused(headless):
 def test_parameters_set_after_fit_wait_for_the_next_fit(fitted, tmp_path):
     expected = fitted.predict_proba(TEXTS)
     estimator = copy.deepcopy(fitted)
-    changes = {"model": "/nowhere", "task": "mr", "method": "fixed", "device": "cuda:99", "readout": "mask"}
+    changes = {"model": "/nowhere", "task": "mr", "method": "fixed", "device": "cuda:99", "readout": "masked_lm"}
     changes |= {"max_length": 4, "label_words": {0: "x"}}
     estimator.set_params(**changes)
     np.testing.assert_array_equal(estimator.predict_proba(TEXTS), expected)
@@ -155,7 +163,7 @@ def test_a_model_that_a_user_holds_gets_its_weights_back(interrupt, headless, mo
     before = tuned.probabilities(rows)
     if interrupt:
         monkeypatch.setattr(fit_module, "evaluate", raise_interrupt)
-    recipe = RecipeSettings(steps=4, batch_size=8, eval_every=2, lr=1e-2 if interrupt else 1e30, clip=0.0)
+    recipe = RecipeSettings(max_steps=4, batch_size=8, eval_every=2, lr=1e-2 if interrupt else 1e30, max_grad_norm=0.0)
     with pytest.raises(KeyboardInterrupt if interrupt else LatePromptError):
         fit(
             tuned.model,
@@ -227,7 +235,7 @@ KINDS = [
 @pytest.mark.parametrize(("model", "settings"), KINDS)
 def test_a_row_of_weight_2_is_two_rows(model, settings, request):
     """In one batch, without dropout, up to the order of sums."""
-    settings = {**settings, "batch_size": 64, "lr": 1e-2, "steps": 2}
+    settings = {**settings, "batch_size": 64, "lr": 1e-2, "max_steps": 2}
     estimator = small(request.getfixturevalue(model), **settings)
     weights = [2 if i % 3 else 1 for i in range(32)]
     twice = [i for i in range(32) for _ in range(weights[i])]
@@ -248,8 +256,8 @@ def test_a_row_of_weight_2_is_two_rows(model, settings, request):
         doubled = clone(estimator).fit([TEXTS[i] for i in twice], [LABELS[i] for i in twice])
         plain = clone(estimator).fit(TEXTS, LABELS)
     one, two, other = (found.history_[-1]["train_loss"] for found in (weighted, doubled, plain))
-    assert one == pytest.approx(two, rel=1e-4)
-    assert one != pytest.approx(other, rel=1e-4)
+    assert one == pytest.approx(two, rel=1e-5)
+    assert one != pytest.approx(other, rel=1e-5)
     np.testing.assert_allclose(weighted.predict_proba(TEXTS), doubled.predict_proba(TEXTS), rtol=2e-3)
 
 
@@ -312,7 +320,7 @@ def test_bad_class_weights(weights, message, headless):
 
 @pytest.mark.parametrize("given", [EVAL, [EVAL], (np.array(EVAL[0]), pd.Series(EVAL[1]))])
 def test_the_best_weights_on_the_eval_set_are_kept(given, headless):
-    estimator = small(headless, steps=6, eval_every=2, lr=5e-2).fit(TEXTS, LABELS, eval_set=given)
+    estimator = small(headless, max_steps=6, eval_every=2, lr=5e-2).fit(TEXTS, LABELS, eval_set=given)
     assert [entry["step"] for entry in estimator.history_] == [2, 4, 6]
     best = max(entry["dev_accuracy"] for entry in estimator.history_)
     assert estimator.metrics_["accuracy"] == best
@@ -321,12 +329,12 @@ def test_the_best_weights_on_the_eval_set_are_kept(given, headless):
 
 def test_early_stop(headless, monkeypatch):
     monkeypatch.setattr(fit_module, "evaluate", lambda *a, **k: {"accuracy": 0.5, "loss": 0.0})
-    estimator = small(headless, steps=20, eval_every=1, early_stop=2).fit(TEXTS, LABELS, eval_set=EVAL)
+    estimator = small(headless, max_steps=20, eval_every=1, patience=2).fit(TEXTS, LABELS, eval_set=EVAL)
     assert [entry["step"] for entry in estimator.history_] == [1, 2, 3]
 
 
 def test_an_eval_set_may_have_labels_that_the_task_alone_has(headless):
-    estimator = small(headless, task="trec", steps=1)
+    estimator = small(headless, task="trec", max_steps=1)
     estimator.fit(TEXTS, ["human", "location"] * 16, eval_set=(TEXTS[:2], ["number", "human"]))
     assert estimator.classes_.tolist() == ["human", "location"]
 
@@ -350,8 +358,8 @@ def test_bad_eval_sets(given, message, headless):
 
 
 def test_patience_needs_rows_to_evaluate_on(headless):
-    with pytest.raises(LatePromptError, match=r"early_stop 2 needs rows.*eval_set=\(X, y\)"):
-        small(headless, early_stop=2).fit(TEXTS, LABELS)
+    with pytest.raises(LatePromptError, match=r"patience 2 needs rows.*eval_set=\(X, y\)"):
+        small(headless, patience=2).fit(TEXTS, LABELS)
 
 
 # -- one method, two names -------------------------------------------------------------------------------------------
@@ -359,12 +367,12 @@ def test_patience_needs_rows_to_evaluate_on(headless):
 
 @pytest.mark.parametrize("name", ["method", "generator"])
 def test_both_names_of_the_method_work(name, headless):
-    estimator = clone(small(headless, steps=1, **{name: "fixed"}))
+    estimator = clone(small(headless, max_steps=1, **{name: "fixed"}))
     assert estimator.get_params()[name] == "fixed"
     assert estimator.fit(TEXTS, LABELS).classifier_.settings.method == "fixed"
-    estimator = small(headless, steps=1, method="mppg", generator="mppg").set_params(**{name: "fixed"})
+    estimator = small(headless, max_steps=1, method="mppg", generator="mppg").set_params(**{name: "fixed"})
     assert clone(estimator).fit(TEXTS, LABELS).classifier_.settings.method == "fixed"
-    grid = GridSearchCV(small(headless, steps=1, method="appg"), {name: ["fixed", "npg"]}, cv=2)
+    grid = GridSearchCV(small(headless, max_steps=1, method="appg"), {name: ["fixed", "npg"]}, cv=2)
     assert grid.fit(TEXTS, LABELS).best_params_[name] in ("fixed", "npg")
     assert grid.best_estimator_.classifier_.settings.method == grid.best_params_[name]
 
@@ -381,7 +389,7 @@ def test_two_methods_are_refused_by_fit(headless):
 def test_a_folder_of_an_older_version_loads(fitted, tmp_path):
     fitted.save(tmp_path / "run")
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    for name in ("method", "class_weight", "eval_every", "early_stop"):
+    for name in ("method", "class_weight", "eval_every", "patience"):
         del run["estimator"][name]
     run["estimator"]["generator"] = "npg"
     run.pop("feature_names")
@@ -390,7 +398,7 @@ def test_a_folder_of_an_older_version_loads(fitted, tmp_path):
     assert (loaded.method, loaded.generator) == ("npg", "npg")
     assert loaded.set_params(method="fixed").fit(TEXTS, LABELS).classifier_.settings.method == "fixed"
     state = fitted.__getstate__()
-    for name in ("method", "class_weight", "eval_every", "early_stop", "_device"):
+    for name in ("method", "class_weight", "eval_every", "patience", "_device"):
         del state[name]
     state["generator"] = "mppg"
     older = LatePromptClassifier.__new__(LatePromptClassifier)
@@ -420,7 +428,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_classes_come_back_with_their_type(kind, headless, tmp_path):
-    estimator = small(headless, steps=1).fit(TEXTS, CLASSES[kind][np.arange(32) % 2])
+    estimator = small(headless, max_steps=1).fit(TEXTS, CLASSES[kind][np.arange(32) % 2])
     estimator.save(tmp_path / "run")
     loaded = LatePromptClassifier.load(tmp_path / "run")
     for found in (estimator.classes_, loaded.classes_):
@@ -434,7 +442,7 @@ def test_classes_come_back_with_their_type(kind, headless, tmp_path):
     "series", [pd.Series([1, 0] * 16, dtype="Int64"), pd.Series([True, False] * 16, dtype="boolean")]
 )
 def test_labels_of_pandas_own_types(series, headless):
-    estimator = small(headless, steps=1).fit(TEXTS, series)
+    estimator = small(headless, max_steps=1).fit(TEXTS, series)
     assert estimator.classes_.dtype.kind in "ib"
     assert 0 <= estimator.score(TEXTS, series) <= 1
 
@@ -467,8 +475,8 @@ def test_parameters_and_history_come_back(headless, tmp_path):
         "prompt_layer": np.int64(2),
         "lr": np.float64(1e-2),
         "eval_every": 1,
-        "early_stop": 3,
-        "steps": 2,
+        "patience": 3,
+        "max_steps": 2,
     }
     estimator = small(headless, **changes).fit(TEXTS, [0, 1] * 16, eval_set=(TEXTS[:4], [0, 1, 0, 1]))
     estimator.save(tmp_path / "run")
@@ -525,7 +533,7 @@ def test_a_run_of_the_command_line_scores_labels_of_any_type(in_file, y, headles
     rows = [{"text": text, "label": in_file[i % 2]} for i, text in enumerate(TEXTS)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--model", headless, "--train", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "run")]
-    assert main(["train", *arguments, "--steps", "12", "--lr", "2e-2", "--prompt-layer", "2", "--quiet"]) == 0
+    assert main(["train", *arguments, "--max-steps", "12", "--lr", "2e-2", "--prompt-layer", "2", "--quiet"]) == 0
     loaded = LatePromptClassifier.load(tmp_path / "run")
     assert loaded.history_[-1]["step"] == 12
     assert loaded.score(TEXTS, [y[i % 2] for i in range(32)]) > 0.5
@@ -549,7 +557,7 @@ def test_in_a_pipeline(headless):
 
 
 def test_calibrated(headless):
-    calibrated = CalibratedClassifierCV(small(headless, steps=1), cv=2)
+    calibrated = CalibratedClassifierCV(small(headless, max_steps=1), cv=2)
     calibrated.fit(np.array(TEXTS), LABELS, sample_weight=np.linspace(1, 2, 32))
     np.testing.assert_allclose(calibrated.predict_proba(np.array(TEXTS)).sum(1), 1.0)
 

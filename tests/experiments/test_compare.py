@@ -51,7 +51,7 @@ def write_plan(path: Path, model: str, data: Path, changes: dict | None = None) 
         "shots": [16],
         "seeds": [1, 2],
         "dev_rows": 12,
-        "recipe": {"steps": 4, "batch_size": 8, "eval_every": 2},
+        "recipe": {"max_steps": 4, "batch_size": 8, "eval_every": 2},
         "settings": {"prompt_layer": 2, "bottleneck_dim": 8},
         "states": {"states": str(path.parent / "states")},
         **(changes or {}),
@@ -198,7 +198,7 @@ def test_the_key_knows_what_defines_a_run(headless, folder, tmp_path):
     keys = {spec.key for spec in plan.runs()}
     assert len(keys) == 8
     for change in (
-        {"recipe": {"steps": 5, "batch_size": 8, "eval_every": 2}},
+        {"recipe": {"max_steps": 5, "batch_size": 8, "eval_every": 2}},
         {"settings": {"prompt_layer": 1, "bottleneck_dim": 8}},
         {"dev_rows": 11},
         {"shots": [17]},
@@ -237,9 +237,9 @@ def test_a_dead_worker_is_not_given_the_words_of_another(headless, folder, tmp_p
 
 
 def test_what_yaml_reads_as_something_else(headless, folder, tmp_path):
-    plan = plan_of(tmp_path, headless, folder, recipe={"lr": "1e-3", "steps": "4"}, states={"states": False})
+    plan = plan_of(tmp_path, headless, folder, recipe={"lr": "1e-3", "max_steps": "4"}, states={"states": False})
     spec = plan.runs()[0]
-    assert (spec.recipe.lr, spec.recipe.steps, spec.states.states) == (1e-3, 4, "off")
+    assert (spec.recipe.lr, spec.recipe.max_steps, spec.states.states) == (1e-3, 4, "off")
     search = {"grid": {"default": {"recipe.lr": ["1e-3", 5e-3]}}}
     assert plan_of(tmp_path, headless, folder, search=search).search.grid["default"]["recipe.lr"] == [1e-3, 5e-3]
 
@@ -306,7 +306,7 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
         ({"shots": 0}, "shots 0"),
         ({"dev_rows": 0}, "dev_rows 0"),
         ({"recipe": {"lr": [1e-3, 1e-2]}}, r"lr \[0.001, 0.01\]; give one value"),
-        ({"recipe": {"batch_size": None}}, "batch_size without a value"),
+        ({"recipe": {"batch_size": None}}, "batch_size None is no value for it; give a whole number from 1"),
         ({"methods": [{"method": "lora", "set": 5}]}, "has set 5; write options by name"),
         ({"methods": [{"method": "lora", "set": {"r": "x"}}]}, "option r 'x'; give a whole number"),
         ({"search": {"tasks": [], "grid": {"default": {"recipe.lr": [1e-3]}}}}, "empty list of tasks"),
@@ -323,10 +323,13 @@ def test_two_at_a_time_in_one_folder(headless, folder, tmp_path):
         ({"data": "${NO_SUCH_VARIABLE}"}, "NO_SUCH_VARIABLE is not set"),
         ({"recipe": {"learning_rate": 1}}, "unknown key 'learning_rate'"),
         ({"recipe": {"lr": -1.0}}, "lr -1.0"),
-        ({"recipe": {"lr": "fast"}}, "lr 'fast'; give a number"),
-        ({"recipe": {"epochs": 2.5}}, "epochs 2.5; give a whole number"),
-        ({"settings": {"trunk_dropout": "sometimes"}}, "trunk_dropout 'sometimes'; give true or false"),
-        ({"shots": [0]}, "shots 0; give whole numbers from 1"),
+        ({"recipe": {"lr": "fast"}}, "lr 'fast' is no value for it; give a number"),
+        ({"recipe": {"epochs": 2.5}}, "epochs 2.5 is no value for it; give a whole number from 1"),
+        (
+            {"settings": {"trunk_dropout": "sometimes"}},
+            "trunk_dropout 'sometimes' is no value for it; give true or false",
+        ),
+        ({"shots": [0]}, "shots 0 is no value for it; give a whole number from 1 or full"),
         ({"seeds": [1, 1]}, "seed 1 is in the plan twice"),
         ({"settings": {"method": "npg"}}, "unknown key 'method'"),
         ({"shots": ["many"]}, "shots 'many'"),
@@ -344,7 +347,7 @@ def test_wrong_plans(changes, message, headless, folder, tmp_path):
 
 def test_flags_make_a_plan(headless, folder, tmp_path, capsys):
     flags = ["--model", headless, "--data", str(folder), "--tasks", "mr", "--methods", "head", "--shots", "8"]
-    flags += ["--dev-rows", "8", "--steps", "2", "--output", str(tmp_path / "results"), "--json"]
+    flags += ["--dev-rows", "8", "--max-steps", "2", "--output", str(tmp_path / "results"), "--json"]
     assert main(["compare", *flags]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["method"], row["task"], row["shots"], row["steps"]) for row in rows] == [("head", "mr", 8, 2)]

@@ -165,7 +165,7 @@ def test_a_baselines_readout_is_over_the_text_alone(baseline, masked_lm, data, t
 
 def test_a_short_job_on_few_rows(masked_lm, data):
     result = run_end_to_end(
-        settings(masked_lm, data, dev=None, shots=8, steps=6, eval_every=4, baselines=["prompt-tuning"])
+        settings(masked_lm, data, dev=None, shots=8, max_steps=6, eval_every=4, baselines=["prompt-tuning"])
     )
     assert [row["method"] for row in result["rows"]] == [NAMES[0], *NAMES[2:]]
     assert result["job"]["train_rows"]["rows"] == 8
@@ -194,7 +194,7 @@ def test_room_for_the_virtual_tokens(masked_lm, data, tmp_path, monkeypatch):
 def test_label_words_that_need_the_trunk(causal_lm, data, tmp_path):
     rows = load_rows(DataSettings(train=data["train"], label_words={"positive": "so great", "negative": "so bad"}), 3)
     with pytest.raises(ValueError, match="label words of several tokens"):
-        make_runs(settings(causal_lm, data, task=None, readout="label"), rows, tmp_path)
+        make_runs(settings(causal_lm, data, task=None, readout="causal_lm"), rows, tmp_path)
 
 
 def test_an_architecture_that_peft_does_not_know(masked_lm, data, tmp_path, monkeypatch):

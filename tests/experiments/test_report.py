@@ -16,18 +16,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from comparison_results import METHODS, SEEDS, TASKS, fail, save_rows, write_results
 from scipy import stats
 
 from lateprompt.cli.app import main
 from lateprompt.experiments.report import latex, main_tables, markdown, read_results, render, write_report
-from lateprompt.experiments.report.aggregate import extra_tables
+from lateprompt.experiments.report.aggregate import as_json, extra_tables
 from lateprompt.experiments.report.curves import curves
 from lateprompt.experiments.report.errors import errors
+from lateprompt.experiments.report.figures import COLOURS, PALETTE, bubble_chart, line_chart, spread, width_of
 from lateprompt.experiments.report.results import COLUMNS
 from lateprompt.experiments.report.statistics import holm, rank_methods
-from lateprompt.experiments.report.svg import spread, ticks
 from lateprompt.experiments.report.tables import count, escape_latex, escape_markdown, grid, marks
 
 NASTY = '<script>alert("x")</script> a|b_c & 5% $d$ {e} \\f #g ~h ^i `j` *k*'
@@ -87,17 +88,17 @@ class TestNumbers:
 
     def test_mean_and_sample_standard_deviation(self, tables, rows):
         for table in tables:
-            for row in table.rows:
-                for task, cell in row.cells.items():
-                    expected = scores(rows, "test", method=row.method, task=task, shots=table.shots)
-                    assert cell.mean == pytest.approx(np.mean(expected))
-                    assert cell.std == pytest.approx(np.std(expected, ddof=1))
+            assert len(table.cells) == len(METHODS) * len(TASKS)
+            for (method, task), cell in table.cells.iterrows():
+                expected = scores(rows, "test", method=method, task=task, shots=table.shots)
+                assert cell["mean"] == pytest.approx(np.mean(expected))
+                assert cell["std"] == pytest.approx(np.std(expected, ddof=1))
 
     def test_average_over_tasks(self, tables, rows):
         row = tables[1].rows[2]
         by_seed = [statistics.fmean(scores(rows, "test", method=row.method, shots=500, seed=seed)) for seed in SEEDS]
         assert row.mean == pytest.approx(statistics.fmean(by_seed))
-        assert row.average.std == pytest.approx(statistics.stdev(by_seed))
+        assert row.std == pytest.approx(statistics.stdev(by_seed))
 
     def test_costs(self, tables, rows):
         row = tables[0].rows[4]
@@ -119,31 +120,39 @@ class TestNumbers:
         table = main_tables(read_results(tmp_path))[0]
         assert [column.split for column in table.columns] == ["dev", "test"]
         dev = [row["dev"] for row in rows if row["method"] == "npg" and row["task"] == "rte"]
-        assert table.rows[0].cells["rte"].mean == pytest.approx(np.mean(dev))
+        assert table.cells["mean"]["npg", "rte"] == pytest.approx(np.mean(dev))
 
     def test_dev_and_test_are_never_mixed(self, tmp_path):
         rows = write_results(tmp_path, methods=["npg"], tasks=["rte"], shots=[100], files=False)
         rows[0]["test"] = ""
         save_rows(tmp_path, rows)
         table = main_tables(read_results(tmp_path))[0]
-        assert list(table.rows[0].cells["rte"].values) == [21, 42]
+        assert list(table.scores.loc["npg", "rte"].dropna().index) == [21, 42]
         assert grid(table).rows[0][1][0].seeds == "2/3"
 
     def test_further_metrics(self, folder, rows):
         tables = extra_tables(read_results(folder))
         assert list(tables) == ["f1"]
-        cell = tables["f1"][0].rows[0].cells["mrpc"]
-        assert cell.mean == pytest.approx(np.mean(scores(rows, "test_f1", method="full", task="mrpc", shots=100)))
+        assert tables["f1"][0].cells["mean"]["full", "mrpc"] == pytest.approx(
+            np.mean(scores(rows, "test_f1", method="full", task="mrpc", shots=100))
+        )
 
     def test_parquet_and_csv_say_the_same(self, folder, rows, tmp_path):
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
         kinds = dict.fromkeys(("dev", "test", "tokens_per_second"), float) | {"seed": int}
         typed = [{key: kinds.get(key, str)(value) for key, value in row.items()} for row in rows]
         parquet.write_table(arrow.Table.from_pylist(typed), tmp_path / "results.parquet")
-        assert main_tables(read_results(tmp_path)) == main_tables(read_results(folder))
+        assert as_json(main_tables(read_results(tmp_path)), 0) == as_json(main_tables(read_results(folder)), 0)
+
+    def test_means_are_exact(self, tmp_path):
+        rows = write_results(tmp_path, methods=["npg"], tasks=["rte"], shots=[100], files=False)
+        for row, score in zip(rows, (0.8725, 0.8875, 0.9025), strict=True):  # summed up as floats: 0.88749…
+            row["test"] = score
+        save_rows(tmp_path, rows)
+        assert grid(main_tables(read_results(tmp_path))[0]).rows[0][1][0].text == "88.8"
 
     def test_marks(self):
-        assert marks([0.5, 0.7, None, 0.6], ["50", "70", "–", "60"]) == ["", "best", "", "second"]
+        assert marks([0.5, 0.7, np.nan, 0.6], ["50", "70", "–", "60"]) == ["", "best", "", "second"]
         assert marks([3, 1, 2], ["3", "1", "2"], more=False) == ["", "best", "second"]
         assert marks([0.701, 0.702, 0.6], ["70", "70", "60"]) == ["best", "best", "second"]
         assert marks([0.5], ["50"]) == [""]
@@ -158,7 +167,7 @@ class TestRanks:
     def matrix(self, table):
         return np.array(
             [
-                [row.cells[column.task].values[seed] for row in table.rows]
+                [table.scores.loc[row.method, (column.task, seed)] for row in table.rows]
                 for column in table.columns
                 for seed in table.seeds
             ]
@@ -209,34 +218,35 @@ class TestRanks:
 
 class TestFiles:
     def test_curves_are_means_over_seeds(self, folder):
-        runs = [run for run in read_results(folder).runs if (run.task, run.shots) == ("rte", 100)]
+        runs = read_results(folder).runs.query("task == 'rte' and shots == 100")
         found, missing = curves(runs)
         histories = [
             [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
-            for run in runs
+            for run in runs.itertuples()
             if run.method == "npg"
         ]
-        curve = next(curve for curve in found if curve.method == "npg")
-        assert (missing, curve.seeds) == (0, 3)
-        assert curve.by_step[3] == (400, pytest.approx(100 * np.mean([h[3]["dev_accuracy"] for h in histories])))
-        assert curve.by_second[3][0] == pytest.approx(np.mean([h[3]["seconds"] for h in histories]))
+        curve = found["npg"]
+        assert (missing, set(curve["seeds"])) == (0, {3})
+        assert curve.index[3] == 400
+        assert curve["dev"][400] == pytest.approx(100 * np.mean([h[3]["dev_accuracy"] for h in histories]))
+        assert curve["seconds"][400] == pytest.approx(np.mean([h[3]["seconds"] for h in histories]))
 
     def test_a_curve_ends_where_the_first_run_stopped(self, tmp_path):
         write_results(tmp_path, methods=["npg"], tasks=["rte"], shots=[100])
         runs = read_results(tmp_path).runs
-        file = runs[1].folder / "history.jsonl"
+        file = runs["folder"][1] / "history.jsonl"
         file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:4]))
-        assert [step for step, _ in curves(runs)[0][0].by_step] == [100, 200, 300, 400]
+        assert list(curves(runs)[0]["npg"].index) == [100, 200, 300, 400]
 
     def test_errors_of_the_best_by_dev(self, folder):
-        runs = [run for run in read_results(folder).runs if (run.task, run.shots) == ("sst2", 100)]
+        runs = read_results(folder).runs.query("task == 'sst2' and shots == 100")
         found = errors("sst2", runs)
-        means = {m: np.mean([run.dev for run in runs if run.method == m]) for m in METHODS}
+        means = {m: np.mean(runs["dev"][runs["method"] == m]) for m in METHODS}
         assert found.method == max(means, key=means.get)
         assert (found.total, found.seeds, len(found.worst)) == (360, 3, 10)
-        sure = [wrong.row.probability for wrong in found.worst]
+        sure = list(found.worst["probability"])
         assert sure == sorted(sure, reverse=True)
-        assert all(wrong.row.label != wrong.row.prediction for wrong in found.worst)
+        assert (found.worst["label"] != found.worst["prediction"]).all()
 
     def test_without_optional_files(self, tmp_path):
         write_results(tmp_path, tasks=["rte"], shots=[100], files=False)
@@ -256,7 +266,7 @@ class TestFiles:
     def test_broken_files(self, tmp_path, name, line, message):
         write_results(tmp_path, methods=["npg"], tasks=["rte"], shots=[100])
         results = read_results(tmp_path)
-        (results.runs[0].folder / name).write_text(line + "\n", encoding="utf-8")
+        (results.runs["folder"][0] / name).write_text(line + "\n", encoding="utf-8")
         with pytest.raises(ValueError, match=message) as error:
             render(results)
         assert name in str(error.value)
@@ -344,7 +354,7 @@ class TestEscaping:
     def test_html(self, nasty):
         page = render(read_results(nasty))
         page.encode("utf-8")
-        assert "alert(&quot;x&quot;)" in page
+        assert "alert(&#34;x&#34;)" in page
         assert "<script>alert" not in page
         assert "<b>" not in page.replace('<b title="probability of the prediction">', "")
         parsed = Parsed(page)
@@ -392,7 +402,7 @@ class TestPage:
     def test_one_seed(self, tmp_path):
         write_results(tmp_path, seeds=[13], shots=[100])
         results = read_results(tmp_path)
-        assert main_tables(results)[0].rows[0].cells["rte"].std is None
+        assert main_tables(results)[0].cells["std"].isna().all()
         page = render(results)
         assert "one seed (13)" in page
         assert 'class="std"' not in page
@@ -420,7 +430,7 @@ class TestPage:
         page = render(results)
         assert "4 of 4 runs failed" in page
         assert not Parsed(page).open
-        assert main_tables(results)[0].rows[0].mean is None
+        assert np.isnan(main_tables(results)[0].rows[0].mean)
 
     def test_many_labels_and_many_methods(self, tmp_path):
         rows = write_results(tmp_path, methods=[f"method {i}" for i in range(16)], tasks=["rte"], shots=[100])
@@ -438,10 +448,62 @@ class TestPage:
         assert places[-1] <= 100
         assert spread([5, 6], 14, 0, 10) == [0, 10]
 
-    def test_ticks_are_round(self):
-        assert ticks(0, 1000) == [0, 250, 500, 750, 1000]
-        assert ticks(65.8, 75.6)[0] <= 65.8
-        assert ticks(1, 1) == ticks(0.5, 1.5)
+
+class TestFigures:
+    """What a browser shows of a figure, from its SVG; test_report_browser.py asks a browser itself."""
+
+    @pytest.fixture
+    def chart(self):
+        lines = {f"method {i}": pd.Series([60 + i / 50, 65.8 + i / 50], index=[0.0, 1900.0]) for i in range(16)}
+        numbers = {method: number for number, method in enumerate(lines)}
+        return line_chart(lines, numbers, name="c", title="A & B", x_label="steps", y_label="$y$ <, %")
+
+    def texts(self, svg: str) -> list[str]:
+        return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+    def test_texts_are_text(self, chart):
+        texts = self.texts(chart.svg())
+        assert [text for text in texts if text.startswith("method")] == [f"method {i}" for i in range(15, -1, -1)][::-1]
+        assert {"0", "1k", "60", "62", "64", "66", "steps", "$y$ &lt;, %"} <= set(texts), "ticks are round"
+
+    def test_no_label_lies_on_another(self, chart):
+        labels = re.findall(r'<g class="label"><text[^>]* y="([\d.]+)"', chart.svg(370))
+        assert len(labels) == 16
+        assert all(b - a >= 13.9 for a, b in pairwise(sorted(map(float, labels))))
+
+    def test_circles_keep_their_labels_apart(self):
+        x, y = np.random.default_rng(0).uniform([0, 60], [8, 75], (12, 2)).T
+        frame = pd.DataFrame({"x": x, "y": y, "size": 1e9, "note": "n"}, index=[f"name {i}" for i in range(12)])
+        frame.loc["name 3", "size"] = np.nan
+        numbers = {method: number for number, method in enumerate(frame.index)}
+        svg = bubble_chart(frame, numbers, name="b", title="t", x_label="x", y_label="y").svg()
+        found = re.findall(r'"label"><text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)', svg)
+        shift = {"start": 0, "middle": -0.5, "end": -1}
+        boxes = []
+        for style, left, bottom, text in found:
+            wide = width_of(text)
+            left = float(left) + wide * shift[re.search("text-anchor: (\\w+)", style)[1]]
+            boxes.append((left, float(bottom), left + wide))
+        assert len(boxes) == 12
+        assert all(left > 0 and right < 720 for left, _, right in boxes)
+        for place, (left, bottom, right) in enumerate(boxes):
+            assert not [b for b in boxes[:place] if b[0] < right and left < b[2] and abs(b[1] - bottom) < 12]
+
+    def test_colours_are_the_pages(self, chart):
+        svg = chart.svg()
+        assert not re.search("#[0-9a-f]{3}", re.sub('(id|href)="[^"]*"', "", svg)), "a colour without a dark one"
+        used = set(re.findall(r"var\(--(\w+)\)", svg))
+        assert used == {*(f"c{i}" for i in range(len(COLOURS))), "ink", "soft", "faint", "paper"}
+        assert used == set(PALETTE) - {"rule", "tint", "link", "heat", "wrong"}
+
+    def test_what_reads_it_aloud(self, chart):
+        svg = chart.svg()
+        assert svg.startswith('<svg viewBox="0 0 400 290" role="img" aria-label="A &amp; B"><desc>steps against $y$')
+        assert "<g><title>method 3 (0: 60.1, 1900: 65.9)</title>" in svg
+
+    def test_no_two_ids_in_a_page(self, folder):
+        ids = re.findall(r' id="([^"]*)"', render(read_results(folder)))
+        assert len(ids) == len(set(ids))
 
 
 class TestCommand:
@@ -454,6 +516,49 @@ class TestCommand:
         assert files[1].read_text(encoding="utf-8").count("| npg |") == 2
         assert files[2].read_text(encoding="utf-8").count(r"\toprule") == 2
         assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "table.md", "table.tex"]
+
+    def test_figures(self, tmp_path, capsys):
+        write_results(tmp_path / "results", methods=["npg", "lora"], tasks=["rte"], shots=[100])
+        arguments = ["report", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]
+        assert main(arguments) == 0
+        names = [f"convergence-roberta-large-100-shots-rte-by-{unit}" for unit in ("seconds", "steps")]
+        names += ["ranks-roberta-large-100-shots", "speed-roberta-large-100-shots"]
+        files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+        assert sorted(files) == sorted(f"{name}.{kind}" for name in names for kind in ("pdf", "png"))
+        starts = {".pdf": b"%PDF", ".png": b"\x89PNG"}
+        assert all(content.startswith(starts[Path(name).suffix]) for name, content in files.items())
+        assert not (tmp_path / "results" / "report.html").exists()
+        assert main(arguments) == 0, "our own files may be replaced"
+        assert files == {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+
+    def test_figures_replace_nothing_else(self, tmp_path, capsys):
+        write_results(tmp_path / "results", methods=["npg", "lora"], tasks=["rte"], shots=[100], files=False)
+        (tmp_path / "figures").mkdir()
+        mine = tmp_path / "figures" / "speed-roberta-large-100-shots.pdf"
+        mine.write_text("mine")
+        page = tmp_path / "page.html"
+        arguments = ["report", str(tmp_path / "results"), "--output", str(page), "--figures"]
+        assert main([*arguments, str(mine.parent)]) == 2
+        assert f"has {mine.name!r}, which no report made" in capsys.readouterr().err
+        assert main([*arguments, str(mine)]) == 2
+        assert "is a file; give a folder" in capsys.readouterr().err
+        assert main([*arguments, str(tmp_path / "results" / "runs")]) == 2
+        assert "is among the files of the runs" in capsys.readouterr().err
+        assert main([*arguments, ""]) == 2
+        assert "is no name" in capsys.readouterr().err
+        assert [file.name for file in mine.parent.iterdir()] == [mine.name]
+        assert (mine.read_text(), page.exists()) == ("mine", False)
+
+    def test_without_matplotlib(self, folder, tmp_path):
+        code = "import sys; sys.modules['matplotlib'] = None; from lateprompt.cli.app import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "report", str(folder)]
+        done = subprocess.run([*command, "--output", str(tmp_path / "page.html")], capture_output=True, text=True)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "pip install 'lateprompt[experiments]'" in line
+        assert not list(tmp_path.iterdir())
+        done = subprocess.run([*command, "--markdown", str(tmp_path / "table.md")], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_json(self, folder, capsys):
         assert main(["report", str(folder / "results.csv"), "--json"]) == 0
@@ -483,7 +588,7 @@ class TestCommand:
     def test_nothing_is_written_if_something_is_broken(self, tmp_path):
         write_results(tmp_path, methods=["npg"], tasks=["rte"], shots=[100])
         results = read_results(tmp_path)
-        (results.runs[0].folder / "history.jsonl").write_text("{", encoding="utf-8")
+        (results.runs["folder"][0] / "history.jsonl").write_text("{", encoding="utf-8")
         with pytest.raises(ValueError, match="broken JSON"):
             write_report(tmp_path, page=tmp_path / "a.html", markdown_file=tmp_path / "a.md")
         assert not (tmp_path / "a.md").exists()

@@ -36,7 +36,7 @@ const look = () => {
     smallest: Math.min(...boxes.map((b) => Math.min(b.width, b.height))),
     outside: shown.reduce((n, s) => n + inner(s.getBoundingClientRect(), s), 0),
     overlaps: shown.reduce((n, s) => {
-      const texts = [...s.querySelectorAll("text.label")].map((t) => t.getBoundingClientRect());
+      const texts = [...s.querySelectorAll(".label text")].map((t) => t.getBoundingClientRect());
       return n + texts.filter((a, i) => texts.slice(i + 1).some((b) =>
         a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 4 && b.top < a.bottom - 4)).length;
     }, 0),

@@ -28,10 +28,10 @@ from lateprompt.training.settings import ModelSettings
 PAIRS = ("npg+late-lora", "mppg+late-bitfit", "fixed+late-adapter", "appg+late-full", "atpg+lora")
 ALL = (*NAMES, *PAIRS)
 OPTIONS = {"s-idpg": {"phm_n": 4}, "adapterdrop": {"drop_layers": 2}}
-AUTO = {"mask": "AutoModelForMaskedLM", "label": "AutoModelForCausalLM", "head": "AutoModel"}
+AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM", "head": "AutoModel"}
 CASES = [
     (family, readout, method)
-    for family, readout in (("bert", "head"), ("roberta", "mask"), ("gpt2", "label"), ("llama", "label"))
+    for family, readout in (("bert", "head"), ("roberta", "masked_lm"), ("gpt2", "causal_lm"), ("llama", "causal_lm"))
     for method in ALL
     if not (method == "head" and readout != "head") and not ("bitfit" in method and family == "llama")
 ]

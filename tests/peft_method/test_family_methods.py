@@ -22,7 +22,7 @@ def test_every_family_has_a_tiny_model():
 @pytest.mark.parametrize("method", TUNERS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_defaults_of_every_family(family, method, tmp_path):
-    readout = "mask" if family in ENCODERS else "label"
+    readout = "masked_lm" if family in ENCODERS else "causal_lm"
     model = make(family, readout, method)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     count = sum(p.numel() for p in trained.values())

@@ -109,9 +109,9 @@ def test_states_in_no_folder(value, tmp_path, monkeypatch):
 
 
 def test_a_seed_below_zero():
-    with pytest.raises(LatePromptError, match="seed -1 is out of range"):
+    with pytest.raises(LatePromptError, match="seed -1 is no value for it; give a whole number from 0"):
         run_demo(seed=-1, quiet=True)
-    with pytest.raises(LatePromptError, match="seed -1 is out of range"):
+    with pytest.raises(LatePromptError, match="seed -1 is no value for it; give a whole number from 0"):
         BenchSettings(seed=-1).check()
     with pytest.raises(LatePromptError, match="batch '16' is no value for it"):
         BenchSettings(batch="16").check()  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_states_of_no_folder(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "1e2"], "lateprompt: --steps '1e2' is no value for it; give a whole number\n"),
+        (["--max-steps", "1e2"], "lateprompt: --max-steps '1e2' is no value for it; give a whole number\n"),
         (["--quiet=yes"], "lateprompt: --quiet takes no value; leave out 'yes'\n"),
     ],
 )
@@ -150,7 +150,7 @@ def test_help_of_a_command_by_name(capsys):
 
 def test_decimal_labels_are_saved_and_loaded(masked_lm, tmp_path):
     labels = [Decimal(1), Decimal(2)]
-    classifier = LatePromptClassifier(masked_lm, method="npg", steps=1, states="off").fit(["good", "bad"], labels)
+    classifier = LatePromptClassifier(masked_lm, method="npg", max_steps=1, states="off").fit(["good", "bad"], labels)
     classifier.save(tmp_path / "run")
     assert LatePromptClassifier.load(tmp_path / "run").classes_.tolist() == labels
 

@@ -263,7 +263,7 @@ def test_other_types_after_wrapping(name, auto, dtype):
 def test_auto_classes_of_transformers_load_adapters_too(tmp_path):
     base = tiny_model("bert", MASKED)
     base.save_pretrained(tmp_path / "base")
-    model = get_peft_model(load_base(str(tmp_path / "base"), "mask"), late_config())
+    model = get_peft_model(load_base(str(tmp_path / "base"), "masked_lm"), late_config())
     shake(model).eval().save_pretrained(tmp_path / "adapter")
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")
     batch = plain_batch("bert")

@@ -617,8 +617,8 @@ def test_a_tuner_of_the_tail_leaves_the_trunk_pure(kind, name, auto):
     model = late_on(below, auto).eval()
     assert torch.equal(first_output(model, batch), expected)  # at its start the tuner changes nothing
     layer = model.base_model.layer
-    slot, split = layer.slots["default"], layer.split_at(2)
-    assert layer.set_mode(slot, split) is False
+    split = layer.split_at(2)
+    assert not split.trains_trunk
 
     model.train()
     states = []
@@ -650,7 +650,7 @@ def test_a_tuner_of_all_layers_trains_the_trunk():
     for kind in (BitFitConfig, AdapterConfig):
         model = late_on(get_peft_model(biased_model("roberta", MASKED), tuner_config(kind)), MASKED).train()
         layer = model.base_model.layer
-        assert layer.set_mode(layer.slots["default"], layer.split_at(2)) is True
+        assert layer.split_at(2).trains_trunk
         model(**plain_batch("roberta"))[0].square().sum().backward()
         grads = {n: p.grad for n, p in trainable(model).items()}
         assert all(g is not None for g in grads.values())

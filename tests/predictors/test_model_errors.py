@@ -27,7 +27,7 @@ OPTIONS = {
     "prompt tokens": (["--num-prompt-tokens", "1000000"], "num_prompt_tokens 1000000 is too many"),
     "bottleneck": (["--bottleneck-dim", "1000000000"], "bottleneck_dim 1000000000 is too large"),
     "dropped layers": (["--method", "adapterdrop", "--set", "drop_layers=99"], "drop_layers 99"),
-    "no label words": (["--readout", "mask"], 'readout="head"'),
+    "no label words": (["--readout", "masked_lm"], 'readout="head"'),
 }
 
 
@@ -74,6 +74,6 @@ def test_the_estimator_gives_advice_for_python(headless):
     rows = make_rows(16)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     with pytest.raises(ValueError, match=r"readout=\"head\""):
-        LatePromptClassifier(headless, readout="mask", epochs=1).fit(texts, labels)
+        LatePromptClassifier(headless, readout="masked_lm", epochs=1).fit(texts, labels)
     with pytest.raises(ValueError, match="num_prompt_tokens 1000000 is too many"):
         LatePromptClassifier(headless, num_prompt_tokens=10**6, epochs=1).fit(texts, labels)

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from lateprompt import LatePromptConfig, TrunkStates
 from lateprompt.data import Row, load_task
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import WordReadout
 from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.state_cache.fill import StatesSettings
@@ -71,9 +71,9 @@ def test_a_released_trunk_says_so(masked_lm, tmp_path):
     tuned = build(masked_lm)
     tuned.release()
     batch = tuned.feed(ROWS).batch(np.arange(4))
-    with pytest.raises(ValueError, match="released"):
+    with pytest.raises(ValueError, match="offloaded"):
         tuned.readout.scores(batch)
-    with pytest.raises(ValueError, match="released"):
+    with pytest.raises(ValueError, match="offloaded"):
         TrunkStates.open(tmp_path, tuned.model, 2)
     tuned.restore()
     assert tuned.readout.scores(batch).shape == (4, 2)
@@ -87,10 +87,10 @@ def test_a_run_releases_and_its_classifier_still_predicts(masked_lm, data, tmp_p
     model = ModelSettings(masked_lm, prompt_layer=2, bottleneck_dim=8)
     tuned, measured = train_run(model, settings, RECIPE, None, states=StatesSettings(str(tmp_path)))
     assert released
-    assert tuned.layer.trunk_released  # evaluation on dev and test rows has not needed the trunk either
+    assert tuned.layer.trunk_offloaded  # evaluation on dev and test rows has not needed the trunk either
     assert measured["test"][data["dev"]]["accuracy"] == measured["accuracy"]
     assert tuned.probabilities(ROWS[:2]).shape == (2, 2)
-    assert not tuned.layer.trunk_released
+    assert not tuned.layer.trunk_offloaded
 
 
 def test_weights_that_are_trained_or_tied_stay(masked_lm):
@@ -101,8 +101,8 @@ def test_weights_that_are_trained_or_tied_stay(masked_lm):
     model = get_peft_model(lora, LatePromptConfig(prompt_layer=2))
     layer = model.base_model.layer
     words = torch.arange(5, 7).tolist()
-    readout = WordReadout(base, layer, words, "mask", "vocabulary")
-    released = ReleasedWeights(base, layer, 2, readout)
+    readout = WordReadout(base, layer, words, "masked_lm", "vocabulary")
+    released = OffloadedWeights.offload(base, layer, 2, readout)
     gc.collect()
     assert any("lora" in name and ".layer.0." in name and p.numel() for name, p in model.named_parameters())
     assert base.get_output_embeddings().weight.numel() > 0  # the vocabulary's loss needs it

@@ -28,7 +28,7 @@ from lateprompt.utils.errors import LatePromptError
 def train(model, data, output, **settings):
     settings = ModelSettings(model, **{"method": "npg", "prompt_layer": 2, "bottleneck_dim": 4, **settings})
     rows = DataSettings(data["train"], dev=[data["dev"]], task="sst2")
-    return train_run(settings, rows, RecipeSettings(steps=2, batch_size=8), output)
+    return train_run(settings, rows, RecipeSettings(max_steps=2, batch_size=8), output)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def runs(tmp_path_factory, masked_lm, headless, data):
     train(masked_lm, data, folder / "words")
     train(headless, data, folder / "head")
     rows = make_rows(16)
-    fitted = LatePromptClassifier(model=headless, prompt_layer=2, bottleneck_dim=4, steps=1, batch_size=8)
+    fitted = LatePromptClassifier(model=headless, prompt_layer=2, bottleneck_dim=4, max_steps=1, batch_size=8)
     fitted.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / "estimator")
     return folder
 
@@ -171,7 +171,7 @@ def test_weights_that_are_no_numbers(copy, value, tmp_path):
         ("words", {"model_settings__head_pooling": "x"}, "head_pooling 'x'"),
         ("words", {"model_settings__readout": 3}, "readout 3"),
         ("words", {"model_settings__readout": "words"}, "readout 'words'"),
-        ("words", {"model_settings__readout": "label"}, "encoder; use --readout mask or head"),
+        ("words", {"model_settings__readout": "causal_lm"}, "encoder; use --readout masked_lm or head"),
         ("words", {"model_settings__max_length": "many"}, "max_length 'many'"),
         ("words", {"model_settings__max_length": True}, "max_length True"),
         ("words", {"model_settings__max_length": -1}, "max_length -1"),
@@ -263,7 +263,7 @@ def test_resume_of_a_finished_run_with_an_edited_run_file(copy, masked_lm, data)
     for changes in ({"data": 3}, {"recipe": [1]}, {"num_layers": "four"}, {"data": {"fingerprints": 3}}):
         edit(folder, **changes)
         with pytest.raises(LatePromptError):
-            train_run(settings, rows, RecipeSettings(steps=3, batch_size=8), folder, resume=True)
+            train_run(settings, rows, RecipeSettings(max_steps=3, batch_size=8), folder, resume=True)
 
 
 def test_an_edited_checkpoint(tmp_path, masked_lm, data):
@@ -281,13 +281,13 @@ def test_an_edited_checkpoint(tmp_path, masked_lm, data):
     ):
         (folder / "state.json").write_text(json.dumps(state))
         with pytest.raises(LatePromptError, match=r"checkpoint .* is broken"):
-            train_run(settings, rows, RecipeSettings(steps=2), tmp_path / "run", resume=True)
+            train_run(settings, rows, RecipeSettings(max_steps=2), tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_with_a_long_template_is_taken_up(headless, data, tmp_path):
     """A template longer than any name of a file is no path to look for."""
     settings = ModelSettings(headless, prompt_layer=2, bottleneck_dim=4, readout="head")
     rows = DataSettings(data["train"], template="{text}" + " terrible" * 30)
-    recipe = RecipeSettings(steps=1, batch_size=8)
+    recipe = RecipeSettings(max_steps=1, batch_size=8)
     measured = train_run(settings, rows, recipe, tmp_path / "run")[1]
     assert train_run(settings, rows, recipe, tmp_path / "run", resume=True)[1] == measured

@@ -432,7 +432,7 @@ def test_more_tokens_than_positions(causal_lm):
 
 def train(model, files, output, *more):
     arguments = ["train", "--model", model, "--train", files["train"], "--prompt-layer", "2", "--bottleneck-dim", "8"]
-    arguments += ["--max-length", "48", "--max-target-length", "12", "--steps", "30", "--batch-size", "8"]
+    arguments += ["--max-length", "48", "--max-target-length", "12", "--max-steps", "30", "--batch-size", "8"]
     arguments += ["--eval-every", "10", "--lr", "2e-2", "--output", str(output), "--quiet"]
     return main([*arguments, *more])
 
@@ -504,7 +504,7 @@ def test_tasks_check_shows_the_chat(chat_lm, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--readout", "label"], "readout 'label' reads labels"),
+        (["--readout", "causal_lm"], "readout 'causal_lm' reads labels"),
         (["--max-target-length", "0"], "max_target_length 0"),
         (["--max-target-length", "48"], "max_target_length 48 leaves no room"),
         (["--label-words", '{"a": "b"}'], "targets, not labels"),
@@ -532,8 +532,8 @@ def test_what_takes_labels_only(causal_lm, data, files, tmp_path, capsys):
     assert main([*arguments, "--dev", files["dev"]]) == 2
     assert "texts for answers" in capsys.readouterr().err
     run = tmp_path / "labels"
-    arguments = ["train", "--model", causal_lm, "--train", data["train"], "--prompt-layer", "2", "--steps", "1"]
-    assert main([*arguments, "--readout", "text", "--output", str(run)]) == 2
+    arguments = ["train", "--model", causal_lm, "--train", data["train"], "--prompt-layer", "2", "--max-steps", "1"]
+    assert main([*arguments, "--readout", "generate", "--output", str(run)]) == 2
     assert "the task has labels" in capsys.readouterr().err
     assert main([*arguments, "--output", str(run), "--quiet"]) == 0
     assert main(["predict", str(run), "--data", data["dev"], "--beams", "2"]) == 2

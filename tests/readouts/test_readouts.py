@@ -9,7 +9,7 @@ from tiny_models import CONFIGS, DECODERS, ENCODERS, tiny_batch, tiny_model
 from torch.nn import functional as F
 
 from lateprompt import LatePromptConfig
-from lateprompt.backbone.packed import can_branch
+from lateprompt.backbone.packed import can_pack
 from lateprompt.readouts import Batch, HeadReadout, LMHead, PhraseReadout, WordReadout, pool_states, word_readout
 
 WORDS = [7, 30, 55]
@@ -35,11 +35,11 @@ def test_word_scores_are_the_models_own_logits(name):
     model, base, layer = tuned(name, "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM")
     raw, batch = right_padded()
     logits = model(**raw).logits[torch.arange(3), batch.read]
-    readout = WordReadout(base, layer, WORDS, "label" if causal else "mask", "vocabulary")
+    readout = WordReadout(base, layer, WORDS, "causal_lm" if causal else "masked_lm", "vocabulary")
     torch.testing.assert_close(readout.scores(batch), logits[:, WORDS], atol=1e-5, rtol=1e-5)
     expected = F.cross_entropy(logits, torch.tensor(WORDS)[batch.labels])
     torch.testing.assert_close(readout.loss(batch), expected, atol=1e-5, rtol=1e-5)
-    over_labels = WordReadout(base, layer, WORDS, "mask", "labels")
+    over_labels = WordReadout(base, layer, WORDS, "masked_lm", "labels")
     expected = F.cross_entropy(logits[:, WORDS], batch.labels)
     torch.testing.assert_close(over_labels.loss(batch), expected, atol=1e-5, rtol=1e-5)
 
@@ -63,8 +63,8 @@ def test_a_model_without_lm_head_is_refused():
 def test_words_that_begin_every_label():
     _, base, layer = tuned("gpt2", "AutoModelForCausalLM")
     with pytest.raises(ValueError, match=r"label words \[7\] are the beginning of every label's"):
-        word_readout(base, layer, [[7, 9], [7], [7, 9, 4]], "label", "labels")
-    scores = word_readout(base, layer, [[7, 9], [7], [8]], "label", "labels").scores(right_padded()[1])
+        word_readout(base, layer, [[7, 9], [7], [7, 9, 4]], "causal_lm", "labels")
+    scores = word_readout(base, layer, [[7, 9], [7], [8]], "causal_lm", "labels").scores(right_padded()[1])
     assert (scores < 0).all()
 
 
@@ -78,7 +78,7 @@ PHRASES = [[7, 9], [7, 30, 41], [55], [11, 9, 9, 20]]
 def test_phrases_score_like_one_pass_per_label(name, config):
     model, base, layer = tuned(name, "AutoModelForCausalLM", **config)
     raw, batch = right_padded()
-    readout = word_readout(base, layer, PHRASES, "label", "vocabulary")
+    readout = word_readout(base, layer, PHRASES, "causal_lm", "vocabulary")
     assert isinstance(readout, PhraseReadout)
     scores = readout.scores(batch)
     expected = torch.empty(3, len(PHRASES))
@@ -106,7 +106,7 @@ def test_all_labels_take_one_pass(name, monkeypatch):
     _, base, layer = tuned(name, "AutoModelForCausalLM")
     readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
     monkeypatch.setattr(readout, "_one_by_one", None)
-    assert can_branch(layer)
+    assert can_pack(layer)
     assert readout.scores(right_padded()[1]).shape == (3, 4)
 
 
@@ -115,7 +115,7 @@ def test_phrases_without_a_late_prompt_take_a_pass_each():
     model, base, layer = tuned("gpt2", "AutoModelForCausalLM")
     readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
     with model.disable_adapter():
-        assert not can_branch(layer)
+        assert not can_pack(layer)
         assert readout.scores(right_padded()[1]).shape == (3, 4)
 
 
@@ -128,9 +128,9 @@ def test_tokens_that_all_labels_share_do_not_count():
 
 def test_one_token_phrases_take_the_one_pass_readout():
     _, base, layer = tuned("gpt2", "AutoModelForCausalLM")
-    assert isinstance(word_readout(base, layer, [[7], [9]], "label", "labels"), WordReadout)
+    assert isinstance(word_readout(base, layer, [[7], [9]], "causal_lm", "labels"), WordReadout)
     with pytest.raises(ValueError, match="loss 'words' is unknown"):
-        word_readout(base, layer, [[7], [9]], "label", "words")
+        word_readout(base, layer, [[7], [9]], "causal_lm", "words")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -164,7 +164,7 @@ def test_pooling_of_a_left_padded_row():
 def test_kept_states_give_the_same_scores():
     _, base, layer = tuned("roberta", "AutoModelForMaskedLM")
     _, batch = right_padded()
-    readout = WordReadout(base, layer, WORDS, "mask", "labels")
+    readout = WordReadout(base, layer, WORDS, "masked_lm", "labels")
     states = layer.split_at(2).trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     kept = Batch(batch.input_ids, batch.attention_mask, batch.read, batch.labels, trunk_states=states)
     torch.testing.assert_close(readout.scores(kept), readout.scores(batch), atol=1e-6, rtol=0)

@@ -17,7 +17,7 @@ from lateprompt.data import default_task, load_task, plain_text_task
 from lateprompt.runs.model_card import base_name, data_name, model_card, title
 from lateprompt.training.settings import ModelSettings
 
-STEPS = ["--prompt-layer", "2", "--bottleneck-dim", "8", "--steps", "2", "--batch-size", "8", "--json"]
+STEPS = ["--prompt-layer", "2", "--bottleneck-dim", "8", "--max-steps", "2", "--batch-size", "8", "--json"]
 
 
 def front_matter(card: str) -> dict:
@@ -66,7 +66,7 @@ def test_after_training(masked_lm, data, tmp_path):
 
 def test_after_save(headless, tmp_path):
     texts, labels = zip(*((row["text"], row["label"]) for row in make_rows(16)), strict=True)
-    classifier = LatePromptClassifier(headless, prompt_layer=2, bottleneck_dim=8, steps=2, batch_size=8)
+    classifier = LatePromptClassifier(headless, prompt_layer=2, bottleneck_dim=8, max_steps=2, batch_size=8)
     classifier.fit(list(texts), list(labels)).save(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     check(card, headless, tmp_path)
@@ -91,7 +91,7 @@ def test_of_a_writer(causal_lm, tmp_path):
 
 
 def tuned(task, **settings):
-    given = {"model": "roberta-base", "readout": "mask", **settings}
+    given = {"model": "roberta-base", "readout": "masked_lm", **settings}
     return SimpleNamespace(task=task, settings=ModelSettings(**given), trainable_parameters=1000, max_length=256)
 
 

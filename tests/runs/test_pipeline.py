@@ -31,7 +31,7 @@ def rows(number, start=0):
 def pipeline(model, folder, *, steps=4, **more):
     given = Rows(TASK, rows(32), rows(12, 50), {"more.csv": rows(10, 80)}, {"test.csv": rows(14, 100)})
     settings = ModelSettings(model, prompt_layer=2, device="cpu")
-    recipe = RecipeSettings(steps=steps, batch_size=8, eval_every=2, lr=1e-2, seed=3)
+    recipe = RecipeSettings(max_steps=steps, batch_size=8, eval_every=2, lr=1e-2, seed=3)
     return Pipeline(settings, given, recipe, StatesSettings(str(folder) if folder else "off"), **more)
 
 

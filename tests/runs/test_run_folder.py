@@ -30,7 +30,7 @@ def settings(model, **more):
 
 
 def train(model, data, output, *, seed=1, overwrite=False, resume=False, **recipe):
-    recipe = RecipeSettings(**{"steps": 3, "batch_size": 8, "eval_every": 1, "seed": seed, **recipe})
+    recipe = RecipeSettings(**{"max_steps": 3, "batch_size": 8, "eval_every": 1, "seed": seed, **recipe})
     rows = DataSettings(data["train"], dev=[data["dev"]], task="sst2")
     return train_run(settings(model), rows, recipe, output, overwrite=overwrite, resume=resume)
 
@@ -159,7 +159,7 @@ def test_somebody_elses_manifest(run, masked_lm, data):
 def test_a_run_that_reads_what_it_would_replace(run, masked_lm, data):
     rows = DataSettings(data["train"], task=str(run / "task.yaml"))
     with pytest.raises(LatePromptError, match=r"task\.yaml' is read, and would be replaced"):
-        train_run(settings(masked_lm), rows, RecipeSettings(steps=1), run, overwrite=True)
+        train_run(settings(masked_lm), rows, RecipeSettings(max_steps=1), run, overwrite=True)
 
 
 def test_saving_a_model_touches_no_other_file(run, masked_lm, tmp_path):
@@ -183,7 +183,7 @@ def test_saving_a_model_touches_no_other_file(run, masked_lm, tmp_path):
 def test_a_diverging_run_leaves_the_old_one(run, masked_lm, data):
     before = contents(run)
     with pytest.raises(LatePromptError, match="diverged"):
-        train(masked_lm, data, run, seed=2, overwrite=True, lr=1e30, clip=0.0, steps=30)
+        train(masked_lm, data, run, seed=2, overwrite=True, lr=1e30, max_grad_norm=0.0, max_steps=30)
     assert contents(run) == before
 
 
@@ -223,7 +223,7 @@ def test_an_interrupted_run_stays_until_the_next_has_succeeded(tmp_path, masked_
             train(masked_lm, data, tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(LatePromptError, match="diverged"):
-        train(masked_lm, data, tmp_path / "run", seed=2, overwrite=True, lr=1e30, clip=0.0, steps=30)
+        train(masked_lm, data, tmp_path / "run", seed=2, overwrite=True, lr=1e30, max_grad_norm=0.0, max_steps=30)
     assert contents(tmp_path / "run") == before
     train(masked_lm, data, tmp_path / "run", resume=True)
     assert seed_of(tmp_path / "run") == 1
@@ -259,7 +259,7 @@ def test_a_run_that_never_had_a_state_is_in_nobodys_way(tmp_path, masked_lm, dat
             train(masked_lm, data, tmp_path / "run")
     train(masked_lm, data, tmp_path / "run")
     with pytest.raises(LatePromptError, match="diverged"):
-        train(masked_lm, data, tmp_path / "other", lr=1e30, clip=0.0, steps=30, eval_every=30)
+        train(masked_lm, data, tmp_path / "other", lr=1e30, max_grad_norm=0.0, max_steps=30, eval_every=30)
     assert not (tmp_path / "other").exists()
 
 
@@ -268,7 +268,7 @@ def test_a_full_disk(run, masked_lm, data, capsys):
     from lateprompt.cli.app import main
 
     before, limits = contents(run), resource.getrlimit(resource.RLIMIT_FSIZE)
-    given = ["train", "--model", masked_lm, "--train", data["train"], "--task", "sst2", "--steps", "2", "--states"]
+    given = ["train", "--model", masked_lm, "--train", data["train"], "--task", "sst2", "--max-steps", "2", "--states"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
     try:
         assert main([*given, "off", "--output", str(run), "--overwrite", "--quiet"]) == 2

@@ -29,7 +29,7 @@ metrics: [accuracy]
 
 
 def train(model, data, output, *, task="sst2", resume=False, overwrite=False, **recipe):
-    recipe = RecipeSettings(**{"steps": 3, "batch_size": 8, "eval_every": 1, "seed": 1, **recipe})
+    recipe = RecipeSettings(**{"max_steps": 3, "batch_size": 8, "eval_every": 1, "seed": 1, **recipe})
     settings = ModelSettings(model, method="npg", prompt_layer=2, bottleneck_dim=4)
     rows = DataSettings(data["train"], dev=[data["dev"]], task=str(task))
     return train_run(settings, rows, recipe, output, resume=resume, overwrite=overwrite)

@@ -54,7 +54,7 @@ def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
 def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
     words = dict(zip(("negative", "positive"), ("really terrible film", "great"), strict=True))
     task = default_task(list(words), pair=False, label_words=list(words.values()))
-    settings = {"task": task, "method": method, "loss": loss, "readout": "label"}
+    settings = {"task": task, "method": method, "loss": loss, "readout": "causal_lm"}
     feed, with_states = train(causal_lm, StatesSettings(str(tmp_path)), **settings)
     assert isinstance(feed, CachedBatches)
     plain, without = train(causal_lm, StatesSettings("off"), **settings)
@@ -93,7 +93,7 @@ def test_the_trunk_does_not_run(masked_lm, tmp_path):
 
 
 def test_only_rows_that_will_be_read_are_filled(masked_lm, tmp_path):
-    short = replace(RECIPE, steps=2)
+    short = replace(RECIPE, max_steps=2)
     feed, _ = train(masked_lm, StatesSettings(str(tmp_path)), short)
     assert (feed.numbers >= 0).sum() == 16
 
@@ -136,7 +136,9 @@ def test_trunk_dropout_with_states_off(masked_lm, data, tmp_path):
         "--output",
         str(tmp_path / "run"),
     ]
-    assert main([*base, "--states", "off", "--trunk-dropout", "--steps", "2", "--prompt-layer", "2", "--quiet"]) == 0
+    assert (
+        main([*base, "--states", "off", "--trunk-dropout", "--max-steps", "2", "--prompt-layer", "2", "--quiet"]) == 0
+    )
 
 
 def test_label_words_that_cannot_be_packed_need_the_trunk(causal_lm, tmp_path, monkeypatch):
@@ -186,7 +188,7 @@ def test_states_on_the_command_line(masked_lm, data, tmp_path, capsys):
         data["train"],
         "--dev",
         data["dev"],
-        "--steps",
+        "--max-steps",
         "4",
         "--prompt-layer",
         "2",

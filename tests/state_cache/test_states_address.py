@@ -21,8 +21,6 @@ from lateprompt.data import Row
 from lateprompt.state_cache import TrunkStates, keys
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.fill import StatesSettings
-from lateprompt.training import parallel
-from lateprompt.training.distributed import Processes
 from lateprompt.training.loop import fit, trainable_parameters
 from lateprompt.utils.errors import LatePromptError
 
@@ -92,7 +90,7 @@ def trained(model, folder, states_dtype, dtype, past):
     (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(folder), states_dtype=states_dtype))
     assert isinstance(kept, CachedBatches)
     states = [kept.store.get([number])[0].float() for number in kept.numbers]
-    recipe = replace(RECIPE, steps=30)
+    recipe = replace(RECIPE, max_steps=30)
     fit(tuned.model, tuned.readout, kept, None, recipe, metrics=("accuracy",), device=tuned.device)
     return states, {name: p.detach().clone() for name, p in trainable_parameters(tuned.model).items()}
 
@@ -142,17 +140,3 @@ def test_replicas_of_data_parallel_are_refused_with_advice(kind):
         replica(model)(**batch)
     model(**batch)  # the original works on
     assert nn.DataParallel(model)(**batch) is not None  # no GPU, or one: nothing is copied
-
-
-def test_gradients_are_added_in_one_order_of_types(monkeypatch):
-    """Two processes that began with other parameters first meet in the same sums."""
-    kinds = [torch.float64, torch.bfloat16, torch.float32, torch.float16]
-    seen: list[list[torch.dtype]] = []
-    monkeypatch.setattr(parallel.distributed, "all_reduce", lambda flat: seen[-1].append(flat.dtype))
-    for order in (kinds, kinds[::-1]):
-        parameters = [nn.Parameter(torch.ones(2, dtype=kind)) for kind in order]
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        seen.append([])
-        Processes(0, 2).add_gradients(parameters)
-    assert seen[0] == seen[1] == sorted(kinds, key=str)

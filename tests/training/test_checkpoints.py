@@ -73,7 +73,7 @@ def test_auto_readout_of_shards_and_of_names_from_tensorflow(tmp_path):
     assert renamed.keys() != tensors.keys()
     save_file(renamed, tmp_path / "old" / WEIGHTS, {"format": "pt"})
     assert auto_of(tmp_path / "old") == "mask"
-    load_base(str(tmp_path / "old"), "mask")
+    load_base(str(tmp_path / "old"), "masked_lm")
 
 
 def test_auto_readout_of_half_a_head(folder):
@@ -149,13 +149,13 @@ def test_broken_checkpoints_are_one_line(kind, folder):
     break_it, message = BROKEN[kind]
     break_it(folder)
     with pytest.raises(LatePromptError, match=message) as error:
-        load_base(str(folder), "mask")
+        load_base(str(folder), "masked_lm")
     assert "\n" not in str(error.value)
 
 
 def test_whole_shards_load(folder):
     index(folder, "part.safetensors")
-    assert torch.isfinite(load_base(str(folder), "mask").get_input_embeddings().weight).all()
+    assert torch.isfinite(load_base(str(folder), "masked_lm").get_input_embeddings().weight).all()
 
 
 def test_a_file_is_no_model(folder):
@@ -271,7 +271,7 @@ def test_a_template_with_a_token_that_has_no_row(tmp_path):
     (example,) = TaskEncoder(loaded, task, "head", 32).encode([Row("See <image> here.", None, "no", {})])
     assert example.input_ids.max() < loaded.embedding_rows == len(loaded) - 1
     with pytest.raises(LatePromptError, match=r"template .*has the token '<image>'.*take it out"):
-        TaskEncoder(loaded, default_task(["no", "yes"], pair=False, template="<image> {text} {mask}"), "mask", 32)
+        TaskEncoder(loaded, default_task(["no", "yes"], pair=False, template="<image> {text} {mask}"), "masked_lm", 32)
 
 
 def _saved_with(folder: Path, token: str) -> Path:

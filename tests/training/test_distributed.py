@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_tokenizers import wordpiece_tokenizer
 from torch import nn
 
+from lateprompt.training.accelerator import RunAccelerator
 from lateprompt.training.distributed import Processes, processes
 
 ROOT = Path(__file__).parents[2]
@@ -30,18 +31,47 @@ def test_shares_are_a_partition():
 
 def test_one_process_changes_nothing():
     own = processes()
-    assert (own.count, own.is_main) == (1, True)
+    assert (own.count, own.is_main, own.gather("x")) == (1, True, ["x"])
+    with own.main_first():
+        own.wait()
+    accelerator = RunAccelerator(torch.device("cpu"), "fp32")
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((2,), 3.0)
-    own.add_gradients([parameter])
+    accelerator.add_gradients([parameter])
     assert parameter.grad.tolist() == [3.0, 3.0]
-    assert own.add(1.5, 2.0) == (1.5, 2.0)
-    assert own.gather("x") == ["x"]
+    assert accelerator.add(1.5, 2.0) == (1.5, 2.0)
 
 
-@pytest.mark.parametrize(("method", "accumulation"), [("npg", 1), ("late-lora", 2)])
-def test_two_processes_against_one(method, accumulation, tmp_path):
-    """61 rows in batches of 8: the last batch is uneven; dropout is off, for it is each process's own."""
+def test_gradients_are_added_in_one_order_of_types(monkeypatch):
+    """Two processes that began with other parameters first meet in the same sums."""
+    kinds = [torch.float64, torch.bfloat16, torch.float32, torch.float16]
+    accelerator = RunAccelerator(torch.device("cpu"), "fp32")
+    accelerator.state.num_processes = 2
+    seen: list[list[torch.dtype]] = []
+    monkeypatch.setattr(accelerator, "reduce", lambda flat: seen[-1].append(flat.dtype) or 2 * flat)
+    for order in (kinds, kinds[::-1]):
+        parameters = [nn.Parameter(torch.ones(2, dtype=kind)) for kind in order]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        seen.append([])
+        accelerator.add_gradients(parameters)
+        assert all(parameter.grad.tolist() == [2, 2] for parameter in parameters)
+    assert seen[0] == seen[1] == sorted(kinds, key=str)
+
+
+FSDP = """
+distributed_type: FSDP
+num_processes: 2
+fsdp_config: {fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP}
+"""
+
+
+@pytest.mark.parametrize(("method", "accumulation", "config"), [("npg", 1, None), ("late-lora", 2, FSDP)])
+def test_two_processes_against_one(method, accumulation, config, tmp_path):
+    """57 rows in batches of 8: the last batch is uneven; dropout is off, for it is each process's own.
+
+    A user's configuration for FSDP starts the processes like any other, and its accumulation is not the recipe's.
+    """
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = save_tiny(tmp_path / "model", "bert", "AutoModel", wordpiece_tokenizer(), **rates)
     train = write_rows(tmp_path / "train.jsonl", make_rows(57))  # 57 = 7 · 8 + 1: the second process gets no row
@@ -49,8 +79,13 @@ def test_two_processes_against_one(method, accumulation, tmp_path):
     arguments = ["-m", "lateprompt", "train", "--model", model, "--train", train, "--dev", dev, "--prompt-layer", "2"]
     arguments += ["--epochs", "3", "--batch-size", "8", "--method", method, "--grad-accumulation", str(accumulation)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    if config is None:
+        launcher += ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no"]
+    else:
+        (tmp_path / "launch.yaml").write_text(config)
+        launcher += ["--config_file", str(tmp_path / "launch.yaml"), "--gradient_accumulation_steps", "4"]
     for name, command in (("one", [sys.executable]), ("two", launcher)):
         states = {"LATEPROMPT_STATES": str(tmp_path / f"states-{name}")}
         done = subprocess.run(
@@ -63,6 +98,7 @@ def test_two_processes_against_one(method, accumulation, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("trainable_parameters") == 1
+        assert done.stderr.count("FSDP is configured") == (name == "two" and config is not None)
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("one", "two")

@@ -17,8 +17,9 @@ from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory
 from lateprompt.training import fit as fit_module
 from lateprompt.training.checkpoint import load_checkpoint
-from lateprompt.training.loop import fit, make_optimizer, plan_steps, trainable_parameters
+from lateprompt.training.loop import Trainer, fit, make_optimizer, plan_steps, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.errors import LatePromptError
 
 RECIPE = RecipeSettings(epochs=3, batch_size=8, lr=5e-3, eval_every=4, seed=3)
 
@@ -33,8 +34,13 @@ def classifier(model, seed=3, **settings):
 
 
 def run(model, recipe=RECIPE, *, checkpoint=None, **settings):
+    tuned, trainer = prepared(model, recipe, checkpoint=checkpoint, **settings)
+    return tuned, trainer.run()
+
+
+def prepared(model, recipe=RECIPE, *, checkpoint=None, **settings):
     tuned = classifier(model, recipe.seed, **settings)
-    result = fit(
+    trainer = Trainer(
         tuned.model,
         tuned.readout,
         tuned.feed(rows(40)),
@@ -44,7 +50,7 @@ def run(model, recipe=RECIPE, *, checkpoint=None, **settings):
         device=tuned.device,
         checkpoint=checkpoint,
     )
-    return tuned, result
+    return tuned, trainer
 
 
 def weights(tuned):
@@ -75,7 +81,7 @@ def test_batches_are_grouped_by_length():
 def test_steps_per_epoch_count_accumulation():
     assert plan_steps(40, RecipeSettings(batch_size=8, epochs=3)) == (5, 15)
     assert plan_steps(41, RecipeSettings(batch_size=8, epochs=2, grad_accumulation=4)) == (2, 4)
-    assert plan_steps(41, RecipeSettings(batch_size=8, steps=7)) == (6, 7)
+    assert plan_steps(41, RecipeSettings(batch_size=8, max_steps=7)) == (6, 7)
 
 
 def test_no_decay_on_biases(headless):
@@ -104,6 +110,65 @@ def test_it_repeats(kind, request):
     assert any(not torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
 
 
+def without_seconds(history):
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in history]
+
+
+def test_to_the_next_evaluation_at_a_time_is_the_same(masked_lm):
+    whole, result = run(masked_lm)
+    tuned, trainer = prepared(masked_lm)
+    entries = []
+    while (entry := trainer.run_to_evaluation()) is not None:
+        entries.append(entry)
+    assert without_seconds(entries) == without_seconds(result.history)
+    assert trainer.finished
+    assert trainer.result().metrics == result.metrics
+    assert not tuned.layer.training
+    assert_same(weights(whole), weights(tuned))
+
+
+def test_step_by_step_is_the_same(masked_lm):
+    whole, result = run(masked_lm, replace(RECIPE, steps=8))
+    tuned, trainer = prepared(masked_lm, replace(RECIPE, steps=8))
+    for done in range(8):
+        assert (trainer.steps_done, trainer.total_steps, trainer.finished) == (done, 8, False)
+        trainer.step()
+        if trainer.steps_done == 4:
+            trainer.evaluate()
+    with pytest.raises(LatePromptError, match="all 8 steps are done"):
+        trainer.step()
+    trainer.evaluate()
+    assert trainer.run_to_evaluation() is None  # the best weights are taken
+    assert without_seconds(trainer.history) == without_seconds(result.history)
+    assert_same(weights(whole), weights(tuned))
+    with pytest.raises(LatePromptError, match="no step since the evaluation at step 8"):
+        trainer.evaluate()
+
+
+def test_a_run_that_fails_undoes_its_steps(masked_lm, monkeypatch):
+    tuned, trainer = prepared(masked_lm)
+    before = weights(tuned)
+    trainer.step()  # at the warm-up's rate of 0
+    trainer.step()
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tuned).items())
+    monkeypatch.setattr(fit_module, "evaluate", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    assert_same(weights(tuned), before)
+
+
+def test_runs_of_two_precisions_take_turns(masked_lm):
+    """Each as if it were alone, whatever the other's Accelerator is."""
+    alone = {precision: run(masked_lm, replace(RECIPE, precision=precision))[0] for precision in ("fp32", "bf16")}
+    mixed = {precision: prepared(masked_lm, replace(RECIPE, precision=precision)) for precision in alone}
+    while not all(trainer.finished for _, trainer in mixed.values()):
+        for _, trainer in mixed.values():
+            trainer.run_to_evaluation()
+    for precision, (tuned, _) in mixed.items():
+        assert_same(weights(tuned), weights(alone[precision]))
+    assert any(not torch.equal(a, b) for a, b in zip(*(weights(t).values() for t in alone.values()), strict=True))
+
+
 def test_only_the_adapter_changes(masked_lm):
     tuned = classifier(masked_lm)
     before = {name: p.detach().clone() for name, p in tuned.model.named_parameters()}
@@ -129,7 +194,7 @@ def test_the_best_weights_are_kept(masked_lm, monkeypatch):
 
 def test_early_stop_waits(masked_lm, monkeypatch):
     monkeypatch.setattr(fit_module, "evaluate", lambda *a, **k: {"accuracy": 0.5, "loss": 0.0})
-    _, result = run(masked_lm, replace(RECIPE, epochs=10, early_stop=2))
+    _, result = run(masked_lm, replace(RECIPE, epochs=10, patience=2))
     assert result.steps == 12
     assert [entry["step"] for entry in result.history] == [4, 8, 12]
 
@@ -158,14 +223,13 @@ def test_an_interrupted_run_ends_the_same(masked_lm, tmp_path, monkeypatch, stop
     torch.manual_seed(999)
     resumed, after = run(masked_lm, checkpoint=tmp_path / "checkpoint", method="fixed", prompt_dropout=0.3)
     assert_same(weights(whole), weights(resumed))
-    strip = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
-    assert strip == [{k: v for k, v in entry.items() if k != "seconds"} for entry in after.history]
+    assert without_seconds(result.history) == without_seconds(after.history)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, masked_lm):
     folder = tmp_path / "checkpoint"
     tuned = classifier(masked_lm)
-    arguments = (tuned.model, tuned.readout, tuned.feed(rows(16)), None, replace(RECIPE, eval_every=1, steps=2))
+    arguments = (tuned.model, tuned.readout, tuned.feed(rows(16)), None, replace(RECIPE, eval_every=1, max_steps=2))
     fit(*arguments, metrics=("accuracy",), device=tuned.device, checkpoint=folder, settings=json.dumps({"lr": 1}))
     assert (folder / "state.json").exists()
     optimizer = make_optimizer(trainable_parameters(tuned.model), RECIPE)
@@ -177,7 +241,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, masked_lm):
 
 
 def test_accumulation_is_one_large_batch(masked_lm):
-    recipe = replace(RECIPE, batch_size=40, steps=2, eval_every=None, clip=0.0)
+    recipe = replace(RECIPE, batch_size=40, max_steps=2, eval_every=None, max_grad_norm=0.0)
     whole, parts = (classifier(masked_lm, prompt_dropout=0.0) for _ in range(2))
     for tuned, size, times in ((whole, 40, 1), (parts, 8, 5)):
         tuned.readout.layer.train = lambda mode=True, layer=tuned.readout.layer: layer  # stay without dropout
@@ -189,13 +253,13 @@ def test_accumulation_is_one_large_batch(masked_lm):
 
 
 def test_bf16_autocast_trains(masked_lm):
-    _, result = run(masked_lm, replace(RECIPE, precision="bf16", steps=4))
+    _, result = run(masked_lm, replace(RECIPE, precision="bf16", max_steps=4))
     assert np.isfinite(result.history[-1]["train_loss"])
 
 
 def test_a_run_that_diverges_says_so(masked_lm):
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) by step 4 at lr 1e\+30; lower lr"):
-        run(masked_lm, replace(RECIPE, lr=1e30, clip=0.0, steps=8))
+        run(masked_lm, replace(RECIPE, lr=1e30, max_grad_norm=0.0, max_steps=8))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +268,7 @@ def test_a_run_that_diverges_says_so(masked_lm):
         ("epochs", 0),
         ("lr", 0.0),
         ("lr", float("nan")),
-        ("warmup", 1.0),
+        ("warmup_ratio", 1.0),
         ("precision", "fp8"),
         ("seed", -1),
         ("batch_size", 0),

@@ -37,7 +37,7 @@ def test_defaults_follow_rows_and_method(rows, method, steps, rate, eval_every):
 
 def test_what_is_given_holds():
     assert plan_steps(60, RecipeSettings(epochs=3).resolved(60, "npg"))[1] == 6
-    assert plan_steps(60, RecipeSettings(steps=7).resolved(60, "npg"))[1] == 7
+    assert plan_steps(60, RecipeSettings(max_steps=7).resolved(60, "npg"))[1] == 7
     assert RecipeSettings(lr=1e-4).resolved(60, "npg").lr == 1e-4
     assert RecipeSettings(eval_every=3).resolved(60, "npg").eval_every == 3
 
@@ -54,7 +54,7 @@ def test_a_run_says_what_it_chose_and_resumes(headless, tmp_path):
     command = ["train", "--model", headless, "--train", train, "--output", str(tmp_path / "run"), "--quiet"]
     assert main(command) == 0
     recipe = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
-    assert (recipe["recipe"], recipe["steps"], recipe["lr"]) == ("auto", 400, 5e-3)
+    assert (recipe["recipe"], recipe["max_steps"], recipe["lr"]) == ("auto", 400, 5e-3)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 400
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume", "--recipe", "paper"]) == 2

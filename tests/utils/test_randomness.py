@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt import LatePromptClassifier
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data import Row, default_task
 from lateprompt.experiments.bench import BenchSettings, run_bench
 from lateprompt.experiments.compare import load_plan
@@ -38,14 +38,22 @@ METHODS = ["npg", "fixed", "late-lora", "p-tuning-v2", "adapter", "s-idpg", "ful
 
 def small(model, **settings):
     return LatePromptClassifier(
-        **{"model": model, "prompt_layer": 2, "bottleneck_dim": 8, "steps": 3, "batch_size": 8, "lr": 1e-2, **settings}
+        **{
+            "model": model,
+            "prompt_layer": 2,
+            "bottleneck_dim": 8,
+            "max_steps": 3,
+            "batch_size": 8,
+            "lr": 1e-2,
+            **settings,
+        }
     )
 
 
 @contextmanager
 def step(numbers, quick):
     """A step's turn as a training run takes it, with the dropout of its forward passes."""
-    with numbers.step(shared=not quick), FastDropout() if quick else nullcontext():
+    with numbers.step(shared=not quick), CpuKernels() if quick else nullcontext():
         yield
 
 
@@ -197,7 +205,7 @@ def test_within_a_step_all_draws_are_the_runs(name, unchanged):
 def test_grouped_attention_is_torchs():
     query, key, value = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    with FastDropout():
+    with CpuKernels():
         found = torch.stack(
             [F.scaled_dot_product_attention(query, key, value, None, 0.1, enable_gqa=True) for _ in range(600)]
         )
@@ -270,11 +278,11 @@ def test_load_save_and_copies_change_no_generator(headless, tmp_path, unchanged)
 def test_comparisons_and_benchmarks_change_no_generator(masked_lm, headless, data, tmp_path, unchanged):
     files = {"task": "sst2", "train": data["train"], "test": data["test"]}
     plan = {"model": {"model": headless}, "tasks": [files], "methods": ["npg"], "seeds": [1], "shots": [16]}
-    plan |= {"recipe": {"steps": 2, "batch_size": 8}, "settings": {"prompt_layer": 2}}
+    plan |= {"recipe": {"max_steps": 2, "batch_size": 8}, "settings": {"prompt_layer": 2}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     run_one(load_plan(tmp_path / "plan.yaml", {}).runs()[0], tmp_path)
     run_job(
-        JobSettings(model=masked_lm, train=data["train"], task="sst2", steps=2, prompt_layer=2, eval_every=1),
+        JobSettings(model=masked_lm, train=data["train"], task="sst2", max_steps=2, prompt_layer=2, eval_every=1),
         quiet=True,
     )
     methods = ["prompt-tuning-20", "npg-states", "lora"]
@@ -283,7 +291,7 @@ def test_comparisons_and_benchmarks_change_no_generator(masked_lm, headless, dat
 
 def test_a_diverged_fit_changes_no_generator(headless, unchanged):
     with pytest.raises(ValueError, match="diverged"):
-        small(headless, lr=1e30, clip=0.0, steps=8).fit(TEXTS, LABELS)
+        small(headless, lr=1e30, max_grad_norm=0.0, max_steps=8).fit(TEXTS, LABELS)
 
 
 # -- same seed, same result ------------------------------------------------------------------------------------------
@@ -347,7 +355,7 @@ def test_loading_in_another_dtype_meanwhile_changes_nothing(headless):
 def test_gradient_checkpointing_and_rivals_draw_from_the_seed_too(headless, unchanged):
     task = default_task(["negative", "positive"], pair=False)
     rows = [Row(text, None, label, {}) for text, label in zip(TEXTS, LABELS, strict=True)]
-    recipe = RecipeSettings(steps=3, batch_size=8)
+    recipe = RecipeSettings(max_steps=3, batch_size=8)
     found = []
     for _ in range(2):
         tuned = TextClassifier.build(ModelSettings(headless, prompt_layer=2), task, seed=1)

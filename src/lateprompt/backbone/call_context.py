@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,18 +58,66 @@ def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def check_mask(call: dict[str, Any], trunk_states: torch.Tensor | None) -> None:
-    """The mask must be 2-D and cover the rows and positions of this call (with a cache: all positions so far)."""
-    mask, cache = call.get("attention_mask"), call.get("past_key_values")
-    if mask is None:
-        return
-    if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
-        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise LatePromptError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
-    batch, length = text_of(call, trunk_states).shape[:2]
-    length += 0 if cache is None else cache.get_seq_length()
-    if trunk_states is None and mask.shape != (batch, length):
-        raise LatePromptError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+@dataclass(frozen=True)
+class LateCall:
+    """A call of the late backbone.
+
+    Args:
+        arguments: the Hugging Face backbone's own (`input_ids`, `attention_mask`, …).
+        source_mask: (batch, length), what the generator may read; None: what is attended to.
+        trunk_states: (batch, length, hidden): the trunk is skipped.
+        read: (batch, reads), the positions that are looked at; None: all.
+    """
+
+    arguments: dict[str, Any]
+    source_mask: torch.Tensor | None = None
+    trunk_states: torch.Tensor | None = None
+    read: torch.Tensor | None = None
+
+    @property
+    def text(self) -> torch.Tensor:
+        """Whatever stands for the text: (batch, length, …)."""
+        value = first(self.arguments.get("input_ids"), self.arguments.get("inputs_embeds"), self.trunk_states)
+        if value is None:
+            raise LatePromptError("give input_ids, inputs_embeds or trunk_states")
+        return value  # type: ignore[no-any-return]
+
+    @property
+    def cached_length(self) -> int:
+        """How many positions of the text its KV cache has; with some, the prompt is in there too."""
+        cache = self.arguments.get("past_key_values")
+        return 0 if cache is None else int(cache.get_seq_length())
+
+    def rows(self, rows: torch.Tensor) -> LateCall:
+        """The call for some rows of the batch."""
+        batch = len(self.text)
+        return replace(
+            self,
+            arguments={key: select_rows(value, rows, batch) for key, value in self.arguments.items()},
+            source_mask=select_rows(self.source_mask, rows, batch),
+            trunk_states=select_rows(self.trunk_states, rows, batch),
+            read=select_rows(self.read, rows, batch),
+        )
+
+    def check(self, width: int) -> None:
+        """Raise LatePromptError where mask or states do not fit the rows and positions of the text.
+
+        Args:
+            width: the backbone's hidden size.
+        """
+        mask, states, ids = self.arguments.get("attention_mask"), self.trunk_states, self.arguments.get("input_ids")
+        if mask is not None:
+            if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+                shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+                raise LatePromptError(f"attention_mask is {shape}; a late prompt needs the 2-D mask (batch, length)")
+            batch, length = self.text.shape[0], self.text.shape[1] + self.cached_length
+            if states is None and mask.shape != (batch, length):
+                raise LatePromptError(f"attention_mask has shape {tuple(mask.shape)}, expected ({batch}, {length})")
+        if states is not None:
+            like = first(mask, ids)
+            if states.ndim != 3 or states.shape[-1] != width or (like is not None and like.shape != states.shape[:2]):
+                rows = "batch, length" if like is None else f"{like.shape[0]}, {like.shape[1]}"
+                raise LatePromptError(f"trunk_states has shape {tuple(states.shape)}, expected ({rows}, {width})")
 
 
 def generation_source(
@@ -92,14 +140,6 @@ def generation_source(
     if source.shape[1] != length:
         return source  # a cached step: the prompt is there already
     return source * (torch.arange(length, device=source.device) < source_length)
-
-
-def text_of(call: dict[str, Any], trunk_states: torch.Tensor | None) -> torch.Tensor:
-    """Whatever stands for the text: (batch, length, …)."""
-    value = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
-    if value is None:
-        raise LatePromptError("give input_ids, inputs_embeds or trunk_states")
-    return value  # type: ignore[no-any-return]
 
 
 def select_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: one table from command to functions. Only the chosen command's modules are imported.
+"""The command line: one table from command to function. Only the chosen command's modules are imported.
 
 Errors are one line on stderr and exit code 2.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -17,122 +19,134 @@ from lateprompt.cli.outcome import BAD_INPUT, environment, finish
 from lateprompt.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
     from lateprompt.cli.parser import Parser as _Parser
 
 
-def _from(module: str, name: str) -> Callable[..., Any]:
-    """A function of another module, which is imported when it is called."""
-    return lambda *args: getattr(import_module(f"lateprompt.cli.{module}"), name)(*args)
+@dataclass(frozen=True)
+class Command:
+    """A line of the table of commands.
+
+    Args:
+        text: what it does, for the help.
+        function: what does it, as `module:function` of this package; its signature and docstring are its arguments.
+        examples: command lines for the help.
+        arguments: a function that declares them instead, where they are the fields of settings or one option depends on
+            others; the command's function then takes what was parsed, as it is.
+        going_on: how the work is taken up again after an interruption.
+    """
+
+    text: str
+    function: str
+    examples: tuple[str, ...]
+    arguments: str = ""
+    going_on: str = ""
 
 
-def _add_demo(parser: _Parser) -> None:
-    parser.add_argument("--seed", type=int, default=42, help="seed")
+COMMANDS = {
+    "train": Command(
+        "train a classifier, or a writer of answers, and leave a run folder",
+        "train:train",
+        (
+            "lateprompt train --model roberta-base --train train.csv --output runs/first",
+            "lateprompt train --model roberta-base --train train.csv --dev dev.csv \\\n"
+            "      --method npg+late-lora --set r=4 --output runs/both",
+        ),
+        arguments="train:add_train",
+        going_on="it goes on with the same command and --resume",
+    ),
+    "evaluate": Command(
+        "metrics of a run on labelled rows",
+        "evaluate:evaluate",
+        ("lateprompt evaluate runs/first --data test.csv",),
+    ),
+    "predict": Command(
+        "labels and scores, or written answers, for each row of a file",
+        "predict:predict",
+        (
+            "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
+            "lateprompt predict runs/first --data new.csv --text-column review \\\n"
+            "      --on-error skip --output labels.csv",
+        ),
+        arguments="predict:add_predict",
+    ),
+    "tasks": Command(
+        "list tasks, or check one against a model's tokenizer",
+        "tasks:tasks",
+        ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
+    ),
+    "methods": Command(
+        "list the methods that train takes, and their options", "compare:methods", ("lateprompt methods",)
+    ),
+    "states": Command(
+        "fill, list, verify or prune kept trunk states",
+        "states:states",
+        (
+            "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
+            "lateprompt states list",
+            "lateprompt states prune --limit-gb 5",
+        ),
+        arguments="states:add_states",
+        going_on="it goes on with the same command",
+    ),
+    "compare": Command(
+        "methods × tasks × shots × seeds into one table of results, resumable",
+        "compare:compare",
+        (
+            "lateprompt compare --model roberta-base --methods npg lora head \\\n"
+            "      --tasks sst2 trec --data data --output results",
+            "lateprompt compare plan.yaml --output results --workers 2",
+        ),
+        going_on="it goes on with the same command",
+    ),
+    "report": Command(
+        "one HTML page from the results of lateprompt compare",
+        "compare:report",
+        ("lateprompt report results", "lateprompt report results --markdown table.md --latex table.tex"),
+    ),
+    "bench": Command(
+        "training steps, or whole jobs, of several methods side by side in one run",
+        "bench:bench",
+        (
+            "lateprompt bench --model roberta-base --batch 16 --length 64",
+            "lateprompt bench end-to-end --model roberta-base --train train.csv --dev dev.csv",
+        ),
+        arguments="bench:add_bench",
+    ),
+    "demo": Command(
+        "tune a late prompt on installed reviews with an installed small model", "app:demo", ("lateprompt demo",)
+    ),
+}
 
 
-def _demo(args: Namespace) -> None:
+def demo(*, seed: int = 42) -> None:
+    """Run the demo.
+
+    Args:
+        seed: seed
+    """
     from lateprompt.demo import run_demo
 
-    run_demo(seed=args.seed)
+    run_demo(seed=seed)
 
 
-Command = tuple[str, Callable[["_Parser"], None], Callable[["Namespace"], int | None]]
-COMMANDS: dict[str, Command] = {
-    "train": (
-        "train a classifier, or a writer of answers, and leave a run folder",
-        _from("train", "add_train"),
-        _from("train", "train"),
-    ),
-    "evaluate": (
-        "metrics of a run on labelled rows",
-        _from("evaluate", "add_evaluate"),
-        _from("evaluate", "evaluate"),
-    ),
-    "predict": (
-        "labels and scores, or written answers, for each row of a file",
-        _from("predict", "add_predict"),
-        _from("predict", "predict"),
-    ),
-    "tasks": (
-        "list tasks, or check one against a model's tokenizer",
-        _from("tasks", "add_tasks"),
-        _from("tasks", "tasks"),
-    ),
-    "methods": (
-        "list the methods that train takes, and their options",
-        _from("compare", "add_methods"),
-        _from("compare", "methods"),
-    ),
-    "states": (
-        "fill, list, verify or prune kept trunk states",
-        _from("states", "add_states"),
-        _from("states", "states"),
-    ),
-    "compare": (
-        "methods × tasks × shots × seeds into one table of results, resumable",
-        _from("compare", "add_compare"),
-        _from("compare", "compare"),
-    ),
-    "report": (
-        "one HTML page from the results of lateprompt compare",
-        _from("compare", "add_report"),
-        _from("compare", "report"),
-    ),
-    "bench": (
-        "training steps, or whole jobs, of several methods side by side in one run",
-        _from("bench", "add_bench"),
-        _from("bench", "bench"),
-    ),
-    "demo": ("tune a late prompt on installed reviews with an installed small model", _add_demo, _demo),
-}
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "train": (
-        "lateprompt train --model roberta-base --train train.csv --output runs/first",
-        "lateprompt train --model roberta-base --train train.csv --dev dev.csv \\\n"
-        "      --method npg+late-lora --set r=4 --output runs/both",
-    ),
-    "evaluate": ("lateprompt evaluate runs/first --data test.csv",),
-    "predict": (
-        "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
-        "lateprompt predict runs/first --data new.csv --text-column review \\\n"
-        "      --on-error skip --output labels.csv",
-    ),
-    "tasks": ("lateprompt tasks", "lateprompt tasks check sst2 --model roberta-base"),
-    "methods": ("lateprompt methods",),
-    "states": (
-        "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",
-        "lateprompt states list",
-        "lateprompt states prune --limit-gb 5",
-    ),
-    "compare": (
-        "lateprompt compare --model roberta-base --methods npg lora head \\\n"
-        "      --tasks sst2 trec --data data --output results",
-        "lateprompt compare plan.yaml --output results --workers 2",
-    ),
-    "report": ("lateprompt report results", "lateprompt report results --markdown table.md --latex table.tex"),
-    "bench": (
-        "lateprompt bench --model roberta-base --batch 16 --length 64",
-        "lateprompt bench end-to-end --model roberta-base --train train.csv --dev dev.csv",
-    ),
-    "demo": ("lateprompt demo",),
-}
-_GOES_ON = {
-    "train": "it goes on with the same command and --resume",
-    "compare": "it goes on with the same command",
-    "states": "it goes on with the same command",
-}
-"""How the work of an interrupted command is taken up again."""
+def _function(place: str) -> Callable[..., Any]:
+    """The function `module:function` of this package; its module is imported now."""
+    module, _, name = place.partition(":")
+    found: Callable[..., Any] = getattr(import_module(f"lateprompt.cli.{module}"), name)
+    return found
 
 
 def build_parser(name: str) -> _Parser:
     """The parser of one command of the table."""
     from lateprompt.cli.parser import Parser
 
-    text, add_arguments, _ = COMMANDS[name]
-    parser = Parser(prog=f"lateprompt {name}", description=text, examples=EXAMPLES.get(name, ()))
+    command = COMMANDS[name]
+    parser = Parser(prog=f"lateprompt {name}", description=command.text, examples=command.examples)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    add_arguments(parser)
+    if command.arguments:
+        _function(command.arguments)(parser)
+    else:
+        parser.add_function(_function(command.function))
     return parser
 
 
@@ -147,8 +161,8 @@ def help_text() -> str:
             "",
             "commands:",
             *(
-                fill(text, 78, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
-                for name, (text, _, _) in COMMANDS.items()
+                fill(command.text, 78, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
+                for name, command in COMMANDS.items()
             ),
             "",
             "options:",
@@ -157,7 +171,7 @@ def help_text() -> str:
             "  --debug     show where an error comes from, with any command",
             "",
             "examples:",
-            *(f"  {EXAMPLES[name][0]}" for name in ("train", "predict")),
+            *(f"  {COMMANDS[name].examples[0]}" for name in ("train", "predict")),
         ]
     )
 
@@ -183,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in own
     words = [word for word in own if word != "--debug"] + words[len(own) :]
     name = _command(words)
-    return finish(lambda: _run(name, words[1:]), going_on=_GOES_ON.get(name, ""), debug=debug)
+    return finish(lambda: _run(name, words[1:]), going_on=COMMANDS[name].going_on, debug=debug)
 
 
 def _command(words: Sequence[str]) -> str:
@@ -215,5 +229,9 @@ def _run(name: str, words: Sequence[str]) -> int | None:
     from lateprompt.cli.config_files import check_arguments
 
     check_arguments(words)
-    parser = build_parser(name)
-    return COMMANDS[name][2](parser.parse_args([dashes_to_underscores(word) for word in words]))
+    parsed = build_parser(name).parse_args([dashes_to_underscores(word) for word in words])
+    command = COMMANDS[name]
+    function = _function(command.function)
+    if command.arguments:
+        return function(parsed)  # type: ignore[no-any-return]
+    return function(**{key: parsed[key] for key in signature(function).parameters})  # type: ignore[no-any-return]

@@ -2,105 +2,126 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from json import dumps
 
-from jsonargparse import Namespace
-
-from lateprompt.cli.parser import Parser
 from lateprompt.utils.console import print_table
 
 
-def add_compare(parser: Parser) -> None:
-    """Its arguments."""
-    parser.add_argument("plan", type=str | None, nargs="?", help="YAML file of the plan; the options below change it")
-    parser.add_argument("--output", type=str, required=True, help="folder of the results")
-    parser.add_argument("--model", type=str | None, help="folder or hub id of the model")
-    parser.add_argument("--methods", nargs="+", help="methods to compare (lateprompt methods lists them)")
-    parser.add_argument("--tasks", nargs="+", help="names of tasks, or YAML files")
-    parser.add_argument(
-        "--data", type=str | None, help="folder with TASK/train.jsonl and TASK/dev.jsonl (or test.jsonl)"
-    )
-    parser.add_argument("--shots", nargs="+", help="training rows in all, or full")
-    parser.add_argument("--seeds", nargs="+", help="seeds")
-    parser.add_argument("--dev_rows", type=int | None, help="training rows that choose the best weights; default 1000")
-    parser.add_argument("--epochs", type=int | None, help="passes over the training rows")
-    parser.add_argument("--steps", type=int | None, help="optimiser steps")
-    parser.add_argument("--lr", type=float | None, help="peak learning rate, of methods that name none")
-    parser.add_argument("--prompt_layer", type=str | None, help="number of layers below the prompt, or a fraction")
-    parser.add_argument("--workers", type=int, default=1, help="processes at a time")
-    parser.add_argument("--retry_failed", action="store_true", help="run failed ones again")
-    parser.add_argument("--dry_run", action="store_true", help="show what it would cost, and stop")
-    parser.add_argument("--json", action="store_true", help="print the rows of the table as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+def compare(
+    plan: str | None = None,
+    *,
+    output: str,
+    model: str | None = None,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    data: str | None = None,
+    shots: Sequence[str] | None = None,
+    seeds: Sequence[str] | None = None,
+    dev_rows: int | None = None,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    lr: float | None = None,
+    prompt_layer: str | None = None,
+    workers: int = 1,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run a plan, or say what it would cost.
 
-
-def compare(args: Namespace) -> None:
-    """Run a plan, or say what it would cost."""
+    Args:
+        plan: YAML file of the plan; the options below change it
+        output: folder of the results
+        model: folder or hub id of the model
+        methods: methods to compare (lateprompt methods lists them)
+        tasks: names of tasks, or YAML files
+        data: folder with TASK/train.jsonl and TASK/dev.jsonl (or test.jsonl)
+        shots: training rows in all, or full
+        seeds: seeds
+        dev_rows: training rows that choose the best weights; default 1000
+        epochs: passes over the training rows
+        max_steps: optimiser steps
+        lr: peak learning rate, of methods that name none
+        prompt_layer: number of layers below the prompt, or a fraction
+        workers: processes at a time
+        retry_failed: run failed ones again
+        dry_run: show what it would cost, and stop
+        json: print the rows of the table as JSON
+        quiet: no progress bar
+    """
     from lateprompt.experiments.compare import compare as run_plan
     from lateprompt.experiments.compare import load_plan
     from lateprompt.experiments.compare.folder import check_plan_file, check_results
     from lateprompt.experiments.compare.runner import cost
     from lateprompt.experiments.compare.table import summary
 
-    names = ("model", "methods", "tasks", "data", "shots", "seeds", "dev_rows")
-    changes = {name: getattr(args, name) for name in names}
-    plan = load_plan(args.plan, changes)
-    for part, keys in (("recipe", ("epochs", "steps", "lr")), ("settings", ("prompt_layer",))):
-        getattr(plan, part).update({key: getattr(args, key) for key in keys if getattr(args, key) is not None})
-    plan.check()
-    results = check_results(args.output)
-    if args.plan is not None:
-        check_plan_file(plan, args.plan, results)
-    if not args.json:
-        table, seconds, source = cost(plan, results, retry_failed=args.retry_failed)
+    changes = {"model": model, "methods": methods, "tasks": tasks, "data": data}
+    changed = load_plan(plan, {**changes, "shots": shots, "seeds": seeds, "dev_rows": dev_rows})
+    recipe = {"epochs": epochs, "max_steps": max_steps, "lr": lr}
+    changed.recipe.update({key: value for key, value in recipe.items() if value is not None})
+    if prompt_layer is not None:
+        changed.settings["prompt_layer"] = prompt_layer
+    changed.check()
+    results = check_results(output)
+    if plan is not None:
+        check_plan_file(changed, plan, results)
+    if not json:
+        table, seconds, source = cost(changed, results, retry_failed=retry_failed)
         print_table(("method", "runs left", "seconds"), table)
         print(f"about {seconds / 60:.0f} minutes of one process, estimated from {source}")
-    if args.dry_run:
+    if dry_run:
         return
-    rows = run_plan(plan, results, workers=args.workers, retry_failed=args.retry_failed, quiet=args.quiet or args.json)
-    if args.json:
-        print(json.dumps(rows))
+    rows = run_plan(changed, results, workers=workers, retry_failed=retry_failed, quiet=quiet or json)
+    if json:
+        print(dumps(rows))
     else:
         print_table(*summary(rows))
         print(f"lateprompt report {results} makes a page of it")
 
 
-def add_report(parser: Parser) -> None:
-    """Its arguments."""
-    parser.add_argument("results", type=str, help="folder that lateprompt compare left, or its table of results")
-    parser.add_argument(
-        "--output", type=str | None, help="HTML page; default report.html among the results, if nothing else is asked"
-    )
-    parser.add_argument("--markdown", type=str | None, help="file for the main table in Markdown")
-    parser.add_argument("--latex", type=str | None, help="file for the main table in LaTeX (booktabs)")
-    parser.add_argument("--json", action="store_true", help="print the main table as one JSON object")
+def report(
+    results: str,
+    *,
+    output: str | None = None,
+    markdown: str | None = None,
+    latex: str | None = None,
+    figures: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write a page, tables, figures, or print the main table.
 
-
-def report(args: Namespace) -> None:
-    """Write a page, tables, or print the main table."""
+    Args:
+        results: folder that lateprompt compare left, or its table of results
+        output: HTML page; default report.html among the results, if nothing else is asked
+        markdown: file for the main table in Markdown
+        latex: file for the main table in LaTeX (booktabs)
+        figures: folder for each figure as PDF and PNG
+        json: print the main table as one JSON object
+    """
     from lateprompt.experiments.report import write_report
 
     result, written = write_report(
-        args.results, page=args.output, markdown_file=args.markdown, latex_file=args.latex, or_default=not args.json
+        results, page=output, markdown_file=markdown, latex_file=latex, figures=figures, or_default=not json
     )
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
+    if json:
+        print(dumps(result, allow_nan=False))
     else:
         for path in written:
             print(f"wrote {path}")
 
 
-def add_methods(parser: Parser) -> None:
-    """Its arguments."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+def methods(*, json: bool = False) -> None:
+    """List the methods.
 
-
-def methods(args: Namespace) -> None:
-    """List the methods."""
+    Args:
+        json: print one JSON object
+    """
     from lateprompt.methods import METHODS, NAMES, is_late
 
-    if args.json:
-        print(json.dumps({name: {"late": is_late(name)} for name in NAMES}))
+    if json:
+        print(dumps({name: {"late": is_late(name)} for name in NAMES}))
         return
     rows = [
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ MOST_BRACKETS = 200
 LABEL_WORDS = "label words are a mapping, label to word, as in '{bad: terrible, good: great}'"
 
 
-def config_text(path: str | os.PathLike[str]) -> str:
-    """The text of a `--config` file, in which label words are quoted, so that no label becomes a boolean.
+def config_text(path: str | os.PathLike[str], known: Collection[str]) -> str:
+    """The text of a `--config` file: settings by today's names, label words quoted, so that no label becomes a boolean.
+
+    Args:
+        path: the file.
+        known: the settings that the command takes.
 
     Raises:
         LatePromptError: no regular file, not UTF-8, no YAML, or one beyond all measure.
     """
     text = read_text(Path(path), "config file", limit=LONGEST)
-    return checked_yaml(text, f"config file {str(path)!r}", as_text=("label_words",))
+    return checked_yaml(text, f"config file {str(path)!r}", as_text=("label_words",), known=known)
 
 
 def label_words(value: Any) -> dict[str, str]:

@@ -1,25 +1,15 @@
-"""The arguments of `lateprompt evaluate`, and what it does; what it shares with `predict`: a saved run."""
+"""`lateprompt evaluate`, and what it shares with `predict`: a saved run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lateprompt.cli.arguments import add_columns, columns_of
 from lateprompt.cli.figures import print_metrics
 from lateprompt.utils.errors import LatePromptError
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
     from lateprompt.cli.parser import Parser
-
-
-def add_evaluate(parser: Parser) -> None:
-    """Its arguments."""
-    add_run(parser)
-    parser.add_argument("--data", nargs="+", required=True, help="files of labelled rows")
-    add_columns(parser, "default the run's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_run(parser: Parser) -> None:
@@ -33,26 +23,54 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="rows in a batch")
 
 
-def load(args: Namespace) -> Any:
-    """The classifier or writer of the run that `add_run` has parsed."""
+def load(run: str, *, model: str | None, ignore_fingerprint: bool, device: str | None, batch_size: int) -> Any:
+    """The classifier or writer of a run; LatePromptError for a batch size that cannot be, too."""
     from lateprompt.predictors.kinds import load_run
 
-    if args.batch_size < 1:
-        raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
-    return load_run(args.run, model=args.model, device=args.device, check_model=not args.ignore_fingerprint)
+    if batch_size < 1:
+        raise LatePromptError(f"batch_size {batch_size!r} is too small; give a whole number from 1")
+    return load_run(run, model=model, device=device, check_model=not ignore_fingerprint)
 
 
-def evaluate(args: Namespace) -> None:
-    """Run what `add_evaluate` has parsed."""
+def evaluate(
+    run: str,
+    *,
+    data: Sequence[str],
+    model: str | None = None,
+    ignore_fingerprint: bool = False,
+    device: str | None = None,
+    batch_size: int = 64,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    json: bool = False,
+) -> None:
+    """Print the metrics of a run on labelled rows.
+
+    Args:
+        run: run folder of lateprompt train
+        data: files of labelled rows
+        model: where the base model is, if not where it was
+        ignore_fingerprint: take a base model with other weights than it was trained on
+        device: where to run; default a GPU if there is one
+        batch_size: rows in a batch
+        text_column: column with the texts; default the run's
+        text_pair_column: column with the second texts; default the run's
+        label_column: column with the labels; default the run's
+        target_column: column with the texts to be written; default the run's
+        json: print one JSON object
+    """
     from lateprompt.data import read_rows
     from lateprompt.data.row_checks import unknown_labels, warn_unknown
 
-    classifier = load(args)
+    classifier = load(run, model=model, ignore_fingerprint=ignore_fingerprint, device=device, batch_size=batch_size)
+    columns = {"text": text_column, "text_pair": text_pair_column, "label": label_column, "target": target_column}
     rows = {
-        path: read_rows(path, task=classifier.task, split="validation", columns=columns_of(args), any_label=True)
-        for path in args.data
+        path: read_rows(path, task=classifier.task, split="validation", columns=columns, any_label=True)
+        for path in data
     }
     for path, part in rows.items():
         warn_unknown(unknown_labels(part, classifier.task), len(part), path)
-    results = {path: classifier.evaluate(part, batch_size=args.batch_size) for path, part in rows.items()}
-    print_metrics(results, as_json=args.json, single=len(results) == 1)
+    results = {path: classifier.evaluate(part, batch_size=batch_size) for path, part in rows.items()}
+    print_metrics(results, as_json=json, single=len(results) == 1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
 from lateprompt.cli.config_files import LABEL_WORDS, config_text
+from lateprompt.utils.aliases import FIELDS
 from lateprompt.utils.suggestions import closest_option, did_you_mean
 
 REQUIRED = "required"
@@ -64,8 +67,11 @@ class _Formatter(JsonargparseFormatter):
         plain = isinstance(default, str | int | float) and default != argparse.SUPPRESS and action.nargs != 0
         if isinstance(default, list) and default:
             default, plain = " ".join(map(str, default)), True
+        notes = [f"also --{_dashes(name)}" for name, today in FIELDS.items() if today == action.dest]
         if plain and not action.required and "default" not in text:
-            text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+            notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+        if notes:
+            text += f" ({', '.join(notes)})"
         return text.replace("%", "%%")
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
@@ -106,12 +112,56 @@ class Parser(ArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """The settings of a config file, which must be a regular one."""
-        found: Namespace = self.parse_string(config_text(str(path)), os.path.basename(str(path)), *args, **kwargs)
+        known = [action.dest for action in self._actions]
+        found: Namespace = self.parse_string(
+            config_text(str(path), known), os.path.basename(str(path)), *args, **kwargs
+        )
         return found
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required
         return super().parse_args(*args, **kwargs)
+
+    def _parse_known_args(self, arg_strings: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take options by their earlier names too; of an option under both, say so."""
+        given = {word.partition("=")[0] for word in arg_strings}
+        for name, today in FIELDS.items():
+            old, new = f"--{name}", f"--{today}"
+            if new in self._option_string_actions:
+                self._option_string_actions.setdefault(old, self._option_string_actions[new])
+                if {old, new} <= given:
+                    self.error(
+                        f"{_dashes(old)} and {_dashes(new)} are two names of one option; give {_dashes(new)} alone"
+                    )
+        return super()._parse_known_args(arg_strings, *args, **kwargs)
+
+    def add_function(self, function: Callable[..., Any]) -> None:
+        """Add the arguments of a function: their types from its signature, what they are for from its docstring.
+
+        What may be given by position is a positional argument, other parameters are options: a bool is a flag, a
+        sequence takes several words, a Literal one of its values.
+        """
+        texts = {part.arg_name: part.description for part in docstring_parser.parse(function.__doc__ or "").params}
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+            hint, default = parameter.annotation, parameter.default
+            is_option, is_needed = parameter.kind is parameter.KEYWORD_ONLY, default is parameter.empty
+            given: dict[str, Any] = {"help": texts[name]} if is_needed else {"help": texts[name], "default": default}
+            parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Sequence]
+            if hint is bool:
+                given["action"] = "store_true"
+            elif get_origin(hint) is Literal:
+                given["choices"] = list(get_args(hint))
+            elif parts:
+                given |= {"nargs": "+", "default": list(default) if isinstance(default, tuple) else default}
+            else:
+                given["type"] = hint
+            if is_option and is_needed:
+                given["required"] = True
+            if not is_option and not is_needed:
+                given["nargs"] = "?"
+            if given.get("default") is parameter.empty:
+                del given["default"]
+            self.add_argument(f"--{name}" if is_option else name, **given)
 
     def arrange(self, groups: dict[str, Iterable[str]], about: dict[str, str] | None = None) -> None:
         """Show the options in these groups, in this order; those that none names come last.

@@ -74,7 +74,13 @@ def _predict(args: Namespace, left: list[str]) -> int:
     if args.output != "-" and main:
         check_output(args.output, inputs=[args.data, args.run, *([args.model] if args.model else [])])
         check_existing(args.output, overwrite=args.overwrite)
-    tuned = load(args)
+    tuned = load(
+        args.run,
+        model=args.model,
+        ignore_fingerprint=args.ignore_fingerprint,
+        device=args.device,
+        batch_size=args.batch_size,
+    )
     writes = isinstance(tuned, TextWriter)
     if not writes:
         _refuse_writing(args)

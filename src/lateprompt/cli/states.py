@@ -29,7 +29,7 @@ def add_states(parser: Parser) -> None:
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
     add_columns(parser, "fill")
-    parser.add_argument("--readout", type=str, default="auto", help="fill: mask, label, head or auto")
+    parser.add_argument("--readout", type=str, default="auto", help="fill: masked_lm, causal_lm, head or auto")
     parser.add_argument("--max_length", type=int, default=256, help="fill: longest input in tokens")
     parser.add_argument("--max_target_length", type=int, default=64, help="fill: of these, the most for a target")
     parser.add_argument("--dtype", type=str, default="auto", help="fill: auto, float32, bfloat16, float16 or int8")

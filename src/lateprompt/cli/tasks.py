@@ -1,38 +1,40 @@
-"""The arguments of `lateprompt tasks`, and what it does: list tasks, or check one against a model's tokenizer."""
+"""`lateprompt tasks`: list tasks, or check one against a model's tokenizer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lateprompt.utils.errors import LatePromptError
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
-    from lateprompt.cli.parser import Parser
     from lateprompt.data import TextTask
 
 
-def add_tasks(parser: Parser) -> None:
-    """Its arguments."""
-    parser.add_argument("action", nargs="?", default="list", choices=["list", "check"], help="list, or check FILE")
-    parser.add_argument("file", nargs="?", help="name of a task or a YAML file")
-    parser.add_argument("--model", type=str | None, help="model whose tokenizer the label words are checked with")
-    parser.add_argument("--readout", type=str, default="auto", help="mask, label, head or auto")
+def tasks(
+    action: Literal["list", "check"] = "list",
+    file: str | None = None,
+    *,
+    model: str | None = None,
+    readout: str = "auto",
+) -> None:
+    """List tasks, or check one against a model's tokenizer.
 
-
-def tasks(args: Namespace) -> None:
-    """Run what `add_tasks` has parsed."""
+    Args:
+        action: list, or check FILE
+        file: name of a task or a YAML file
+        model: model whose tokenizer the label words are checked with
+        readout: masked_lm, causal_lm, head or auto
+    """
     from lateprompt.data import load_task, task_names
     from lateprompt.utils.console import print_table
 
-    if args.action == "list":
+    if action == "list":
         table = [(task.name, ", ".join(task.labels), task.template) for task in map(load_task, task_names())]
         print_table(("task", "labels", "template"), table)
         return
-    if args.file is None or args.model is None:
+    if file is None or model is None:
         raise LatePromptError("tasks check needs a task file and a model: lateprompt tasks check FILE --model MODEL")
-    _check(args.file, args.model, args.readout)
+    _check(file, model, readout)
 
 
 def _check(file: str, model: str, readout: str) -> None:

@@ -1,4 +1,4 @@
-"""Text to tokens: tasks with their templates and label words, readers of data, encoding, and few-shot samples."""
+"""From text to token ids: tasks with their templates and label words, reading files, encoding, few-shot samples."""
 
 from __future__ import annotations
 

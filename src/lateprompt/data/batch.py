@@ -1,4 +1,4 @@
-"""`Batch`: padded rows on their way through the model."""
+"""`Batch`: padded rows as tensors, as the model and the readout take them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from typing import Any
 import torch
 
 IGNORED = -100
-"""What stands behind a target's end, as in transformers' labels."""
+"""Fills up targets after their end, as transformers does in `labels`."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows on their way through the model.
+    """Rows padded on the right, as tensors.
 
     Args:
         input_ids: (batch, length) token ids.
         attention_mask: (batch, length), 1 for real tokens.
-        read: (batch,) position to read: the mask token, or the last source token; unused by a head. With `targets`
-            (batch, width): the positions that predict them, the first of which ends the source.
+        read: (batch,) position whose output is read: the mask token, or the last source token; a head does not use it.
+            With `targets`: (batch, width), the positions that predict their tokens; the first is the source's last.
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
-        trunk_states: (batch, length, hidden), kept states at the prompt layer, or None.
-        branch_states: (batch, labels, width, hidden), those of label words of several tokens (all but each label's
-            last word), or None.
-        padded: whether the mask hides anything; known here, so that nobody has to ask the device.
-        targets: (batch, width) token ids of the texts that answer, -100 behind their ends, or None.
-        weights: (batch,) what a row's loss is multiplied with, 1 on the average of all training rows; None: 1 each.
+        trunk_states: (batch, length, hidden), cached hidden states at the prompt layer, or None.
+        branch_states: (batch, labels, width, hidden), the same for label words of several tokens (without the last
+            token of each word), or None.
+        padded: whether any row is padded; kept here because asking the mask would wait for the GPU.
+        targets: (batch, width) token ids of the texts to be written, -100 after their ends, or None.
+        weights: (batch,) factors of the rows' losses, with a mean of 1 over all training rows; None: all are 1.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.data.batch import Batch
+        >>> batch = Batch(torch.tensor([[5, 6, 7]]), torch.ones(1, 3), read=torch.tensor([2]), padded=False)
+        >>> list(batch.backbone_inputs())
+        ['input_ids']
     """
 
     input_ids: torch.Tensor
@@ -42,7 +49,7 @@ class Batch:
     weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`, without waiting for the copies."""
+        """Return the batch on `device`, without waiting for the copies to finish."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
@@ -50,6 +57,7 @@ class Batch:
         return Batch(**moved)
 
     def backbone_inputs(self) -> dict[str, torch.Tensor]:
+        """Return the arguments of a call of the backbone, without those that are None or say nothing."""
         inputs = {"input_ids": self.input_ids}
         if self.padded:
             inputs["attention_mask"] = self.attention_mask

@@ -1,4 +1,4 @@
-"""From encoded examples to padded batches, grouped by length so that little padding is computed."""
+"""From encoded examples to padded batches of similar lengths, so that little is computed on padding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from lateprompt.data.padding import pad
 from lateprompt.utils.errors import LatePromptError
 
 _POOL = 50
-"""Batches whose rows are sorted by length together: padding shrinks, the order stays random."""
+"""Rows are sorted by length within this many batches: there is less padding, and the order stays random."""
 
 
 def batch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch as index arrays: a function of its arguments alone, so a run can resume anywhere.
+    """Return the batches of one epoch, as arrays of row numbers.
 
-    Rows are shuffled, cut into pools of 50 batches, sorted by length inside a pool, and the batches are shuffled again.
+    Rows are shuffled, cut into pools of 50 batches and sorted by length within a pool; then the batches are shuffled.
+    The order depends on the arguments alone, so an interrupted run can resume at any batch.
+
+    Args:
+        lengths: (rows,) number of tokens of each row.
+        batch_size: rows in a batch; the last batch may have fewer.
+        seed: seed of the shuffles.
+        epoch: number of the epoch, which gets its own order.
     """
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths))
@@ -32,18 +39,26 @@ def batch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """All rows in batches of similar length, for evaluation."""
+    """Return all rows, sorted by length, in batches of row numbers; for evaluation."""
     order = np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 class Batches:
-    """The batches of some examples: makes the batch of any row numbers.
+    """Encoded rows, from which batches are made.
 
     Args:
-        examples: the rows, unpadded.
-        pad_token_id: what padding is filled with.
-        weights: (rows,) what a row's loss is multiplied with, 1 on the average; None: 1 each.
+        examples: the rows, without padding.
+        pad_token_id: the token id of padding.
+        weights: (rows,) factors of the rows' losses, with a mean of 1; None: all are 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from lateprompt.data import Example
+        >>> from lateprompt.data.batches import Batches
+        >>> rows = [Example(np.array(ids), None, read=-1, label=0) for ids in ([5, 6, 7], [5, 6])]
+        >>> Batches(rows, pad_token_id=1).batch(np.array([0, 1])).input_ids.tolist()
+        [[5, 6, 7], [5, 6, 1]]
     """
 
     def __init__(self, examples: Sequence[Example], pad_token_id: int, weights: np.ndarray | None = None) -> None:
@@ -57,7 +72,7 @@ class Batches:
         return len(self.examples)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The batch of the given row numbers, right padded to its longest row."""
+        """Make the batch of the given row numbers, padded on the right to its longest row."""
         examples = [self.examples[i] for i in rows]
         ids, mask = pad([example.input_ids for example in examples], self.pad_token_id)
         types = None
@@ -79,7 +94,7 @@ class Batches:
         )
 
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """The batches of an order, one after the other."""
+        """Make one batch after the other, from arrays of row numbers."""
         for rows in order:
             yield self.batch(rows)
 
@@ -89,7 +104,7 @@ Feed = Batches
 
 
 def _targets(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions that predict each target's tokens, and the tokens, both (batch, width)."""
+    """Return the positions that predict the targets' tokens, and the tokens, both (batch, width)."""
     known = [example.target for example in examples if example.target is not None]
     if len(known) < len(examples):
         raise LatePromptError("some rows have a target and others have none; give each row one")

@@ -1,4 +1,4 @@
-"""Characters that no file can hold: found before anything is trained or written."""
+"""Half surrogate pairs, which no UTF-8 file can hold: they are found before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lateprompt.utils.errors import LatePromptError
 
 
 def is_writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    """Return whether a text can be written as UTF-8, which half a surrogate pair cannot."""
     if text.isascii():
         return True
     try:
@@ -20,13 +20,13 @@ def is_writable(text: str) -> bool:
 
 
 def check_characters(text: str, where: str) -> None:
-    """Raise LatePromptError for a text that no file can hold."""
+    """Raise LatePromptError if `text` cannot be written as UTF-8; `where` says in the message what it is."""
     if not is_writable(text):
         raise LatePromptError(f"{where} has half a surrogate pair, which is no character; repair the text")
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """`check_characters` for all columns of a row, whatever is nested in them: predict writes them out again."""
+    """Apply `check_characters` to all columns of a row, nested values too, since `predict` writes them out again."""
     for column, value in record.items():
         check_characters(column, f"the name of column {written(column)!r}")
         for text in _texts(value):
@@ -34,7 +34,7 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def written(value: Any) -> Any:
-    """A value with U+FFFD in the place of what no file can hold."""
+    """Return a value with U+FFFD in place of each half surrogate pair, nested values too."""
     if isinstance(value, str):
         return value if is_writable(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def written(value: Any) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in a value of JSON."""
+    """Return all texts in a JSON value, keys too."""
     found, waiting = [], [value]
     while waiting:
         part = waiting.pop()

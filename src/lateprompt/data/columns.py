@@ -1,4 +1,4 @@
-"""Which column of a data set holds which of our fields, and what to say where none does."""
+"""Which column of a data set holds which field (text, text_pair, label, target), and advice if none does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lateprompt.utils.errors import LatePromptError
 
 Columns = Mapping[str, str]
 FIELDS = ("text", "text_pair", "label", "target")
-# What people call these columns; only for advice, since a guess could be silently wrong.
+# Common names of these columns. They only serve for advice: a guess could be wrong without anybody noticing.
 USUAL = {
     "text": (
         *("text", "sentence", "sentence1", "question1", "premise", "question", "review", "content", "body", "comment"),
@@ -27,14 +27,14 @@ USUAL = {
 
 
 def chosen_columns(task: AnyTask | None, columns: Mapping[str, str | None] | None = None) -> Columns:
-    """The columns that were chosen by name, for this call or when the task was made.
+    """Return the columns that the user has named, in this call or when the task was made.
 
     Args:
-        task: its `chosen_columns` count where `columns` says nothing.
-        columns: our field to a column's name, or to None.
+        task: its `chosen_columns` apply where `columns` has no entry.
+        columns: field to column name; None: not chosen.
 
     Raises:
-        LatePromptError: a field that there is not, a blank name, or one column for two fields.
+        LatePromptError: an unknown field, a blank name, or one column for two fields.
     """
     own = {} if task is None else task.chosen_columns
     given = {field: name for field, name in (columns or {}).items() if name is not None}
@@ -55,7 +55,7 @@ def chosen_columns(task: AnyTask | None, columns: Mapping[str, str | None] | Non
 
 
 def with_columns(task: AnyTask, columns: Mapping[str, str | None]) -> AnyTask:
-    """A task that remembers the chosen columns, so that what reads rows for it later takes the same ones.
+    """Return the task with the chosen columns in it, so that rows read for it later come from the same columns.
 
     Raises:
         LatePromptError: as `chosen_columns`, or a label column for a task whose answers are texts, or the reverse.
@@ -71,9 +71,10 @@ def with_columns(task: AnyTask, columns: Mapping[str, str | None]) -> AnyTask:
 
 
 def find_columns(names: Collection[str], task: AnyTask | None, chosen: Columns | None = None) -> Columns:
-    """Which column holds which of our fields: the chosen one, our own name, or the task's where only that is there.
+    """Map each field to its column: the one the user chose, else the field's own name, else the task's name for it.
 
-    GLUE's files have a layout as a whole; a text-to-text task may name one column and leave the others.
+    The task's names count only where there is no column `text`. GLUE's tasks name all columns of their files together;
+    a text-to-text task may name single columns.
     """
     own = {} if task is None else task.columns
     there = _by_name(names)
@@ -87,18 +88,18 @@ def find_columns(names: Collection[str], task: AnyTask | None, chosen: Columns |
 
 
 def _by_name(names: Collection[str]) -> Mapping[str, str]:
-    """Names without the space around them to the columns, which keep it; one that has none goes before others."""
+    """Map column names without surrounding space to the names as they are; an exact name wins."""
     return {**{name.strip(): name for name in names if isinstance(name, str)}, **{name: name for name in names}}
 
 
 def is_own_layout(names: Collection[str], task: AnyTask | None, chosen: Columns) -> bool:
-    """Whether it is a file in the task's own layout, as GLUE's are."""
+    """Return whether a file has the columns of the task's own data, as GLUE's files do."""
     own = None if task is None else task.columns.get("text")
     return own is not None and own != "text" and own in names and find_columns(names, task, chosen)["text"] == own
 
 
 def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) -> bool:
-    """Whether rows with these columns are answered by a text: as their task or the chosen columns say, or they do."""
+    """Return whether the answers are texts: by the task, else by the chosen columns, else by the columns' names."""
     if task is not None:
         return isinstance(task, TextTask)
     if "label" in chosen or "target" in chosen:
@@ -108,13 +109,13 @@ def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) ->
 
 
 def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str = "") -> str:
-    """Which column may be meant, and how to say so; "" where nothing comes to mind.
+    """Return advice for an error message: which column may be meant, and how to choose it; "" without a likely one.
 
     Args:
-        field: ours, whose column is missing.
+        field: the field whose column is missing.
         names: the columns that are there.
-        columns: our fields to the columns that are taken for them.
-        or_else: what to say too where nothing comes to mind.
+        columns: field to the column that was found or expected.
+        or_else: further advice if there is no likely column.
     """
     taken = {name for other, name in columns.items() if other != field}
     free = {name.strip().casefold(): name for name in names if isinstance(name, str) and name not in taken}

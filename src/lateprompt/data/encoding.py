@@ -1,4 +1,4 @@
-"""Rows to token ids: a template is filled with a row's texts, and the texts are cut where they are too long."""
+"""From rows to token ids: a template is filled with the row's texts, which are cut if they are too long."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lateprompt.data.rows import Row
 from lateprompt.data.task import Task
 from lateprompt.data.task_library import AnyTask
 from lateprompt.data.template import LITERAL, Piece, split_template
+from lateprompt.utils.aliases import todays_value
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.names import READOUTS as READOUTS
 from lateprompt.utils.suggestions import unknown
@@ -32,11 +33,18 @@ class Example:
         input_ids: token ids, `(length,)`, int32.
         token_type_ids: 0 up to the first separator and 1 after it, `(length,)`, int32; None where the template has no
             `{sep}` or the model reads no token types.
-        read: where the answer is read: the mask's index (mask), the last source token's (label, text), -1 (head).
+        read: index of the token whose output is read: the mask (readout mask), the last source token (label, text);
+            -1 for a head.
         label: class id, -1 if unknown.
-        target: in a text-to-text task, the token ids of the answer, of which `input_ids` has all but the last one
-            behind the source; None where it is not known.
-        reference: the answer itself.
+        target: in a text-to-text task, the token ids of the answer; `input_ids` ends with all of them but the last.
+            None if the answer is not known.
+        reference: the answer as text.
+
+    Example:
+        >>> import numpy as np
+        >>> from lateprompt.data import Example
+        >>> Example(np.array([2, 17, 4, 3], dtype=np.int32), token_type_ids=None, read=2, label=1).label
+        1
     """
 
     input_ids: NDArray[np.int32]
@@ -48,7 +56,7 @@ class Example:
 
 
 class Source(NamedTuple):
-    """A row's token ids up to its answer, their types (or None), and the mask's index (-1 without one)."""
+    """The token ids of a row up to its answer, their token types (or None), and the index of the mask (-1: none)."""
 
     input_ids: list[int]
     token_type_ids: NDArray[np.int32] | None
@@ -56,19 +64,19 @@ class Source(NamedTuple):
 
 
 class SourceEncoder:
-    """Encodes rows by a template, for one tokenizer.
+    """Encode rows by a template; base class of `TaskEncoder` and `TargetEncoder`.
 
-    Each piece of the template is tokenised on its own, so that its tokens never depend on the text. Texts are stripped;
-    the space before a text in the template is tokenised with it. A text that is too long is cut at its end, of a pair
-    always the longer one first; the template, the mask and the special tokens are never cut.
+    Each piece of the template is tokenised on its own, so that its tokens do not depend on the text. Texts are
+    stripped; a space before a text in the template is tokenised with the text. Too long a text is cut at its end (of a
+    pair the longer one first); the template, the mask and special tokens are never cut.
 
     Args:
         tokenizer: the model's tokenizer.
-        task: the task, for its name.
-        template: the template, up to where the answer is.
-        max_length: most tokens a source may have.
+        task: the task; its name appears in error messages.
+        template: the template, up to the answer.
+        max_length: largest number of tokens.
         at_mask: whether the answer is read at a mask.
-        before, after: token ids around the template.
+        before, after: token ids before and after the template.
 
     Raises:
         LatePromptError: a tokenizer without a mask or separator where the template has one, or a template longer than
@@ -108,11 +116,11 @@ class SourceEncoder:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a text without tokens is a source without tokens: nothing else is there."""
+        """Return whether an empty text would give no tokens at all, since the template has none either."""
         return not any(ids for _, ids in self._pieces)
 
     def sources(self, rows: Sequence[Row]) -> list[Source]:
-        """The rows' sources; all texts go through the tokenizer together.
+        """Encode rows up to their answers; all texts go through the tokenizer in one call.
 
         Raises:
             LatePromptError: a row without the second text of a pair, or without tokens.
@@ -125,7 +133,7 @@ class SourceEncoder:
                     f"row {texts.index(None) + 1} has no {field}, which task {self.task.name} reads; give one"
                 )
             stripped = [text.strip() for text in texts]
-            # An empty text is no tokens: without the guard it would be a lone space.
+            # An empty text has no tokens; with the space before it, it would have one.
             columns[field] = self.words.texts([lead + text if text else "" for text in stripped])
         return [
             self._fill({field: texts[index] for field, texts in columns.items()}, index + 1)
@@ -133,7 +141,7 @@ class SourceEncoder:
         ]
 
     def _fill(self, texts: dict[str, list[int]], number: int) -> Source:
-        """One source from the token ids of its texts."""
+        """Fill the template with the token ids of one row's texts."""
         lengths = _cut([len(ids) for ids in texts.values()], self._budget)
         kept = {field: ids[:length] for (field, ids), length in zip(texts.items(), lengths, strict=True)}
         ids: list[int] = []
@@ -153,7 +161,7 @@ class SourceEncoder:
         return Source(ids, types, mask)
 
     def _piece_ids(self, piece: Piece) -> list[int]:
-        """The fixed token ids of a piece: none for a text."""
+        """Return the token ids of a piece of the template; none for a text."""
         tokenizer = self.tokenizer
         if piece.kind in TEXTS:
             return []
@@ -175,46 +183,65 @@ class SourceEncoder:
 
 
 class TaskEncoder(SourceEncoder):
-    """Encodes rows of one classification task for one tokenizer and readout, as `SourceEncoder` says.
+    """Encode rows of a classification task for one tokenizer and readout; see `SourceEncoder`.
 
     Args:
         tokenizer: the model's tokenizer.
         task: the task.
-        readout: `mask` (cloze), `label` (the source before a causal model's label) or `head` (a trained head).
-        max_length: most tokens an example may have.
+        readout: `masked_lm` (a masked LM predicts the label word), `causal_lm` (a causal LM goes on with it) or `head`
+            (a trained head).
+        max_length: largest number of tokens of an example.
 
     Attributes:
-        label_tokens: token ids of each label word: one for `mask`, one or more for `label`; `[]` for `head`.
+        label_tokens: token ids of each label word: one for `masked_lm`, one or more for `causal_lm`; `[]` for `head`.
         prefix_ids: special tokens before the text.
-        suffix_ids: special tokens after the text; none for `label`, whose answer goes on from the source.
+        suffix_ids: special tokens after the text; none for `label`, where the label word follows.
 
     Raises:
         LatePromptError: an unknown readout, a tokenizer without a mask or separator where the template has one, a label
             word that does not fit (see `check_task`), or a template longer than max_length.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from lateprompt.data import Row, TaskEncoder, default_task
+        >>> words = ["[UNK]", "[MASK]", "It", "was", "good", "bad", "fun", "."]
+        >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(
+        ...     tokenizer_object=tokenizer, unk_token="[UNK]", mask_token="[MASK]", pad_token="[UNK]"
+        ... )
+        >>> task = default_task(["good", "bad"], pair=False)
+        >>> encoder = TaskEncoder(tokenizer, task, readout="mask")
+        >>> (example,) = encoder.encode([Row("fun fun", label="good")])
+        >>> example.input_ids.tolist(), example.read, example.label  # fun fun . It was [MASK] .
+        ([6, 6, 7, 2, 3, 1, 7], 5, 0)
+        >>> encoder.label_tokens
+        [[4], [5]]
     """
 
     task: Task
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, readout: str, max_length: int = 256) -> None:
-        self.readout = readout
+        self.readout = readout = todays_value("readout", readout)
         self.max_length = max_length
         source = _source(task, readout)
         self.prefix_ids, self.suffix_ids = special_ids(tokenizer)
-        if readout == "label":
+        if readout == "causal_lm":
             self.suffix_ids = []
         super().__init__(
             tokenizer,
             task,
             source,
             max_length,
-            at_mask=readout == "mask",
+            at_mask=readout == "masked_lm",
             before=self.prefix_ids,
             after=self.suffix_ids,
         )
         self.label_tokens = self._label_tokens()
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Encodes rows; all texts go through the tokenizer together.
+        """Encode rows; all texts go through the tokenizer in one call.
 
         Raises:
             LatePromptError: a row without the second text of a pair, with a label the task does not have, or without
@@ -225,7 +252,7 @@ class TaskEncoder(SourceEncoder):
             Example(
                 np.array(source.input_ids, dtype=np.int32),
                 source.token_type_ids,
-                len(source.input_ids) - 1 if self.readout == "label" else source.mask,
+                len(source.input_ids) - 1 if self.readout == "causal_lm" else source.mask,
                 label,
             )
             for source, label in zip(self.sources(rows), labels, strict=True)
@@ -234,7 +261,7 @@ class TaskEncoder(SourceEncoder):
     def _label_tokens(self) -> list[list[int]]:
         if self.readout == "head":
             return []
-        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "mask")
+        tokens, problems = label_word_problems(self.task, self.words, single=self.readout == "masked_lm")
         for problem in problems:
             if problem:
                 raise LatePromptError(problem)
@@ -252,19 +279,35 @@ class TaskEncoder(SourceEncoder):
 
 
 def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> list[dict[str, Any]]:
-    """How each label word fits a tokenizer.
+    """Check how each label word of a task fits a tokenizer.
+
+    Args:
+        task: the task.
+        tokenizer: the model's tokenizer.
+        readout: mask (each word must be a single token), label or head.
 
     Returns:
-        Per label a dict with `label`, `word`, `pieces` (its tokens as strings), `ok` and `message` ('' if ok).
+        One dict a label, with `label`, `word`, `pieces` (its tokens as strings), `ok` and `message` ('' if ok).
 
     Raises:
         LatePromptError: an unknown readout.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from lateprompt.data import check_task, default_task
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "good": 2}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", mask_token="[MASK]")
+        >>> [found["ok"] for found in check_task(default_task(["good", "bad"], pair=False), tokenizer, "masked_lm")]
+        [True, False]
     """
+    readout = todays_value("readout", readout)
     _source(task, readout)
-    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "mask")
+    tokens, problems = label_word_problems(task, WordTokenizer(tokenizer), single=readout == "masked_lm")
     if readout == "head":
         problems = [""] * len(problems)
-    elif readout == "mask" and tokenizer.mask_token_id is None:
+    elif readout == "masked_lm" and tokenizer.mask_token_id is None:
         problems = [_no_mask(tokenizer)] * len(problems)
     return [
         {
@@ -280,16 +323,16 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> 
 
 def _no_mask(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'label')} for a causal model, or "
+        f"{tokenizer_name(tokenizer)} has no mask token; use {option('readout', 'causal_lm')} for a causal model, or "
         f"{option('readout', 'head')}"
     )
 
 
 def _source(task: Task, readout: str) -> str:
-    """The template a readout encodes; of a decoder's, what stands before the label."""
-    if readout == "mask":
+    """Return the template for a readout; of a decoder's, the part before the label."""
+    if readout == "masked_lm":
         return task.template.rstrip()
-    if readout == "label":
+    if readout == "causal_lm":
         # The space before the label belongs to its word; a line break is part of the source.
         return task.decoder_template.partition("{label}")[0].rstrip(" ")
     if readout == "head":
@@ -298,7 +341,7 @@ def _source(task: Task, readout: str) -> str:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens a tokenizer puts before and after a text, found by encoding one."""
+    """Return the special tokens that a tokenizer puts before and after a text, found by encoding one."""
     encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     if 0 not in special:
@@ -308,7 +351,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
 
 
 def _cut(lengths: list[int], budget: int) -> list[int]:
-    """The lengths left of one or two texts so that they fit; the longer is cut first, of equal ones the second.
+    """Cut one or two lengths so that they fit together: the longer first, of equal ones the second.
 
     Args:
         lengths: tokens of each text.

@@ -1,4 +1,4 @@
-"""A task whose answers are texts: what is asked (a template, perhaps in a chat), and where the texts are."""
+"""`TextTask`: a task whose answers are texts, with its template, chat settings and metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.suggestions import did_you_mean, unknown
 
 TEXT_METRICS = ("perplexity", "exact_match", "rouge_l")
-"""Metrics of written text. The first needs no writing: it is the one that chooses the best weights."""
+"""Metrics of written text. Perplexity needs no text to be written, and chooses the best weights."""
 PLAIN = "{text}\n{target}"
 PLAIN_PAIR = "{text}\n{text_pair}\n{target}"
 DATA_FIELDS = ("text", "text_pair", "target")
@@ -23,21 +23,27 @@ KEYS = ("name", "template", "decoder_template", "metrics", "columns", "chat", "s
 
 @dataclass(frozen=True)
 class TextTask:
-    """Template, metrics and columns of a text-to-text task.
+    """A text-to-text task: its template, metrics and columns.
 
     Args:
         name: the task's name.
-        template: `{text}`, perhaps `{text_pair}`, and at its end `{target}`. With a chat template what precedes
-            `{target}` is what the user says.
+        template: has `{text}`, optionally `{text_pair}`, and ends with `{target}`. With a chat template the part before
+            `{target}` is the user's message.
         metrics: some of perplexity, exact_match (after the space around it is taken off) and rouge_l (the mean
             F-measure over rows). Perplexity is always computed; the other two need the text to be written.
-        columns: our field (`text`, `text_pair`, `target`) to the column of the task's own files.
-        chat: whether the tokenizer's chat template is put around: auto (where it has one), on or off.
-        system: what the system says first, in a chat.
-        chosen_columns: our field to the column that was chosen by name for this run; it counts before all others.
+        columns: field (`text`, `text_pair`, `target`) to its column in the task's own files.
+        chat: whether the tokenizer's chat template is used: auto (if it has one), on or off.
+        system: the system message of the chat.
+        chosen_columns: field to the column that the user has chosen for this run; overrides all other names.
 
     Raises:
         LatePromptError: a field that does not fit; the message names the field and quotes its value.
+
+    Example:
+        >>> from lateprompt.data import TextTask
+        >>> task = TextTask("headlines", template="Write a headline.\\n{text}\\n{target}", metrics=("rouge_l",))
+        >>> task.is_pair, task.chat
+        (False, 'auto')
     """
 
     name: str
@@ -69,22 +75,22 @@ class TextTask:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """None: the answers are texts."""
+        """Return no labels: the answers are texts."""
         return ()
 
     @property
     def is_pair(self) -> bool:
-        """Whether the task reads two texts."""
+        """Return whether the task reads two texts."""
         return "{text_pair}" in self.template
 
     @property
     def written(self) -> tuple[str, ...]:
-        """The metrics that need the text to be written."""
+        """Return the metrics for which texts must be written."""
         return tuple(metric for metric in self.metrics if metric != "perplexity")
 
     @classmethod
     def from_dict(cls, data: object, source: str) -> TextTask:
-        """A task from the content of its YAML file.
+        """Make a task from the content of its YAML file.
 
         Args:
             data: a mapping with `name`, and optionally `template` (or `decoder_template`), `metrics`, `columns`, `chat`
@@ -100,19 +106,29 @@ class TextTask:
             raise LatePromptError(f"{source}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads, in plain types."""
+        """Return what `from_dict` reads, in plain types."""
         data = {**asdict(self), "metrics": list(self.metrics), "columns": dict(self.columns)}
         data["chosen_columns"] = dict(self.chosen_columns) or None
         return {key: value for key, value in data.items() if value is not None}
 
 
 def plain_text_task(*, pair: bool, template: str | None = None) -> TextTask:
-    """A text-to-text task with a plain template, for data that has just texts and targets."""
+    """Make a text-to-text task with a plain template, for data that has nothing but texts and targets.
+
+    Args:
+        pair: whether rows have two texts.
+        template: as in `TextTask`; None: the texts and the target on lines of their own.
+
+    Example:
+        >>> from lateprompt.data import plain_text_task
+        >>> plain_text_task(pair=False).template
+        '{text}\\n{target}'
+    """
     return TextTask(name="custom", template=template or (PLAIN_PAIR if pair else PLAIN))
 
 
 def is_text_task(data: object) -> bool:
-    """Whether a YAML file's content is that of a text-to-text task: no labels, but something of a target."""
+    """Return whether a YAML file's content is a text-to-text task: it has no labels, and a key that only these have."""
     if not isinstance(data, Mapping) or "labels" in data or "label_words" in data:
         return False
     templates = (str(data.get(key, "")) for key in ("template", "decoder_template"))
@@ -127,7 +143,7 @@ def is_text_task(data: object) -> bool:
 
 
 def _arguments(data: object) -> dict[str, Any]:
-    """The arguments of `TextTask` in a YAML file's content."""
+    """Turn a YAML file's content into the arguments of `TextTask`."""
     assert isinstance(data, Mapping)
     for key in data:
         if key not in KEYS:

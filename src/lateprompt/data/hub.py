@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Read data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lateprompt.data.formats.tables import Table
 from lateprompt.data.task_library import AnyTask
 from lateprompt.utils.errors import LatePromptError, first_line
 
-# What data sets on the hub call our fields.
+# Usual names of the columns in data sets on the hub.
 ALIASES = {
     "text": ("text", "sentence", "sentence1", "question1", "premise"),
     "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
@@ -22,7 +22,7 @@ ALIASES = {
 
 
 def is_hub_id(data: str) -> bool:
-    """Whether `data` looks like `name` or `org/name`, perhaps with `:config`, rather than a file."""
+    """Return whether `data` looks like a data set's id (`name`, `org/name`, perhaps with `:config`), not a file."""
     match = re.fullmatch(r"([\w-]+(?:/[\w-][\w.-]*)?)(?::[\w.-]+)?", data)
     if match is None:
         return False
@@ -32,13 +32,13 @@ def is_hub_id(data: str) -> bool:
 
 
 def read_hub(data: str, task: AnyTask | None, split: str, chosen: Columns) -> Table:
-    """The table of one split of a data set on the hub.
+    """Open one split of a data set on the hub as a table.
 
     Args:
         data: `name` or `org/name`, perhaps with `:config`.
-        task: its columns count before the usual names.
+        task: its column names go before the usual names.
         split: the split's name.
-        chosen: our field to the column that was chosen by name, which counts before both.
+        chosen: field to the column that the user has chosen, which goes before both.
 
     Raises:
         LatePromptError: the hub cannot be reached, or has no such data set, configuration or split.

@@ -1,4 +1,4 @@
-"""Tokenises texts and label words, without special tokens."""
+"""Tokenise texts and label words, without special tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 4096
-"""Texts per call of the tokenizer: fast, and a fast tokenizer keeps several times the text in memory per call."""
+"""Texts in one call of the tokenizer: enough to be fast, few enough for its memory (several times the texts')."""
 
 
 class WordTokenizer:
-    """A tokenizer's text part: no special tokens, whatever the text says.
+    """Tokenise plain text: no special tokens are added, and none are made of what a text says.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -33,32 +33,32 @@ class WordTokenizer:
         )
         self._structural = frozenset(ids) - {None, tokenizer.unk_token_id}
         probe = tokenizer.convert_ids_to_tokens(self.texts(["a"])[0])
-        # Llama's and XLM-RoBERTa's tokenizers put the space themselves: a second one would be a token of its own.
+        # Llama's and XLM-RoBERTa's tokenizers add the first space themselves: a second one would be one more token.
         self._own_space = bool(probe) and probe[0].startswith(("▁", "Ġ"))
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text. A special token typed in a text (`[MASK]`, `</s>`) is text, or is left out."""
+        """Return each text's token ids. A special token typed in a text (`[MASK]`, `</s>`) is split, or left out."""
         found: list[list[int]] = []
         for start in range(0, len(texts), CHUNK):
             found += self._call(list(texts[start : start + CHUNK]), split=True)
-        # Where a special token is a piece of the vocabulary, as in XLM-RoBERTa's, splitting does not keep it out.
+        # Splitting does not help where a special token is a piece of the vocabulary, as for XLM-RoBERTa.
         return [
             ids if self._structural.isdisjoint(ids) else [token for token in ids if token not in self._structural]
             for ids in found
         ]
 
     def literal(self, text: str) -> list[int]:
-        """Token ids of a template's literal; its author may name special tokens, as in `<|im_start|>user`."""
+        """Return the token ids of a template's own text, in which special tokens count, as in `<|im_start|>user`."""
         ids = self._call([self.spaced(text)], split=False)[0]
         check_ids(self.tokenizer, ids, text)
         return ids
 
     def spaced(self, text: str) -> str:
-        """`text` less the space before it, where the tokenizer puts one anyway."""
+        """Return `text` without its leading space if the tokenizer adds one itself."""
         return text.removeprefix(" ") if self._own_space else text
 
     def word(self, word: str) -> list[int]:
-        """Token ids of a word inside a sentence: with the space before it, unless that takes more tokens."""
+        """Return the token ids of a word within a sentence: with a space before it, unless that takes more tokens."""
         spaced, plain = self.texts([f" {word}", word])
         return plain if len(plain) < len(spaced) else spaced
 
@@ -78,12 +78,12 @@ class WordTokenizer:
 
 
 def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tuple[list[list[int]], list[str]]:
-    """The tokens of each label word, and what is wrong with it ('' if nothing).
+    """Return the token ids of each label word, and what is wrong with each word ('' if nothing).
 
     Args:
         task: the task.
         words: the model's tokenizer.
-        single: whether a word must be a single token, as it must at a mask.
+        single: whether a word must be a single token, as for a masked LM.
     """
     tokens = [words.word(word) for word in task.label_words]
     problems: list[str] = []
@@ -116,5 +116,5 @@ def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tu
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's name for a message."""
+    """Return the tokenizer's name, for messages."""
     return str(tokenizer.name_or_path) or type(tokenizer).__name__

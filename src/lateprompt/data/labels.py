@@ -1,4 +1,4 @@
-"""The one spelling of a label: in files, task files, on the command line and in the estimator's `y`."""
+"""How a label is spelled: the same way in files, in tasks, on the command line and in the estimator's `y`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from lateprompt.utils.errors import LatePromptError
 
 
 def label_name(value: Any) -> str | None:
-    """Spell a label: values that mean the same label give the same name, wherever they come from.
+    """Spell a label, so that values that mean the same label get the same name.
 
-    Texts lose the space around them; `True`, `TRUE` and the boolean are `true`; whole numbers are written without a
-    fraction, since tools write `1.0` for 1 beside gaps. All other texts stay as they are: `01`, `+1` and `Yes` are
-    names of their own.
+    Surrounding space is removed; `True`, `TRUE` and the boolean become `true`; whole numbers lose their fraction, since
+    pandas and others write `1.0` for 1 in a column with missing values. Other texts stay as they are: `01`, `+1` and
+    `Yes` are different labels from `1` and `yes`.
 
     Args:
         value: a text, boolean, number (numpy's and decimal ones too), date, or None.
 
     Returns:
-        The name; None for a gap: None, NaN, pandas' NA, an empty or blank text.
+        The name; None for a missing label: None, NaN, pandas' NA, an empty or blank text.
 
     Raises:
         LatePromptError: an infinite number, half a surrogate pair, or a value that is no label (a list, a mapping, …).
 
     Example:
+        >>> from lateprompt.data import label_name
         >>> [label_name(value) for value in ("1.0", 1, 1.0, " TRUE ", True, "good", float("nan"))]
         ['1', '1', '1', 'true', 'true', 'good', None]
     """
@@ -57,7 +58,10 @@ def label_name(value: Any) -> str | None:
 
 
 def spelled_words(words: Mapping[Any, str]) -> dict[str, str]:
-    """Label words by their labels' names.
+    """Return label words by the names of their labels, spelled as `label_name` does.
+
+    Args:
+        words: label to word.
 
     Raises:
         LatePromptError: a key that is no label, or two that are the same label.
@@ -79,7 +83,7 @@ def _from_text(text: str) -> str | None:
     check_characters(name, "the label")
     if name.lower() in ("true", "false"):
         return name.lower()
-    # No other spelling of numbers: 01 and 1e5 may be codes.
+    # Other spellings of numbers stay: 01 and 1e5 may be codes.
     whole = re.fullmatch(r"(-?[0-9]+)\.0+", name)
     if whole:
         name = whole[1]

@@ -1,4 +1,4 @@
-"""Token sequences of different lengths to one tensor and its mask."""
+"""Pad token sequences of different lengths into one tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import torch
 def pad(
     sequences: Sequence[Any], value: int = 0, *, left: bool = False, width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences (each of integers) as a tensor (batch, longest), filled up with `value`, and its mask, both int64.
+    """Pad sequences of integers into one tensor (batch, width), and make its mask (batch, width), both int64.
 
     Args:
         sequences: lists or arrays of token ids.
-        value: what stands where there is no token.
-        left: whether they end together instead of beginning together.
-        width: a length to fill up to, if not that of the longest.
+        value: the token id of padding.
+        left: pad on the left instead of the right.
+        width: the length to pad to; None: that of the longest sequence.
+
+    Example:
+        >>> ids, mask = pad([[5, 6, 7], [5]], value=1)
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6, 7], [5, 1, 1]], [[1, 1, 1], [1, 0, 0]])
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     longest = int(lengths.max(initial=0)) if width is None else width

@@ -1,4 +1,4 @@
-"""What a run's sets of rows have to do with each other: rows that several share, labels that the task lacks."""
+"""Checks of a run's data sets: rows that several sets share, labels that the task does not have, missing labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lateprompt.data import AnyTask, Row, Task
 from lateprompt.utils.errors import LatePromptError
 
 GAPS = ("NA", "N/A", "NaN", "nan", "NaT", "<NA>", "NULL", "null", "None", "\\N")
-"""What R, pandas, Python and SQL write for a missing value. In JSON and Parquet, and as an empty cell, it is none."""
+"""What R, pandas, Python and SQL write as text for a missing value."""
 
 
 def shared_rows(sets: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """How many rows of each set have the texts of a row in a set before it.
+    """Count the rows of each set whose texts are also in an earlier set.
 
     Args:
         sets: rows by the name of their set: train, dev, and files of further ones.
@@ -36,7 +36,7 @@ def shared_rows(sets: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
 
 
 def unknown_labels(rows: Sequence[Row], task: AnyTask) -> dict[str, int]:
-    """The labels of rows that the task does not have, with the number of rows, most frequent first."""
+    """Count the rows with labels that the task does not have, by label, most frequent first."""
     if not isinstance(task, Task):
         return {}
     known = set(task.labels)
@@ -54,7 +54,7 @@ def check_choosing_labels(rows: Sequence[Row], task: AnyTask, source: str) -> No
 
 
 def warn_shared(shared: Sequence[Mapping[str, Any]]) -> None:
-    """Say which sets share rows: scores on them are too good."""
+    """Warn of sets that share rows, on which scores are too good."""
     for pair in shared:
         warn(
             f"{pair['rows']:,} of {pair['total']:,} rows in {pair['of']!r} are in {pair['in']!r} too; what is measured "
@@ -63,7 +63,7 @@ def warn_shared(shared: Sequence[Mapping[str, Any]]) -> None:
 
 
 def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
-    """Say which labels of some rows the task does not have."""
+    """Warn of labels that the task does not have."""
     if unknown:
         warn(
             f"{sum(unknown.values()):,} of {total:,} rows in {source!r} have labels that the task does not have "
@@ -72,7 +72,7 @@ def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
 
 
 def warn_gaps(rows: Sequence[Row], source: str) -> None:
-    """Say which labels are what programs write where there is none: as text, each is a class of its own."""
+    """Warn of labels such as `NA` or `NULL`, which may stand for a missing label but are taken for a class."""
     found = Counter(row.label for row in rows if row.label in GAPS)
     if found:
         warn(

@@ -1,4 +1,4 @@
-"""Reads labelled or unlabelled rows from a file or from the Hugging Face hub."""
+"""Read labelled or unlabelled rows from a file or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -32,8 +32,13 @@ class Row:
         text: the text.
         text_pair: the second text, for pairs.
         label: the label's name, if known.
-        source: the row as it was read.
-        target: the text that answers, in a text-to-text task, if known.
+        source: all columns of the row, as they were read.
+        target: in a text-to-text task, the text to be written, if known.
+
+    Example:
+        >>> from lateprompt.data import Row
+        >>> Row("a gem .", label="positive").text_pair is None
+        True
     """
 
     text: str
@@ -45,13 +50,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that does not fit.
+    """A row that cannot be used, as `iter_rows` gives with `on_error="skip"`.
 
     Args:
-        number: its line or row, from 1.
-        unit: what is counted: `line` or `row`.
-        source: what could be read of it, which can be written again; perhaps empty.
-        error: what is wrong with it, in one line, without the file and the number.
+        number: its line or row number, from 1.
+        unit: what `number` counts: `line` or `row`.
+        source: the columns that could be read; perhaps none.
+        error: what is wrong, in one line, without file and number.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lateprompt.data import BadRow, iter_rows
+        >>> _ = Path("reviews.csv").write_text("text,label\\na gem .,positive\\n,negative\\n")
+        >>> [row.error for row in iter_rows("reviews.csv", on_error="skip") if isinstance(row, BadRow)]
+        ["'text' is empty; every row needs a text"]
     """
 
     number: int
@@ -69,13 +81,20 @@ def read_rows(
     columns: Mapping[str, str | None] | None = None,
     any_label: bool = False,
 ) -> list[Row]:
-    """The rows of a file or of a data set on the Hugging Face hub, all at once; `iter_rows` says what is read and how.
+    """Read all rows of a file, or of a data set on the Hugging Face hub, into a list.
 
     Args:
-        data, task, labelled, split, columns, any_label: as in `iter_rows`.
+        data, task, labelled, split, columns, any_label: as in `iter_rows`, which says what files may look like.
 
     Raises:
         LatePromptError: nothing there, or a row that does not fit; the message names the file and the line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lateprompt.data import read_rows
+        >>> _ = Path("reviews.csv").write_text("text,label\\na gem .,positive\\ndull .,negative\\n")
+        >>> [(row.text, row.label) for row in read_rows("reviews.csv")]
+        [('a gem .', 'positive'), ('dull .', 'negative')]
     """
     return list(iter_rows(data, task=task, labelled=labelled, split=split, columns=columns, any_label=any_label))
 
@@ -115,30 +134,33 @@ def iter_rows(
     """Read the rows of a file one after the other; memory does not grow with the file.
 
     Files are JSON lines (.jsonl, .ndjson), .json (an array of objects, or JSON lines), .csv and .tsv (each also with
-    .gz), .parquet and .xlsx (its first sheet); any other name without a suffix is a data set on the Hugging Face hub.
+    .gz), .parquet and .xlsx (its first sheet). A name without a suffix is a data set on the Hugging Face hub.
 
-    Columns are `text`, `text_pair`, and `label` or (text-to-text) `target`, or those chosen by `columns`; where there
-    is no `text`, the task's own (GLUE's files). GLUE's own .tsv files are read without quoting, and MNLI's rows without
-    an agreed label (`-`) are left out. Labels are spelled as `lateprompt.data.label_name` says.
+    Columns are `text`, `text_pair`, and `label` or (text-to-text) `target`, or those given by `columns`; if there is no
+    `text`, those that the task names (for GLUE's files). GLUE's own .tsv files are read without quoting, and MNLI's
+    rows without an agreed label (`-`) are left out. Labels are spelled as `lateprompt.data.label_name` says.
 
     Args:
         data: a file, or `name`, `org/name`, `org/name:config` on the hub.
-        task: its labels and columns; None: any label, no pairs needed.
-        labelled: whether each row needs a label (or a target). If not, labels are ignored, whatever they are; one that
-            is the task's is kept.
+        task: the task whose labels and columns are expected; None: any label, and pairs are optional.
+        labelled: whether each row needs a label (or a target). If not, a label that the task does not have is ignored.
         split: the split of a data set on the hub.
-        columns: our field (`text`, `text_pair`, `label`, `target`) to the column that holds it.
-        any_label: whether a label may be one that the task does not have.
+        columns: field (`text`, `text_pair`, `label`, `target`) to the column that holds it.
+        any_label: whether labels that the task does not have are allowed.
         on_error: `stop` raises at the first row that does not fit; `skip` gives a `BadRow` in its place.
 
     Raises:
         LatePromptError: nothing there, no such column, or (stop) a row that does not fit; the message names the file
-            and the line. What makes the rest of a file unreadable (a quote that is never closed, or only by a later
-            row's) is raised in any case.
+            and the line. A quote that makes the rest of a file unreadable is raised with `skip` too.
 
     Example:
-        >>> for row in iter_rows("reviews.csv", labelled=False, columns={"text": "review"}):  # doctest: +SKIP
-        ...     print(row.text)
+        >>> from pathlib import Path
+        >>> from lateprompt.data import iter_rows
+        >>> _ = Path("reviews.csv").write_text("id,review\\n1,a gem .\\n2,dull .\\n")
+        >>> for row in iter_rows("reviews.csv", labelled=False, columns={"text": "review"}):
+        ...     print(row.source["id"], row.text)
+        1 a gem .
+        2 dull .
     """
     if on_error not in ("stop", "skip"):
         raise LatePromptError(f"on_error {on_error!r} is unknown; choose stop or skip")
@@ -163,13 +185,12 @@ def _open(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -
 
 
 class _Rows:
-    """From a table's records to rows.
+    """Turn a table's records into rows.
 
     Args:
         table: the table.
-        task, labelled: as in `iter_rows`.
-        chosen: our field to the column that was chosen by name.
-        any_label: as in `iter_rows`.
+        task, labelled, any_label: as in `iter_rows`.
+        chosen: field to the column that the user has chosen.
     """
 
     def __init__(
@@ -182,12 +203,12 @@ class _Rows:
         self.any_label = any_label
         self._labels = frozenset(task.labels) if isinstance(task, Task) else None
         self._columns: Columns = {}
-        self._written = False  # whether the rows are answered by texts
+        self._written = False  # whether the answers are texts
         self._keys: tuple[str, ...] | None = None
         self._before: bool | None = None
 
     def check_columns(self, names: Any) -> None:
-        """Find a missing column before the first row is blamed for it."""
+        """Raise LatePromptError for a missing column, rather than for the first row."""
         columns = self._find(names)
         answer = "target" if has_target(names, self.task, self.chosen) else "label"
         pair = (self.task is not None and self.task.is_pair) or "text_pair" in self.chosen
@@ -203,7 +224,7 @@ class _Rows:
                 )
 
     def read(self, *, skip: bool) -> Iterator[Row | BadRow]:
-        """The rows, and what stands in the place of those that do not fit."""
+        """Yield the rows and, with `skip`, a `BadRow` in place of each that does not fit."""
         table, empty = self.table, True
         for number, record in table.entries:
             try:
@@ -227,7 +248,7 @@ class _Rows:
         return self.table.columns or find_columns(names, self.task, self.chosen)
 
     def _row(self, record: Mapping[str, Any]) -> Row | None:
-        """One row, or None where it is to be left out."""
+        """Turn a record into a row; None if it is to be left out."""
         keys = tuple(record)
         if keys != self._keys:
             self._keys, self._columns = keys, self._find(record)
@@ -251,7 +272,7 @@ class _Rows:
         return Row(text, text_pair, label, record)
 
     def _check_answers(self) -> None:
-        """LatePromptError where the rows before are answered in another way."""
+        """Raise LatePromptError if this row has a label and the rows before targets, or the reverse."""
         if self.labelled and self._before is not None and self._written != self._before:
             kinds = ("a label", "a target")
             raise LatePromptError(
@@ -273,7 +294,7 @@ class _Rows:
         raise LatePromptError(f"{column!r} is {type(value).__name__} {str(value)[:60]!r}, not a string; give a text")
 
     def _check_cell(self, column: str, value: Any) -> None:
-        """LatePromptError for what a spreadsheet shows in the place of a value that it could not work out."""
+        """Raise LatePromptError for an error that a spreadsheet shows in place of a formula's value."""
         if self.table.typed_cells and value in FORMULA_ERRORS:
             raise LatePromptError(f"{column!r} is the error {value!r} of a formula; mend it in the sheet")
 
@@ -293,7 +314,7 @@ class _Rows:
         return target
 
     def _label(self, record: Mapping[str, Any]) -> str:
-        """The label by its name in the task; LatePromptError for none, or one that the task does not have."""
+        """Return the label's name in the task; raise LatePromptError for none, or an unknown one."""
         names = self._label_names(record)
         if not names:
             raise LatePromptError(self._missing(record, "label", "every row needs a label here"))
@@ -308,14 +329,14 @@ class _Rows:
         return known
 
     def _known_label(self, record: Mapping[str, Any]) -> str | None:
-        """The label, if it is one of the task's."""
+        """Return the label if the task has it, else None."""
         try:
             return self._in_task(self._label_names(record))
         except LatePromptError:  # no label at all: a list, half a character
             return None
 
     def _label_names(self, record: Mapping[str, Any]) -> list[str]:
-        """What a raw label may be called: its class's name, where the data set has names, then itself."""
+        """Return the possible names of a raw label: its class's name, if the data set has names, then itself."""
         column = self._columns["label"]
         raw = record.get(column)
         self._check_cell(column, raw)
@@ -327,11 +348,11 @@ class _Rows:
         return [] if named is None else [named, own]
 
     def _in_task(self, names: list[str]) -> str | None:
-        """The first that is a label; without a task, any is."""
+        """Return the first name that is a label of the task; without a task, the first."""
         if self._labels is None or not isinstance(self.task, Task):
             return names[0] if names else None
         for name in names:
-            # The map says what numbers mean in the task's own files; where classes have names, they say it.
+            # label_map is for the numbers in the task's own files; names of classes go before it.
             mapped = self.task.label_map.get(name) if name == names[0] else None
             label = name if name in self._labels else mapped
             if label is not None:

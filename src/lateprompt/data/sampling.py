@@ -1,4 +1,4 @@
-"""Few-shot samples, as the paper draws them (section 4.1): a number of examples in total, a dev set from the rest."""
+"""Few-shot samples, as the paper draws them (section 4.1): a given number of rows, and a dev set from the others."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from lateprompt.utils.errors import LatePromptError
 
 
 def few_shot(rows: Sequence[Row], shots: int, seed: int, *, dev_size: int = 1000) -> tuple[list[Row], list[Row]]:
-    """Draws a few-shot training set and a dev set that don't overlap; both keep the classes' proportions.
+    """Draw a few-shot training set, and a dev set from the other rows; both keep the classes' proportions.
 
     Args:
         rows: labelled rows.
-        shots: size of the training set, all classes together. Every class gets at least one if there are enough.
-        seed: the same seed, rows and shots give the same draw.
-        dev_size: size of the dev set; fewer where fewer rows are left.
+        shots: size of the training set, all classes together. Each class gets at least one row if there are enough.
+        seed: seed of the draw: the same seed, rows and shots give the same sets.
+        dev_size: size of the dev set, smaller if fewer rows are left.
 
     Returns:
         Training rows and dev rows, each in the order they have in `rows`.
 
     Raises:
         LatePromptError: shots outside 1..len(rows), a negative dev_size, or a row without label.
+
+    Example:
+        >>> from lateprompt.data import Row, few_shot
+        >>> rows = [Row(f"text {i}", label="good" if i % 4 else "bad") for i in range(40)]
+        >>> train, dev = few_shot(rows, shots=8, seed=42, dev_size=20)
+        >>> sorted(row.label for row in train)
+        ['bad', 'bad', 'good', 'good', 'good', 'good', 'good', 'good']
+        >>> len(dev)
+        20
     """
     if not 0 < shots <= len(rows):
         raise LatePromptError(f"shots {shots!r} cannot be drawn from {len(rows)} rows; give 1 to {len(rows)}")
@@ -47,7 +56,7 @@ def few_shot(rows: Sequence[Row], shots: int, seed: int, *, dev_size: int = 1000
 
 
 def _shares(counts: Mapping[str, int], total: int, *, each: bool) -> dict[str, int]:
-    """Splits `total` over classes in proportion to `counts` by largest remainder; ties go to the first name.
+    """Split `total` over classes in proportion to `counts` by largest remainder; ties go to the first name.
 
     Args:
         counts: rows per class.
@@ -57,7 +66,7 @@ def _shares(counts: Mapping[str, int], total: int, *, each: bool) -> dict[str, i
     size = sum(counts.values())
     if total == 0:
         return dict.fromkeys(counts, 0)
-    # Whole numbers: no share hangs on how a fraction is rounded.
+    # Whole numbers, so that rounding of fractions changes no share.
     shares = {label: total * count // size for label, count in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(total * counts[label] % size), label))
     for label in by_remainder[: total - sum(shares.values())]:

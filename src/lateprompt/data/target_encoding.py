@@ -1,4 +1,4 @@
-"""Text-to-text rows to token ids: the source (in the model's chat template, where it has one), then the target."""
+"""Encode text-to-text rows: the source (in the model's chat template, if it has one), then the target."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lateprompt.utils.errors import LatePromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What stands for the texts while the chat template is taken apart; no template changes letters.
+# Placeholders for the texts, to find what the chat template puts around them; no template changes letters.
 _USER, _ANSWER = "LATEPROMPTUSERTEXT", "LATEPROMPTANSWERTEXT"
 
 
 class Frame(NamedTuple):
-    """Token ids before a source, between it and its answer, and the one that ends the answer; the space before it."""
+    """Token ids before a source, between source and answer, and at the answer's end; the space before an answer."""
 
     before: list[int]
     after: list[int]
@@ -32,27 +32,38 @@ class Frame(NamedTuple):
 
 
 class TargetEncoder(SourceEncoder):
-    """Encodes rows of a text-to-text task: `input_ids` are the source and all but the last token of the target.
+    """Encode rows of a text-to-text task: `input_ids` are the source and all but the last token of the target.
 
-    Where the tokenizer has a chat template, and the task does not turn it off, the source is what the user says and the
-    target what the assistant answers; the tokens around them are those of the template. Otherwise the target follows
-    the source, and the end-of-text token the target. Sources are cut so that the longest target would still have room,
-    as they must be where the target is not known yet.
+    If the tokenizer has a chat template, and the task does not turn it off, the source is the user's message and the
+    target the assistant's. Otherwise the target follows the source, and ends with the end-of-text token. Sources are
+    cut as if each target had `max_target_length` tokens, since it is not known when the model is used.
 
     Args:
         tokenizer: the model's tokenizer.
         task: the task.
-        max_length: most tokens of a source and its target.
-        max_target_length: most tokens of a target, its end included; what is longer is cut, with a warning.
+        max_length: largest number of tokens of source and target together.
+        max_target_length: largest number of tokens of a target, its end included; longer ones are cut, with a warning.
 
     Attributes:
-        before, after: token ids before a source, and between it and its target.
+        before, after: token ids before a source, and between source and target.
         end: the token id that ends a target.
         chat: whether the chat template is used.
 
     Raises:
-        LatePromptError: no token to end a text with, a chat template that is asked for and not there or does not take
+        LatePromptError: a tokenizer without an end-of-text token, a chat template that is missing or does not take
             these messages, a template longer than max_length, or no room for a source.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from lateprompt.data import Row, TargetEncoder, TextTask
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[END]": 1, "one": 2, "two": 3}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[END]")
+        >>> encoder = TargetEncoder(tokenizer, TextTask("count", template="{text} {target}"))
+        >>> (example,) = encoder.encode([Row("one one", target="two")])
+        >>> example.input_ids.tolist(), example.target.tolist(), example.read
+        ([2, 2, 3], [3, 1], 1)
     """
 
     task: TextTask
@@ -88,7 +99,7 @@ class TargetEncoder(SourceEncoder):
         self._lead = self.words.spaced(lead)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Encodes rows; one without a target has its source alone.
+        """Encode rows; a row without a target is encoded up to the end of its source.
 
         Raises:
             LatePromptError: a row without the second text of a pair, or without tokens.
@@ -116,10 +127,10 @@ class TargetEncoder(SourceEncoder):
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
-    """What a tokenizer's chat template puts around a user's text and its answer.
+    """Find what a tokenizer's chat template puts around a user's message and its answer.
 
     Raises:
-        LatePromptError: there is no chat template, or it does not take these messages as they are.
+        LatePromptError: there is no chat template, or it refuses or changes these messages.
     """
     name = tokenizer_name(tokenizer)
     if not getattr(tokenizer, "chat_template", None):

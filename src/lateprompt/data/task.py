@@ -1,4 +1,4 @@
-"""A task: what is asked about a text (templates) and the words that answer it (label words)."""
+"""`Task`: a classification task, with its labels, templates and label words."""
 
 from __future__ import annotations
 
@@ -23,25 +23,38 @@ DATA_FIELDS = ("text", "text_pair", "label")
 
 @dataclass(frozen=True)
 class Task:
-    """Templates, labels and label words of one classification task.
+    """A classification task: its labels, label words and templates.
 
     Args:
         name: the task's name.
-        labels: label names; a label's index is its class id.
-        label_words: one word per label, without the space before it.
-        template: cloze for a masked language model, with `{text}`, one `{mask}` and perhaps `{text_pair}`.
-        decoder_template: text for a causal language model, with `{text}`, one `{label}` after it and perhaps
+        labels: label names; the index of a label is its class id.
+        label_words: the word for each label that a language model predicts, without a space before it.
+        template: input of a masked language model, with `{text}`, one `{mask}` and optionally `{text_pair}`.
+        decoder_template: input of a causal language model, with `{text}`, one `{label}` after it and optionally
             `{text_pair}`.
         head_template: input of a trained head, `{text}` or `{text} {sep} {text_pair}`.
         metrics: names of the task's metrics, the main one first.
-        columns: our field (`text`, `text_pair`, `label`) to the column of the task's own files.
-        label_map: raw label in files to label name, such as `"0"` to `negative`.
-        chosen_columns: our field to the column that was chosen by name for this run; it counts before all others.
+        columns: field (`text`, `text_pair`, `label`) to its column in the task's own files.
+        label_map: label as it stands in files to label name, such as `"0"` to `negative`.
+        chosen_columns: field to the column that the user has chosen for this run; overrides all other names.
 
-    Labels, also those of `label_map`, are spelled as `lateprompt.data.label_name` says.
+    Labels, those in `label_map` too, are spelled as `lateprompt.data.label_name` says.
 
     Raises:
         LatePromptError: a field that does not fit; the message names the field and quotes its value.
+
+    Example:
+        >>> from lateprompt.data import Task
+        >>> task = Task(
+        ...     name="reviews",
+        ...     labels=("negative", "positive"),
+        ...     label_words=("terrible", "great"),
+        ...     template="{text} . It was {mask} .",
+        ...     decoder_template="{text} It was {label} .",
+        ...     head_template="{text}",
+        ... )
+        >>> task.is_pair, task.metrics
+        (False, ('accuracy',))
     """
 
     name: str
@@ -86,17 +99,17 @@ class Task:
 
     @property
     def is_pair(self) -> bool:
-        """Whether the task reads two texts: `{text_pair}` occurs in a template."""
+        """Return whether the task reads two texts: a template has `{text_pair}`."""
         return any("{text_pair}" in text for text in (self.template, self.decoder_template, self.head_template))
 
     @classmethod
     def from_dict(cls, data: object, source: str) -> Task:
-        """A task from the content of its YAML file.
+        """Make a task from the content of its YAML file.
 
         Args:
-            data: a mapping with `name` and `labels` ({label: word}, or a list with the words in `label_words` or equal
-                to the labels), and optionally `template`, `decoder_template`, `head_template` (each plain where left
-                out), `metrics`, `columns` and `label_map`.
+            data: a mapping with `name` and `labels` (a mapping from label to label word, or a list; then `label_words`
+                has the words, by default the labels themselves), and optionally `template`, `decoder_template`,
+                `head_template` (plain ones by default), `metrics`, `columns` and `label_map`.
             source: where it came from, for error messages.
 
         Raises:
@@ -108,7 +121,7 @@ class Task:
             raise LatePromptError(f"{source}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads, in plain types; labels are lists, so that sorting keys cannot change their order."""
+        """Return what `from_dict` reads, in plain types; labels as a list, so that sorting keys keeps their order."""
         return {
             "name": self.name,
             "template": self.template,
@@ -124,7 +137,7 @@ class Task:
 
 
 def _spelled(label: object) -> str:
-    """A label's one spelling."""
+    """Spell a label; raise LatePromptError for a missing one."""
     name = label_name(label)
     if name is None:
         raise LatePromptError(f"labels has {label!r}, which is no name; give each label a name")
@@ -132,12 +145,12 @@ def _spelled(label: object) -> str:
 
 
 def _word(label: object) -> object:
-    """A label as its own word."""
+    """Return the label itself as its label word."""
     return label if isinstance(label, str) else label_name(label)
 
 
 def _spelled_map(label_map: Mapping[Any, Any]) -> dict[str, str]:
-    """Raw labels to label names, all in their one spelling."""
+    """Spell the keys and values of a label map."""
     found: dict[str, str] = {}
     for raw, label in label_map.items():
         name, known = label_name(raw), label_name(label)
@@ -149,14 +162,14 @@ def _spelled_map(label_map: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
-    """Raise LatePromptError unless it maps some of our fields to names of columns."""
+    """Raise LatePromptError unless `columns` maps known fields to column names."""
     for key, value in columns.items():
         if key not in fields or not isinstance(value, str):
             raise LatePromptError(f"columns {key!r}: {value!r} is no column; map {', '.join(fields)} to column names")
 
 
 def check_words(key: str, words: Sequence[object]) -> None:
-    """Raise LatePromptError for a word that is no string, or empty, or has space around it."""
+    """Raise LatePromptError for a word that is no string, is empty, or has surrounding space."""
     for word in words:
         if not isinstance(word, str):
             raise LatePromptError(f"{key} has {word!r}, which is no string; quote it in YAML, as in 'Yes'")
@@ -165,7 +178,7 @@ def check_words(key: str, words: Sequence[object]) -> None:
 
 
 def _arguments(data: object) -> dict[str, Any]:
-    """The arguments of `Task` in a YAML file's content."""
+    """Turn a YAML file's content into the arguments of `Task`."""
     if not isinstance(data, Mapping):
         raise LatePromptError(f"a task is a mapping with {', '.join(REQUIRED_KEYS)}, not {type(data).__name__}")
     known = (*REQUIRED_KEYS, *OPTIONAL_KEYS)
@@ -203,14 +216,14 @@ def _arguments(data: object) -> dict[str, Any]:
 
 
 def as_list(key: str, value: object) -> list[Any]:
-    """A YAML value that must be a list."""
+    """Return a YAML value as a list; raise LatePromptError if it is none."""
     if not isinstance(value, list | tuple):
         raise LatePromptError(f"{key} {value!r} is no list")
     return list(value)
 
 
 def as_mapping(key: str, value: object) -> dict[Any, Any]:
-    """A YAML value that must be a mapping."""
+    """Return a YAML value as a dict; raise LatePromptError if it is no mapping."""
     if not isinstance(value, Mapping):
         raise LatePromptError(f"{key} {value!r} is no mapping")
     return dict(value)
@@ -226,16 +239,21 @@ def default_task(
     head_template: str | None = None,
     label_words: Sequence[str] | None = None,
 ) -> Task:
-    """A task with plain templates, for data that has just texts and labels.
+    """Make a task with plain templates, for data that has nothing but texts and labels.
 
     Args:
-        labels: label names; a label's index is its class id.
+        labels: label names; the index of a label is its class id.
         pair: whether rows have two texts.
-        name, template, decoder_template, head_template: as in `Task`; left out, plain ones.
-        label_words: one per label; left out, the labels' own names.
+        name, template, decoder_template, head_template: as in `Task`; plain ones by default.
+        label_words: one per label; by default the labels' own names.
 
     Raises:
         LatePromptError: as `Task` does.
+
+    Example:
+        >>> from lateprompt.data import default_task
+        >>> default_task(["bad", "good"], pair=False).template
+        '{text} . It was {mask} .'
     """
     plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
     return Task(

@@ -1,4 +1,4 @@
-"""Tasks by name, from a YAML file, or from what a run folder says."""
+"""Load a task by its name, from a YAML file, or from a run folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lateprompt.utils.yaml_files import parse_yaml, read_yaml
 
 AnyTask = Task | TextTask
 AS_TEXT = ("labels", "label_words", "label_map", "columns", "chosen_columns")
-"""Keys of a task file whose values are text as it is written, so that no label becomes a boolean or a number."""
+"""Keys of a task file whose values are read as text, so that YAML makes no boolean or number of a label."""
 
 
 def task_from_dict(data: object, source: str) -> AnyTask:
-    """The task in a YAML file's content: one with labels, or one whose answers are texts.
+    """Make a task from the content of a YAML file: one with labels, or one whose answers are texts.
 
     Args:
         data: what `Task.from_dict` or `TextTask.from_dict` reads.
@@ -27,21 +27,37 @@ def task_from_dict(data: object, source: str) -> AnyTask:
 
     Raises:
         LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
+
+    Example:
+        >>> from lateprompt.data import task_from_dict
+        >>> task_from_dict({"name": "reviews", "labels": {"0": "terrible", "1": "great"}}, "my task").label_words
+        ('terrible', 'great')
     """
     return TextTask.from_dict(data, source) if is_text_task(data) else Task.from_dict(data, source)
 
 
 def task_names() -> list[str]:
-    """The names of the tasks that come with the package, sorted."""
+    """Return the names of the tasks that come with the package, sorted.
+
+    Example:
+        >>> from lateprompt.data import task_names
+        >>> "sst2" in task_names()
+        True
+    """
     folder = resources.files("lateprompt.data") / "library"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_task(name_or_path: str) -> AnyTask:
-    """A task that comes with the package, by its name, or one from a YAML file.
+    """Load a task that comes with the package, by its name, or one from a YAML file.
 
     Raises:
         LatePromptError: neither a known name nor a file, or a file that is no task.
+
+    Example:
+        >>> from lateprompt.data import load_task
+        >>> load_task("sst2").labels
+        ('negative', 'positive')
     """
     names = task_names()
     if not isinstance(name_or_path, str | os.PathLike):
@@ -64,7 +80,7 @@ def load_task(name_or_path: str) -> AnyTask:
 
 
 def read_task_file(path: Path) -> AnyTask:
-    """The task in a YAML file.
+    """Read a task from a YAML file.
 
     Raises:
         LatePromptError: a file that cannot be read, or is no task.
@@ -73,10 +89,15 @@ def read_task_file(path: Path) -> AnyTask:
 
 
 def load_label_task(name_or_path: str) -> Task:
-    """`load_task` for what works with labels only.
+    """Load a task with labels, as `load_task` does.
 
     Raises:
         LatePromptError: as `load_task`, or a task whose answers are texts.
+
+    Example:
+        >>> from lateprompt.data import load_label_task
+        >>> load_label_task("rte").is_pair
+        True
     """
     task = load_task(name_or_path)
     if not isinstance(task, Task):

@@ -1,4 +1,4 @@
-"""Splits a template such as `{text} . It was {mask} .` into literal pieces and fields."""
+"""Split a template such as `{text} . It was {mask} .` into literal text and fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lateprompt.utils.errors import LatePromptError
 LITERAL = "literal"
 FIELDS = ("text", "text_pair", "mask", "label", "target", "sep")
 ANSWERS = {"mask", "label", "target"}
-"""Fields of which a template has the one that its kind needs."""
+"""Fields for the answer: each kind of template has one of them."""
 
 
 class Piece(NamedTuple):
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
     Args:
         kind: `literal`, or the field's name.
-        text: a literal with the whitespace before it, or just the whitespace before a field.
+        text: the literal text with the whitespace before it; of a field only the whitespace before it.
     """
 
     kind: str
@@ -26,9 +26,14 @@ class Piece(NamedTuple):
 
 
 def split_template(template: str) -> list[Piece]:
-    """The pieces of a template in order; whitespace belongs to the piece that follows it, or ends the last literal."""
+    """Split a template into its pieces; whitespace belongs to the piece that follows, or to the last literal.
+
+    Example:
+        >>> [tuple(piece) for piece in split_template("{text} . It was {mask}")]
+        [('text', ''), ('literal', ' . It was'), ('mask', ' ')]
+    """
     pieces: list[Piece] = []
-    # With one group in the pattern, re.split gives literals at even and field names at odd positions.
+    # With one group in the pattern, re.split returns literals at even and field names at odd positions.
     parts = re.split(r"\{(\w+)\}", template)
     for literal, field in zip(parts[::2], [*parts[1::2], None], strict=True):
         body = literal if field is None else literal.rstrip()
@@ -40,7 +45,7 @@ def split_template(template: str) -> list[Piece]:
 
 
 def check_template(key: str, template: object, *, needs: str | None) -> None:
-    """Checks one template of a task.
+    """Check one template of a task.
 
     Args:
         key: the template's name in the task, for the message.

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model belong together: a tokenizer of another model gives ids that mean something else."""
+"""Check that a tokenizer belongs to a model: another model's tokenizer would give ids that mean something else."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.inputs import check_file
 
 _FEWEST = 50
-"""A tokenizer with fewer tokens than the embedding's rows over this is refused: vocabularies are padded by a few
-percent, character vocabularies sit in small embeddings."""
+"""A tokenizer is refused if the embedding has more than this many times as many rows as it has tokens. (Embeddings are
+padded by a few percent; character vocabularies have small embeddings.)"""
 _PAIR = ("vocab.json", "merges.txt")
 _USED = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")
 
 
 def check_vocabulary(tokenizer: Any, config: Any, model: str) -> None:
-    """Hold a tokenizer against its model's embedding, and note the embedding's rows as `tokenizer.embedding_rows`.
+    """Compare a tokenizer with its model's embedding, and set `tokenizer.embedding_rows` to its number of rows.
 
-    A padded embedding has more rows than there are tokens. Special tokens behind the last row (Gemma 3's image token)
-    are let through unless texts are framed or padded with them: typed in a text they are text, and the encoder refuses
-    a template that has one.
+    More rows than tokens are usual (padding). Special tokens with ids beyond the last row (Gemma 3's image token) are
+    accepted unless they are used around texts or as padding: typed in a text they are plain text, and a template that
+    has one is refused by the encoder.
+
+    Args:
+        tokenizer: the tokenizer.
+        config: the model's configuration.
+        model: the model's name, for messages.
 
     Raises:
-        LatePromptError: no tokenizer files, a tokenizer without words, with ids beyond the embedding, or with far fewer
-            tokens than it has rows.
+        LatePromptError: a tokenizer without words, with ids beyond the embedding, or with far fewer tokens than the
+            embedding has rows.
     """
     words: dict[str, int] = tokenizer.get_vocab()
     special = set(tokenizer.all_special_ids)
@@ -57,7 +62,7 @@ def check_vocabulary(tokenizer: Any, config: Any, model: str) -> None:
 
 
 def check_ids(tokenizer: Any, ids: list[int], text: str) -> None:
-    """Raise LatePromptError for a template's piece with a token that has no row in the model's embedding."""
+    """Raise LatePromptError if `text`, a part of a template, has a token that is not in the model's embedding."""
     rows = getattr(tokenizer, "embedding_rows", None)
     wrong = next((index for index in ids if rows is not None and index >= rows), None)
     if wrong is not None:
@@ -68,7 +73,7 @@ def check_ids(tokenizer: Any, ids: list[int], text: str) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raise LatePromptError for a local byte-pair vocabulary without its merges, or merges without their vocabulary."""
+    """Raise LatePromptError if a model's folder has only one of vocab.json and merges.txt, and no tokenizer.json."""
     present = [name for name in _PAIR if (folder / name).exists()]
     if len(present) == 1 and not (folder / "tokenizer.json").exists():
         missing = next(name for name in _PAIR if name not in present)
@@ -82,7 +87,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def has_tokenizer_files(folder: Path) -> bool:
-    """Whether a folder has any file that a tokenizer could be read from."""
+    """Return whether a folder has any file that a tokenizer could be read from."""
     known = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
     return any((folder / name).exists() for name in known) or any(
         path.suffix in (".model", ".tiktoken", ".vocab") for path in folder.iterdir()

@@ -20,6 +20,7 @@ from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.evaluate import softmax
+from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
 
 __all__ = ["LatePromptClassifier", "as_texts"]
@@ -27,6 +28,7 @@ __all__ = ["LatePromptClassifier", "as_texts"]
 _FITTED = ("classifier_", "classes_", "n_features_in_", "feature_names_in_", "recipe_", "history_", "metrics_")
 
 
+@takes_earlier_names
 class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
 
@@ -46,22 +48,22 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         prompt_layer: number of layers below the prompt, or a fraction of the depth.
         num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.
         bottleneck_dim: inner width of the generator.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: cls, mean or last; None: mean for encoders, last for decoders.
         loss: vocabulary or labels.
         label_words: label to label word, without a task; None: the labels' own names.
         max_length: longest input in tokens.
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
-        recipe, epochs, steps, batch_size, lr, weight_decay, warmup, clip, precision: the recipe, see `RecipeSettings`;
-            what is left out follows from the number of texts and the method.
+        recipe, epochs, max_steps, batch_size, lr, weight_decay, warmup_ratio, max_grad_norm, precision: the recipe, see
+            `RecipeSettings`; what is left out follows from the number of texts and the method.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
         generator: another name of `method`, which it takes the place of.
         class_weight: None, "balanced", or label to weight: what the losses of a class's rows are multiplied with.
         eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
-        early_stop: stop after so many evaluations of `eval_set` without a better result; None: never.
+        patience: stop after so many evaluations of `eval_set` without a better result; None: never.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
@@ -75,7 +77,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     Example:
         >>> from lateprompt import LatePromptClassifier
         >>> from lateprompt.demo import installed_encoder
-        >>> classifier = LatePromptClassifier(installed_encoder(), steps=2, class_weight="balanced")
+        >>> classifier = LatePromptClassifier(installed_encoder(), max_steps=2, class_weight="balanced")
         >>> classifier.fit(["good", "fine", "bad"], [1, 1, 0]).predict(["a good film"]).shape
         (1,)
     """
@@ -98,12 +100,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         device: str | None = None,
         recipe: str = "auto",
         epochs: int | None = None,
-        steps: int | None = None,
+        max_steps: int | None = None,
         batch_size: int = 32,
         lr: float | None = None,
         weight_decay: float = 0.1,
-        warmup: float = 0.06,
-        clip: float = 1.0,
+        warmup_ratio: float = 0.06,
+        max_grad_norm: float = 1.0,
         precision: str = "fp32",
         states: str = "on",
         random_state: int | np.random.RandomState | None = 42,
@@ -111,7 +113,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         generator: str | None = None,
         class_weight: Any = None,
         eval_every: int | None = None,
-        early_stop: int | None = None,
+        patience: int | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -129,12 +131,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
         self.recipe = recipe
         self.epochs = epochs
-        self.steps = steps
+        self.max_steps = max_steps
         self.batch_size = batch_size
         self.lr = lr
         self.weight_decay = weight_decay
-        self.warmup = warmup
-        self.clip = clip
+        self.warmup_ratio = warmup_ratio
+        self.max_grad_norm = max_grad_norm
         self.precision = precision
         self.states = states
         self.random_state = random_state
@@ -142,13 +144,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.generator = generator
         self.class_weight = class_weight
         self.eval_every = eval_every
-        self.early_stop = early_stop
+        self.patience = patience
 
     def set_params(self, **params: Any) -> LatePromptClassifier:
         """Set parameters by name. A fitted model stays as it is until the next `fit`.
 
         `method` and `generator` are one parameter under two names: setting one sets the other.
         """
+        params = todays_names(params, self._get_param_names())
         given = [name for name in ("method", "generator") if name in params]
         if given == ["method"] and self.generator is not None:
             params["generator"] = params["method"]
@@ -186,9 +189,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
         states.check(model.trunk_dropout)
         held_out = as_eval_set(eval_set)
-        if recipe.early_stop is not None and held_out is None:
+        if recipe.patience is not None and held_out is None:
             raise LatePromptError(
-                f"early_stop {recipe.early_stop!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
+                f"patience {recipe.patience!r} needs rows to evaluate on; give fit an eval_set=(X, y)"
             )
         columns, rows = column_names(X), TrainRows.of(X, y, sample_weight)
         classes = rows.labels.classes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lateprompt.predictors.saved_run import RUN_FILE, broken_run, read_run, sect
 from lateprompt.run_folder.folder import METRICS_FILE, RunFolder, reading
 from lateprompt.runs.saving import HISTORY_FILE, write_run
 from lateprompt.training.settings import RecipeSettings
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json, read_json
 from lateprompt.utils.inputs import check_file
@@ -120,14 +121,14 @@ def _load(
 
 
 def _saved_parameters(
-    run: Mapping[str, Any], classifier: TextClassifier, recipe: dict[str, Any], folder: Path, known: Container[str]
+    run: Mapping[str, Any], classifier: TextClassifier, recipe: dict[str, Any], folder: Path, known: Collection[str]
 ) -> dict[str, Any]:
     saved = {name: from_plain(value) for name, value in section_of(run, "estimator", folder).items()}
     if not saved:  # a run of the command line
         saved = {**asdict(classifier.settings), **recipe, "random_state": recipe.get("seed", 42)}
         saved["generator"] = classifier.settings.method
     saved.setdefault("method", saved.get("generator", "npg"))  # which was its only name once
-    return {name: value for name, value in saved.items() if name in known}
+    return {name: value for name, value in todays_settings(saved, known).items() if name in known}
 
 
 def _saved_classes(run: Mapping[str, Any], classifier: TextClassifier, folder: Path) -> np.ndarray:
@@ -171,7 +172,8 @@ def unpickled_state(state: dict[str, Any], parameters: Iterable[str]) -> dict[st
     files, device = state.get(_FILES), state.get(_DEVICE, state.get("device"))
     known: dict[str, Any] = dict.fromkeys(parameters)
     known |= {"method": state.get("generator") or "npg", "recipe": "auto"}  # generator was its only name once
-    found = {**known, **{name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}}
+    given = {name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}
+    found = {**known, **todays_settings(given, known)}
     if files is not None:
         with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
             for file, content in files.items():

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.experiments.baselines import BaselineBackbone, baseline_words
 from lateprompt.experiments.methods import BASELINE, LATE_PROMPT_TOKENS, METHODS, ComparedMethod, Cost
@@ -31,14 +31,14 @@ from lateprompt.methods import adapter_config
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.base import pick_device
 from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
-from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
 from lateprompt.runs.environment import peak_memory_bytes
-from lateprompt.training.settings import ModelSettings, check_seed
+from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import borrowed, seeded
 from lateprompt.utils.suggestions import unknown
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, OneOf, Seed, check_types
 
 _LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -69,25 +69,19 @@ class BenchSettings:
     """
 
     model: str = "roberta-base"
-    batch: int = 16
-    length: int = 64
+    batch: Count = 16
+    length: Count = 64
     prompt_layer: int | float | str = "0.5"
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(tuple(DTYPES))] = "float32"
     methods: list[str] | None = None
-    repeats: int = 7
+    repeats: Count = 7
     memory: bool = True
-    seed: int = 0
+    seed: Seed = 0
     device: str | None = None
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
-        check_seed(self.seed)
-        for name in ("batch", "length", "repeats"):
-            if getattr(self, name) < 1:
-                raise LatePromptError(f"{name} {getattr(self, name)!r} is too small; give a whole number from 1")
-        if self.dtype not in DTYPES:
-            raise LatePromptError(unknown("dtype", self.dtype, DTYPES))
         for name in self.methods or ():
             if name not in METHODS:
                 raise LatePromptError(unknown("method", name, METHODS))
@@ -147,7 +141,7 @@ class Bench:
             with seeded(self.settings.seed):
                 model: Any = AutoModelForMaskedLM.from_config(self.config, dtype=DTYPES[dtype])
         else:
-            model = load_base(name, "mask", dtype=dtype)
+            model = load_base(name, "masked_lm", dtype=dtype)
         return model.to(self.device).train()
 
     def stepper(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -176,8 +170,8 @@ class Bench:
     def _baseline(self, method: ComparedMethod) -> Callable[[], None]:
         """A method of PEFT's with our readout, which computes the label words' scores at the read position alone."""
         base, backbone = self._backbone(method)
-        readout = baseline_words(base, backbone, WORDS, "mask", "labels")
-        dropout = FastDropout if method.fast_dropout and self.device.type == "cpu" else nullcontext
+        readout = baseline_words(base, backbone, WORDS, "masked_lm", "labels")
+        dropout = CpuKernels if method.fast_dropout and self.device.type == "cpu" else nullcontext
 
         def loss() -> torch.Tensor:
             with dropout():
@@ -209,14 +203,14 @@ class Bench:
         model.train()
         layer: Any = model.base_model.layer
         layer.compile_tail = method.compiled
-        readout = WordReadout(model.get_base_model(), layer, WORDS, "mask", "labels")
+        readout = WordReadout(model.get_base_model(), layer, WORDS, "masked_lm", "labels")
         batch = self.batch
         if method.states:
             with torch.no_grad():
                 trunk = layer.split_at(self.prompt_layer).trunk.eval()
                 output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             batch = replace(batch, trunk_states=output.last_hidden_state)
-            ReleasedWeights(model.get_base_model(), layer, self.prompt_layer, readout)
+            OffloadedWeights.offload(model.get_base_model(), layer, self.prompt_layer, readout)
         return self.stepper(model, lambda: readout.loss(batch))
 
     def floating_operations(self, cost: Cost) -> float:

@@ -25,13 +25,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data import TextTask
 from lateprompt.data.batches import Batches
 from lateprompt.experiments.baselines import make_baseline
@@ -53,7 +53,8 @@ from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import RunNumbers
-from lateprompt.utils.suggestions import did_you_mean, unknown
+from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import Count, OneOf, check_types
 
 NO_LIMIT_GB = 1e6
 
@@ -70,8 +71,8 @@ class EndToEndSettings:
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
         method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
-        epochs: passes over the training rows; ignored when steps is given.
-        steps: number of optimiser steps.
+        epochs: passes over the training rows; ignored when max_steps is given.
+        max_steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
         batch_size: rows in a batch.
         lr: peak learning rate of all methods.
@@ -81,7 +82,7 @@ class EndToEndSettings:
         baseline_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the
             end.
         states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
-        readout: mask, label, head or auto.
+        readout: masked_lm, causal_lm, head or auto.
         head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
             decoders.
         dtype: float type of the frozen weights of all methods.
@@ -95,14 +96,14 @@ class EndToEndSettings:
     prompt_layer: int | float | str = "0.5"
     method: str = "npg"
     epochs: int = 10
-    steps: int | None = None
+    max_steps: int | None = None
     shots: int | None = None
     batch_size: int = 32
     lr: float = 1e-3
     eval_every: int | None = None
     seed: int = 42
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    baseline_epochs: int | None = None
+    baselines: list[Annotated[str, OneOf(tuple(BASELINES))]] = field(default_factory=lambda: list(BASELINES))
+    baseline_epochs: Count | None = None
     states: str | None = None
     readout: str = "auto"
     head_pooling: str | None = None
@@ -116,16 +117,12 @@ class EndToEndSettings:
                 "bench end-to-end needs a model and training rows: "
                 "lateprompt bench end-to-end --model MODEL --train FILE --dev FILE"
             )
+        check_types(self)
         if self.method not in GENERATORS:
             raise LatePromptError(
                 f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
                 f"choose one of {', '.join(GENERATORS)}"
             )
-        for name in self.baselines:
-            if name not in BASELINES:
-                raise LatePromptError(unknown("baseline", name, BASELINES))
-        if self.baseline_epochs is not None and self.baseline_epochs < 1:
-            raise LatePromptError(f"baseline_epochs {self.baseline_epochs!r} is too small; give a whole number from 1")
         if self.states in ("on", "off"):
             raise LatePromptError(
                 f"states {self.states!r} is no folder; give one, or leave --states out for a fresh one"
@@ -137,7 +134,7 @@ class EndToEndSettings:
         """The recipe of all methods."""
         return RecipeSettings(
             epochs=self.epochs,
-            steps=self.steps,
+            max_steps=self.max_steps,
             batch_size=self.batch_size,
             lr=self.lr,
             eval_every=self.eval_every,
@@ -223,7 +220,7 @@ class MethodRun:
         """A forward and a backward pass that is not counted and leaves no trace."""
         self.readout.layer.train()
         quick = bool(getattr(self.readout.layer, "drops_out_quickly", False))
-        dropout = FastDropout if quick else nullcontext
+        dropout = CpuKernels if quick else nullcontext
         with RunNumbers(self.recipe.seed, self.device).step(shared=not quick), dropout():
             rows = np.arange(min(self.recipe.batch_size, len(self.batches[0])))
             self.readout.loss(self.batches[0].batch(rows).to(self.device)).backward()

@@ -1,4 +1,4 @@
-"""Reads checkpoints of the authors' code (https://github.com/xyltt/LPT) into a PEFT model."""
+"""Read checkpoints of the authors' code (https://github.com/xyltt/LPT) into a PEFT model."""
 
 from __future__ import annotations
 
@@ -31,25 +31,39 @@ def load(
     num_prompt_tokens: int,
     bottleneck_dim: int = 128,
 ) -> PeftModel:
-    """The PEFT model for a checkpoint under the authors' names.
+    """Load a checkpoint of the authors' code, with their names of weights, as a PEFT model.
 
-    Backbone weights in the checkpoint are loaded into `base_model`, the generator (`…prompt_generator.proj_down` and
-    `proj_up`) or the fixed prompt (`prompt_embedding.weight`) into a new adapter. As in the authors' code, a decoder's
-    pooling leaves out the last source position (`pool_last_source=False`); lateprompt's own default is to pool it. Pass
-    decoders a `source_mask` that ends with the last source token.
+    Backbone weights in the checkpoint go into `base_model`; the generator (`…prompt_generator.proj_down` and
+    `proj_up`) or the fixed prompt (`prompt_embedding.weight`) goes into a new adapter. As in the authors' code, a
+    decoder's pooling leaves out the last source position (`pool_last_source=False`; lateprompt's own default is to pool
+    it). Call a decoder with a `source_mask` that ends with the last source token.
 
     Args:
         base_model: a model of the checkpoint's architecture, with its LM head.
         state_dict_or_file: tensors by name, or a file: safetensors, or a `.bin` of tensors (read with
             `weights_only=True`).
-        generator: fixed (the authors' `none`), npg, mppg or appg.
-        prompt_layer: the layer after which the prompt enters.
-        num_prompt_tokens: k.
-        bottleneck_dim: m.
+        generator: fixed (`none` in the authors' code), npg, mppg or appg.
+        prompt_layer: p, the number of layers below the prompt.
+        num_prompt_tokens: k, the number of prompt vectors.
+        bottleneck_dim: m, the generator's inner width.
+
+    Returns:
+        The PEFT model, its adapter called `default`.
 
     Raises:
-        LatePromptError: a file that is neither, keys that fit neither model nor generator,
-            or tensors of a wrong shape.
+        LatePromptError: a file of another kind, names that are in neither the model nor the generator, or tensors of a
+            wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt.interop import authors_checkpoint
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> checkpoint = {"prompt_embedding.weight": torch.zeros(3, 16)}  # or a file
+        >>> model = authors_checkpoint.load(base, checkpoint, generator="fixed", prompt_layer=2, num_prompt_tokens=3)
+        >>> model(input_ids=torch.tensor([[2, 7, 9, 3]])).logits.shape
+        torch.Size([1, 4, 100])
     """
     weights = dict(_read(state_dict_or_file))
     generator = "fixed" if generator.lower() == "none" else generator.lower()

@@ -1,7 +1,15 @@
-"""The compared methods: one table from name to `Method`, and how names are put together.
+"""The tuning methods: a table from name to `Method`, and names that combine methods.
 
-`late-NAME` keeps a tuner to the layers above the prompt layer, so that it is trained from kept trunk states;
-`PROMPT+TUNER` puts a late prompt above a tuner: `npg+late-lora`.
+`late-NAME` applies a method such as LoRA to the layers above the prompt layer only, so that it can be trained from
+cached trunk states. `PROMPT+TUNER` trains a late prompt and such a method together: `npg+late-lora`.
+
+Example:
+    >>> from lateprompt.methods import METHODS, check_method, title_of
+    >>> METHODS["lora"].options["r"]
+    8
+    >>> check_method("npg+late-lora", {"r": 4})
+    >>> title_of("npg+late-lora")
+    'LPT npg + late LoRA'
 """
 
 from __future__ import annotations
@@ -35,22 +43,31 @@ _FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tunin
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
 LATE = "late-"
 NAMES = (*METHODS, *(f"{LATE}{name}" for name, method in METHODS.items() if method.kind == "tuner" and method.late))
-"""The methods with a name of their own; a late prompt and a tuner can be put together with `+`."""
+"""All single methods. A late prompt and one other method can be combined with `+`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One method of a name, and whether it keeps to the layers above p."""
+    """One method in a name such as `npg+late-lora`.
+
+    Args:
+        method: the method.
+        late: whether it trains only what lies above the prompt layer.
+    """
 
     method: Method
     late: bool
 
 
 def parse_method(name: str) -> list[Part]:
-    """The methods that a name puts together: the prompt first.
+    """Split a name such as `npg+late-lora` into its methods, the late prompt first.
 
     Raises:
-        LatePromptError: an unknown name, or methods that cannot be put together.
+        LatePromptError: an unknown name, or methods that cannot be combined.
+
+    Example:
+        >>> [(part.method.name, part.late) for part in parse_method("late-lora+npg")]
+        [('npg', True), ('lora', True)]
     """
     parts = [_part(piece, name) for piece in name.split("+")]
     if len(parts) == 1:
@@ -84,17 +101,17 @@ def _part(piece: str, name: str) -> Part:
 
 
 def check_method(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise LatePromptError unless `name` is a method and `options` are its own."""
+    """Raise LatePromptError for an unknown method, or for options that it does not have."""
     _options_by_part(parse_method(name), name, options or {})
 
 
 def is_late(name: str) -> bool:
-    """Whether all that a method trains lies above the prompt layer, so that it trains from kept trunk states."""
+    """Return whether a method trains only what lies above the prompt layer, so that trunk states can be cached."""
     return all(part.late for part in parse_method(name))
 
 
 def title_of(name: str) -> str:
-    """A method's name in tables."""
+    """Return a method's name for tables."""
     return " + ".join(
         f"late {part.method.title}" if part.late and part.method.kind == "tuner" else part.method.title
         for part in parse_method(name)
@@ -119,14 +136,14 @@ def _options_by_part(parts: Sequence[Part], name: str, options: Mapping[str, Any
 
 
 def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePromptConfig:
-    """The adapter of the settings' method.
+    """Build the adapter's configuration for the method in `settings`.
 
     Args:
         settings: the model's settings.
-        extra: further fields: the head's.
+        extra: further fields of `LatePromptConfig`, such as `head_labels`.
 
     Raises:
-        LatePromptError: a method, an option or a combination that cannot be.
+        LatePromptError: an unknown method or option, or methods that cannot be combined.
     """
     parts = parse_method(settings.method)
     fields: dict[str, Any] = {
@@ -148,13 +165,13 @@ def adapter_config(settings: ModelSettings, extra: Mapping[str, Any]) -> LatePro
 
 
 def parameter_count(settings: ModelSettings, backbone: nn.Module, prompt_layer: int, labels: int | None = None) -> int:
-    """How many parameters a method trains, in closed form.
+    """Compute how many parameters a method would train, without building the adapter.
 
     Args:
-        settings: with the method, its options, m and k.
-        backbone: the bare backbone, or a model with one: no tuner may lie in it.
-        prompt_layer: p.
-        labels: outputs of a trained head; None: no head.
+        settings: the method, its options, the bottleneck and the number of prompt tokens.
+        backbone: a Hugging Face model or its backbone, without any adapter in it.
+        prompt_layer: p, the number of layers below the prompt.
+        labels: outputs of a trained linear head; None: no head.
     """
     shape = Shape.of(backbone, prompt_layer)
     parts = parse_method(settings.method)
@@ -165,10 +182,14 @@ def parameter_count(settings: ModelSettings, backbone: nn.Module, prompt_layer: 
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` strings to options; values are read as YAML.
+    """Turn `key=value` strings into options; values are read as YAML.
 
     Raises:
-        LatePromptError: a string without `=`.
+        LatePromptError: a string without `=`, or a value that is no YAML.
+
+    Example:
+        >>> parse_options(["r=16", "target-modules=[query, key]"])
+        {'r': 16, 'target_modules': ['query', 'key']}
     """
     options: dict[str, Any] = {}
     for pair in pairs:

@@ -1,6 +1,6 @@
 """Adapter (Houlsby et al., ICML 2019) and AdapterDrop (Rücklé et al., EMNLP 2021): h + up(gelu(down(h))) twice a layer.
 
-Parameters: 2 (2 d m + m + d) a layer, for all layers, those above the first n (AdapterDrop), or those above p (late).
+Parameters: 2 (2 d m + m + d) a layer. Layers: all of them; AdapterDrop: all but the first n; late: those above p.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:
 def _count(shape: Shape, options: Options, settings: ModelSettings, late: bool) -> int:
     d, m = shape.width, int(options["bottleneck_dim"])
     first = shape.prompt_layer if late else int(options.get("drop_layers", 0))
-    layers = Stack.of(shape.backbone).choose(range(first, shape.layers))  # shared ones once
+    layers = Stack.of(shape.backbone).choose(range(first, shape.layers))  # layers that share their weights count once
     return len(layers) * 2 * (2 * d * m + m + d)
 
 

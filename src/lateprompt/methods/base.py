@@ -1,4 +1,4 @@
-"""What a method is: name, source, options with defaults, a piece of an adapter's configuration, a parameter count."""
+"""`Method`: name, source, options with defaults, the fields of the adapter's configuration, a parameter count."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """A bare backbone's shape, for a parameter count in closed form.
+    """The sizes of a backbone that parameter counts are computed from.
 
     Args:
-        width: d, of hidden states.
-        embedding_width: e, of word embeddings.
-        output_width: of what the backbone gives back.
-        layers: L.
-        prompt_layer: p.
-        backbone: the bare backbone, whose linear maps, biases and norms a count may ask for.
+        width: d, the width of hidden states.
+        embedding_width: e, the width of word embeddings.
+        output_width: the width of the backbone's output.
+        layers: L, the number of layers.
+        prompt_layer: p, the number of layers below the prompt.
+        backbone: the backbone itself, for counts that depend on its single modules.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from lateprompt.methods import Shape
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> shape = Shape.of(BertModel(BertConfig(vocab_size=100, **sizes)), prompt_layer=2)
+        >>> shape.width, shape.layers
+        (16, 4)
     """
 
     width: int
@@ -37,6 +45,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: nn.Module, prompt_layer: int) -> Shape:
+        """Read the sizes of a Hugging Face model or its backbone."""
         core: Any = core_of(model)
         return cls(
             width=int(core.config.hidden_size),
@@ -48,7 +57,7 @@ class Shape:
         )
 
     def modules(self, *, late: bool) -> dict[str, nn.Module]:
-        """The backbone's modules by path; late: those of the layers above p."""
+        """Return the backbone's modules by path; with `late` only those in the layers above the prompt layer."""
         found = dict(self.backbone.named_modules())
         if late:
             paths = Stack.of(self.backbone).choose(range(self.prompt_layer, self.layers))
@@ -58,17 +67,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Method:
-    """One compared method.
+    """One tuning method, as an entry of `METHODS`.
 
     Args:
         name: its name on the command line.
         title: its name in tables.
-        source: where it is from.
-        kind: `prompt` (a generator), `tuner` (something beneath a late prompt, or in its place) or `head`.
+        source: the paper it is from.
+        kind: `prompt` (a prompt generator), `tuner` (a method that changes the backbone's layers or its input, alone or
+            together with a late prompt) or `head` (a linear head alone).
         options: what `--set` may change, with the defaults.
-        fragment: from options and settings to fields of `LatePromptConfig`.
-        count: trained parameters without a head, from the shape, the options, the settings, and whether it is late.
-        late: whether there is a late variant (of a tuner), or it is late itself (a prompt).
+        fragment: makes the fields of `LatePromptConfig` (of a tuner: its `tuner`) from options and settings.
+        count: counts the trained parameters, head aside, from the shape, the options, the settings, and whether only
+            the layers above the prompt are tuned.
+        late: of a tuner, whether it can be kept to the layers above the prompt; of a prompt, whether it enters there.
+
+    Example:
+        >>> from lateprompt.methods import METHODS
+        >>> METHODS["lora"].title, METHODS["lora"].kind, METHODS["lora"].source
+        ('LoRA', 'tuner', 'Hu et al., ICLR 2022')
     """
 
     name: str

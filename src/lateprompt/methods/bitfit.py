@@ -1,7 +1,7 @@
 """BitFit (Ben Zaken et al., ACL 2022, https://aclanthology.org/2022.acl-short.1): every bias b becomes b + δ.
 
-Parameters: Σ |b| over the backbone's linear maps and norms (late: of the layers above p): 7 d + f a layer of BERT's
-with inner width f. Where there is no bias at all, each linear map of the layers gets one, of its output's width.
+Parameters: as many as there are biases in the backbone's linear maps and norms (late: in the layers above p), which is
+7 d + f a layer for BERT with inner width f. In a model without biases each linear map of a layer gets one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Full tuning: all weights of the backbone (late: of the layers above p and the norm that follows them).
+"""Full tuning: all weights of the backbone; late: those of the layers above p and of the norm after the last layer.
 
-An LM head's own weights stay as they are; word embeddings that it shares move with the backbone.
-Parameters: the backbone's; late: about (L − p) (12 d² + 13 d) for BERT's layers with an inner width of 4 d.
+The LM head's own weights stay frozen; where it shares the word embeddings, it changes with them.
+Parameters: all of the backbone's; late: about (L − p) (12 d² + 13 d) for BERT's layers with an inner width of 4 d.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A linear head on the frozen model: no prompt, so no gradient below the head. Parameters: the head's alone."""
+"""A linear head on the frozen model, without a prompt. Only the head has parameters and gradients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
 
-k prompt vectors made by a generator from an instance's hidden states after layer p, put before them: formulas and
-parameter counts are with the generators (`lateprompt.prompts`).
+A generator makes k prompt vectors from a text's hidden states after layer p, and they are put in front of these
+states. Formulas and parameter counts stand with the generators (`lateprompt.prompts`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lateprompt.training.settings import ModelSettings
 
 SOURCE = "Liu et al., Findings of EMNLP 2022"
 TOKENS = {"fixed": 20, "rpg": 20}
-"""k where it isn't set, by generator; 5, as in the paper, for the others."""
+"""Default number of prompt tokens by generator; the others have 5, as in the paper."""
 
 
 def tokens_of(generator: str, settings: ModelSettings) -> int:
-    """k."""
+    """Return k, the number of prompt tokens: the one in the settings, or the generator's default."""
     return settings.num_prompt_tokens or TOKENS.get(generator, 5)
 
 

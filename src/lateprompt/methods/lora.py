@@ -1,8 +1,8 @@
 """LoRA (Hu et al., ICLR 2022, https://openreview.net/forum?id=nZeVKeeFYf9), by PEFT: W x + (lora_alpha / r) B A x.
 
-A is (r, in), B is (out, r) and starts at zero. Parameters: Σ r (in + out) over the wrapped maps: PEFT's choice for the
-architecture (query and value of BERT's layers: 4 r d a layer), the same of the family's table where PEFT has none, or
-`target_modules`.
+A is (r, in), B is (out, r) and starts at zero. `target_modules` names the linear maps that get A and B; left out,
+PEFT's choice for the architecture (query and value of BERT's layers: 4 r d parameters a layer), or the entry of
+`lateprompt.FAMILIES` where PEFT has none. Parameters: the sum of r (in + out) over these maps.
 """
 
 from __future__ import annotations

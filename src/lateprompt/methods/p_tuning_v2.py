@@ -1,7 +1,8 @@
 """P-tuning v2 (Liu et al., ACL 2022, https://aclanthology.org/2022.acl-short.8), by PEFT's prefix tuning.
 
-k trained keys and values before those of each layer (late: of each layer above p), without a reparameterisation.
-Parameters: 2 k L w, with w the width of a layer's keys (d, but for grouped-query attention); late: 2 k (L − p) w.
+k trained keys and values are put in front of those of each layer (late: of each layer above p). The paper's
+reparameterisation by an MLP is left out.
+Parameters: 2 k L w, with w the width of a layer's keys (d, less with grouped-query attention); late: 2 k (L − p) w.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prompt tuning (Lester et al., EMNLP 2021, https://aclanthology.org/2021.emnlp-main.243), by PEFT.
 
-k trained vectors before the word embeddings. Parameters: k e.
+k trained vectors are put in front of the word embeddings, of width e. Parameters: k e.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""S-IDPG (Wu et al., NAACL 2022, https://aclanthology.org/2022.naacl-main.403): a prompt at the input, by instance.
+"""S-IDPG (Wu et al., NAACL 2022, https://aclanthology.org/2022.naacl-main.403): a prompt at the input, by text.
 
-k vectors W_up ReLU(W_down e) before the word embeddings, made from a frozen encoding e of the sentence by
-parameterised hypercomplex layers W = Σ_i A_i ⊗ B_i, i = 1..n.
+The prompt is W_up ReLU(W_down e), k vectors in front of the word embeddings, where e is the frozen model's own encoding
+of the sentence, and both maps are parameterised hypercomplex layers W = Σ_i A_i ⊗ B_i, i = 1..n.
 Parameters: 2 n³ + d m / n + m + m k e / n + k e.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from lateprompt.peft_method.adapter_files import CheckedConfig
 from lateprompt.peft_method.extra.base import PeftName
@@ -12,12 +12,11 @@ from lateprompt.peft_method.tail_tuner import FULL, LAYERS, PROMPT_LEARNING, mak
 from lateprompt.prompts import check_generator
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.names import POOLINGS as POOLINGS
-from lateprompt.utils.suggestions import unknown
-from lateprompt.utils.validation import check_types, is_of
+from lateprompt.utils.validation import Count, OneOf, Rate, check_types, is_of
 
 PEFT_TYPE = PeftName("LATE_PROMPT")
 NO_PROMPT = "none"
-"""`generator="none"`: no prompt at all, only a trained head on the frozen backbone, or a tuner."""
+"""`generator="none"`: no prompt; what is trained is a head on the frozen backbone, or another method (`tuner`)."""
 SENTENCE = "sentence"
 """`generator="sentence"`: S-IDPG, a prompt at the input from a frozen encoding of the sentence."""
 
@@ -54,23 +53,37 @@ class LatePromptConfig(CheckedConfig):
 
     Raises:
         LatePromptError: an unknown generator, initialisation or pooling, or a size below 1.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> config = LatePromptConfig(prompt_layer="0.5", generator="npg", num_prompt_tokens=3, bottleneck_dim=8)
+        >>> model = get_peft_model(base, config)
+        >>> config.prompt_layer, model.get_nb_trainable_parameters()[0]
+        (2, 568)
+        >>> model(input_ids=torch.tensor([[2, 7, 9, 3]])).logits.shape  # as many positions as the base model
+        torch.Size([1, 4, 100])
     """
 
     prompt_layer: int | float | str = field(default="0.5", metadata={"help": "number of layers below the prompt"})
-    num_prompt_tokens: int = field(default=5, metadata={"help": "number of prompt vectors"})
+    num_prompt_tokens: Count = field(default=5, metadata={"help": "number of prompt vectors"})
     generator: str = field(default="npg", metadata={"help": "fixed, npg, mppg, appg, atpg, rpg or none"})
-    bottleneck_dim: int = field(default=128, metadata={"help": "inner width of the generator"})
-    prompt_dropout: float | None = field(default=None, metadata={"help": "dropout on the prompt; None: the backbone's"})
-    fixed_init: str = field(default="normal", metadata={"help": "normal or vocabulary"})
+    bottleneck_dim: Count = field(default=128, metadata={"help": "inner width of the generator"})
+    prompt_dropout: Rate | None = field(default=None, metadata={"help": "dropout on the prompt; None: the backbone's"})
+    fixed_init: Annotated[str, OneOf(FIXED_INITS)] = field(default="normal", metadata={"help": "normal or vocabulary"})
     pool_last_source: bool = field(default=True, metadata={"help": "pool the last source token too"})
     trunk_dropout: bool = field(default=False, metadata={"help": "keep dropout in the frozen trunk"})
-    head_labels: int | None = field(default=None, metadata={"help": "outputs of a trained head; None: no head"})
-    head_pooling: str = field(default="cls", metadata={"help": "cls, mean or last"})
+    head_labels: Count | None = field(default=None, metadata={"help": "outputs of a trained head; None: no head"})
+    head_pooling: Annotated[str, OneOf(POOLINGS)] = field(default="cls", metadata={"help": "cls, mean or last"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved besides"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "not used: the backbone is found"})
     tuner: dict[str, Any] | None = field(default=None, metadata={"help": "another PEFT method beneath, with peft_type"})
-    tuner_layers: str = field(default="tail", metadata={"help": "tail or all"})
-    phm_n: int = field(default=4, metadata={"help": "products of the sentence generator's hypercomplex layers"})
+    tuner_layers: Annotated[str, OneOf(LAYERS)] = field(default="tail", metadata={"help": "tail or all"})
+    phm_n: Count = field(default=4, metadata={"help": "products of the sentence generator's hypercomplex layers"})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -78,22 +91,6 @@ class LatePromptConfig(CheckedConfig):
         check_types(self, OWN_FIELDS)
         if self.generator not in (NO_PROMPT, SENTENCE):
             check_generator(self.generator)
-        for name in ("num_prompt_tokens", "bottleneck_dim", "phm_n"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise LatePromptError(f"{name} {value!r} is no size; give a whole number from 1")
-        if self.prompt_dropout is not None and not 0.0 <= self.prompt_dropout < 1.0:
-            raise LatePromptError(f"prompt_dropout {self.prompt_dropout!r} is no rate; give 0.0 to below 1.0")
-        if self.fixed_init not in FIXED_INITS:
-            raise LatePromptError(unknown("fixed_init", self.fixed_init, FIXED_INITS))
-        if self.head_pooling not in POOLINGS:
-            raise LatePromptError(unknown("head_pooling", self.head_pooling, POOLINGS))
-        if self.head_labels is not None and self.head_labels < 1:
-            raise LatePromptError(
-                f"head_labels {self.head_labels!r} is no number of labels; give a whole number from 1"
-            )
-        if self.tuner_layers not in LAYERS:
-            raise LatePromptError(unknown("tuner_layers", self.tuner_layers, LAYERS))
         _check_names("modules_to_save", self.modules_to_save)
         if depth_of(self.tuner, _DEEPEST) > _DEEPEST:
             raise LatePromptError(
@@ -118,7 +115,7 @@ class LatePromptConfig(CheckedConfig):
 
     @property
     def input_tokens(self) -> int:
-        """How many positions at the input the adapter takes from the text."""
+        """Return how many input positions the adapter uses, which are no longer free for the text."""
         if self.generator == SENTENCE:
             return self.num_prompt_tokens
         if self.tuner is None or self.is_late or self.tuner.get("peft_type") not in PROMPT_LEARNING:
@@ -127,7 +124,7 @@ class LatePromptConfig(CheckedConfig):
 
     @property
     def is_late(self) -> bool:
-        """Whether all that is trained lies above the prompt layer, so that trunk states can be kept."""
+        """Return whether all that is trained lies above the prompt layer, so that trunk states can be cached."""
         return self.generator != SENTENCE and (self.tuner is None or self.tuner_layers == "tail")
 
 

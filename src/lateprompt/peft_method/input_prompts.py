@@ -1,6 +1,6 @@
 """Adapters that are no late prompt, in the place of one: prompts at the input, and prefixes of keys and values.
 
-They take another way through the backbone than trunk → generator → tail, and give what a late prompt gives: hidden
+They take another way through the backbone than trunk → prompt → tail, and give what a late prompt gives: hidden
 states of the text positions.
 """
 
@@ -14,7 +14,7 @@ from peft import TaskType
 from torch import nn
 from torch.nn import functional as F
 
-from lateprompt.backbone.call_context import first, replace_hidden, states_at
+from lateprompt.backbone.call_context import LateCall, first, replace_hidden, states_at
 from lateprompt.peft_method.extra.phm import PHMLinear
 from lateprompt.peft_method.tail_tuner import make_config
 from lateprompt.peft_method.wrapping import wrap
@@ -27,57 +27,45 @@ if TYPE_CHECKING:
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
 
-class Detour:
+class InputPrompt:
     """Base: a way through the backbone. `module` holds what is trained."""
 
     module: nn.Module
     late = False
     """Whether it may start from kept trunk states."""
 
-    def __call__(
-        self,
-        layer: LateBackbone,
-        call: dict[str, Any],
-        trunk_states: torch.Tensor | None,
-        read: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-    ) -> Any:
-        """The backbone's output for the text positions, or for the positions `read` (batch, reads) of them.
+    def __call__(self, layer: LateBackbone, call: LateCall) -> Any:
+        """The backbone's output for the text positions, or for those that the call reads.
 
-        What makes a prompt of the text reads no more of it than `source_mask` (batch, length) shows.
+        What makes a prompt of the text reads no more of it than the call's `source_mask` (batch, length) shows.
 
         Raises:
             LatePromptError: a KV cache, or trunk states where there is no trunk.
         """
-        if call.get("use_cache") or call.get("past_key_values") is not None:
+        if call.arguments.get("use_cache") or call.arguments.get("past_key_values") is not None:
             raise LatePromptError(
                 "a prompt at the input, or a prefix, keeps no KV cache here; use use_cache=False, or PEFT's own model"
             )
-        if trunk_states is not None and not self.late:
+        if call.trunk_states is not None and not self.late:
             raise LatePromptError(
                 "trunk_states were given, but the active adapter changes what lies below the prompt layer"
             )
-        if layer.family.causal:
-            call["use_cache"] = False
-        text = first(call.get("input_ids"), call.get("inputs_embeds"), trunk_states)
-        with layer.quick_dropout():
-            output = self.run(layer, call, trunk_states, source_mask)
+        output = self.run(layer, call)
         # A prefix is a cache; handed out, it would come back at the next step of a generation.
         output = type(output)(**{key: value for key, value in output.items() if key != "past_key_values"})
-        hidden = output.last_hidden_state[:, -text.shape[1] :]
-        return replace_hidden(output, hidden if read is None else states_at(hidden, read), None)
+        hidden = output.last_hidden_state[:, -call.text.shape[1] :]
+        return replace_hidden(output, hidden if call.read is None else states_at(hidden, call.read), None)
 
-    def run(
-        self,
-        layer: LateBackbone,
-        call: dict[str, Any],
-        trunk_states: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-    ) -> Any:
+    def run(self, layer: LateBackbone, call: LateCall) -> Any:
+        """The backbone's output for the prompt, if it has positions of its own, and the text."""
         raise TypeError(f"{type(self).__name__} must say which way it takes: override run")
 
 
-class PromptLearning(Detour):
+Detour = InputPrompt
+"""The name of earlier releases."""
+
+
+class PromptLearning(InputPrompt):
     """PEFT's prompt tuning, P-tuning or prefix tuning (P-tuning v2), by PEFT's own code.
 
     Around the whole backbone, or (a prefix, `late`) around the tail alone, which then starts from trunk states.
@@ -104,37 +92,37 @@ class PromptLearning(Detour):
         trained = [p for p in layer.parameters() if p.requires_grad]
         around: Any = layer.split_at(prompt_layer).tail if late else layer.base_layer
         try:
-            self.view: Any = wrap(around, config, name)
+            self.peft_model: Any = wrap(around, config, name)
         except Exception as error:  # PEFT's own code on the user's options
             raise LatePromptError(f"PEFT cannot put tuner {dict(tuner)!r} here: {first_line(error)}") from None
         for parameter in trained:  # PEFT freezes everything
             parameter.requires_grad_(True)
         self.tokens = int(config.num_virtual_tokens)
         self.prefix = config.peft_type == "PREFIX_TUNING"
-        self.module = self.view.prompt_encoder[name]
+        self.module = self.peft_model.prompt_encoder[name]
 
-    def run(
-        self,
-        layer: LateBackbone,
-        call: dict[str, Any],
-        trunk_states: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-    ) -> Any:
+    def run(self, layer: LateBackbone, call: LateCall) -> Any:
         if self.late:
-            split = layer.late_mode(self.prompt_layer)
-            if trunk_states is None:
-                trunk_states = layer.run_trunk(self.prompt_layer, call)
-            self.view.base_model = split.tail
-            given = {"inputs_embeds": trunk_states, "attention_mask": call.get("attention_mask")}
-        else:
-            layer.whole_mode()
-            self.view.base_model = layer.base_layer
-            # PEFT takes no token types here (it would warn), and its prompt tuning no positions.
-            left_out = ("token_type_ids",) if self.prefix else ("token_type_ids", "position_ids")
-            given = {key: call[key] for key in _INPUTS if call.get(key) is not None and key not in left_out}
-            if "use_cache" in call and not self.prefix:  # a prefix is handed over as a cache
-                given["use_cache"] = False
-        return self.view(**given, return_dict=True)
+            return self._run_tail(layer, call)
+        self.peft_model.base_model = layer.views.enter_whole(layer.training)
+        return self.peft_model(**self._inputs(call), **self._without_cache(layer), return_dict=True)
+
+    def _run_tail(self, layer: LateBackbone, call: LateCall) -> Any:
+        """From the trunk's states, kept or computed, through the tail with a prefix in each layer."""
+        states = call.trunk_states
+        if states is None:
+            states = layer.run_trunk(self.prompt_layer, call.arguments)
+        self.peft_model.base_model = layer.late_mode(self.prompt_layer).tail
+        mask = call.arguments.get("attention_mask")
+        return self.peft_model(inputs_embeds=states, attention_mask=mask, return_dict=True)
+
+    def _inputs(self, call: LateCall) -> dict[str, Any]:
+        """What PEFT takes of the call: no token types (it would warn), and its prompt tuning no positions."""
+        left_out = ("token_type_ids",) if self.prefix else ("token_type_ids", "position_ids")
+        return {key: value for key, value in _inputs(call).items() if key not in left_out}
+
+    def _without_cache(self, layer: LateBackbone) -> dict[str, Any]:
+        return {"use_cache": False} if layer.family.causal and not self.prefix else {}  # a prefix is itself a cache
 
 
 class SentenceGenerator(nn.Module):
@@ -166,7 +154,7 @@ class SentenceGenerator(nn.Module):
         return self.dropout(prompt.view(len(encodings), self.num_prompt_tokens, -1))  # type: ignore[no-any-return]
 
 
-class SentencePrompt(Detour):
+class SentencePrompt(InputPrompt):
     """S-IDPG (Wu et al., NAACL 2022): a prompt at the input, made from a frozen encoding of the sentence.
 
     The encoding is the frozen backbone's own last hidden state, at the first token of an encoder or the last one of a
@@ -179,31 +167,33 @@ class SentencePrompt(Detour):
     def __init__(self, generator: SentenceGenerator) -> None:
         self.module = generator
 
-    def run(
-        self,
-        layer: LateBackbone,
-        call: dict[str, Any],
-        trunk_states: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-    ) -> Any:
-        base: Any = layer.base_layer
-        mask = call.get("attention_mask")
-        given = {key: call[key] for key in (*_INPUTS, "use_cache") if call.get(key) is not None}
+    def run(self, layer: LateBackbone, call: LateCall) -> Any:
+        cache = {"use_cache": False} if layer.family.causal else {}
+        inputs = _inputs(call)
+        encodings = self._encode(layer, call, {**inputs, **cache})
+        prompt = self.module(encodings.to(next(self.module.parameters()).dtype))
+        backbone = layer.views.enter_whole(layer.training)
+        return backbone(**_with_prompt(prompt, inputs, layer.base_layer), **cache, return_dict=True)
+
+    def _encode(self, layer: LateBackbone, call: LateCall, inputs: dict[str, Any]) -> torch.Tensor:
+        """The frozen backbone's encodings (batch, hidden)."""
         with torch.no_grad():
-            layer.whole_mode(training=False)
-            hidden = base(**given, return_dict=True).last_hidden_state
-        layer.whole_mode()
-        dtype = next(self.module.parameters()).dtype
-        source = first(source_mask, mask)
-        prompt = self.module(read_state(hidden, source, last=layer.family.causal).to(dtype))
-        embeds = given.pop("inputs_embeds", None)
-        ids = given.pop("input_ids", None)
-        embeds = base.get_input_embeddings()(ids) if embeds is None else embeds
-        k = prompt.shape[1]
-        given["inputs_embeds"] = torch.cat([prompt.to(embeds.dtype), embeds], 1)
-        given.pop("position_ids", None)
-        if mask is not None:
-            given["attention_mask"] = F.pad(mask, (k, 0), value=1)
-        if "token_type_ids" in given:
-            given["token_type_ids"] = F.pad(given["token_type_ids"], (k, 0))
-        return base(**given, return_dict=True)
+            hidden = layer.views.enter_whole(False)(**inputs, return_dict=True).last_hidden_state
+        source = first(call.source_mask, call.arguments.get("attention_mask"))
+        return read_state(hidden, source, last=layer.family.causal)
+
+
+def _inputs(call: LateCall) -> dict[str, Any]:
+    return {key: value for key in _INPUTS if (value := call.arguments.get(key)) is not None}
+
+
+def _with_prompt(prompt: torch.Tensor, inputs: dict[str, Any], backbone: Any) -> dict[str, Any]:
+    """A backbone's inputs with a prompt (batch, k, embedding width) in front; positions are counted anew."""
+    embeddings = inputs.get("inputs_embeds")
+    if embeddings is None:
+        embeddings = backbone.get_input_embeddings()(inputs["input_ids"])
+    longer = {"inputs_embeds": torch.cat([prompt.to(embeddings.dtype), embeddings], 1)}
+    for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
+        if name in inputs:
+            longer[name] = F.pad(inputs[name], (prompt.shape[1], 0), value=value)
+    return longer

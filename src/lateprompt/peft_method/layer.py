@@ -9,12 +9,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lateprompt.backbone.families import hidden_dropout_of
-from lateprompt.backbone.late_backbone import LateBackbone, PromptSlot
+from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.backbone.views import PromptSlot
 from lateprompt.peft_method.adapter_files import check_weights
 from lateprompt.peft_method.config import NO_PROMPT, SENTENCE, LatePromptConfig
 from lateprompt.peft_method.input_prompts import PromptLearning, SentenceGenerator, SentencePrompt
 from lateprompt.peft_method.sizes import Room, check_tuner
-from lateprompt.peft_method.tail_tuner import FULL, PROMPT_LEARNING, Beneath
+from lateprompt.peft_method.tail_tuner import FULL, PROMPT_LEARNING, TailTuner
 from lateprompt.prompts import FixedPrompt, GeneratorSpec, build_generator, parameters_of
 from lateprompt.utils.errors import LatePromptError
 
@@ -27,7 +28,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone)
-        self.__dict__["beneath"] = {}
+        self.__dict__["tail_tuners"] = {}
         self.register_load_state_dict_pre_hook(check_weights)  # type: ignore[no-untyped-call]
 
     def selected_adapter(self) -> str | None:
@@ -45,7 +46,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
 
         Raises:
             LatePromptError: an adapter of that name is there, sizes that this model has no room for, or a tuner that
-                cannot be put beneath.
+                cannot be put on its layers.
         """
         if name in self.slots:
             raise LatePromptError(f"adapter {name!r} is there already; choose another name, or delete it first")
@@ -123,65 +124,64 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             config.phm_n,
             rate,
         )
-        self.detours[name] = SentencePrompt(generator)
+        self.input_prompts[name] = SentencePrompt(generator)
         self.late_prompt_generators[name] = generator
 
-    def _add_tuner(self, name: str, tuner: dict[str, Any], prompt_layer: int, *, late: bool) -> None:
+    def _add_tuner(self, name: str, options: dict[str, Any], prompt_layer: int, *, late: bool) -> None:
         if any(parameter.device.type == "meta" for parameter in self.base_layer.parameters()):
-            raise LatePromptError(
-                "a tuner beneath a late prompt needs the weights in memory: they are on the meta device"
-            )
-        if any(beneath.full for beneath in self.beneath.values()) or (self.beneath and tuner["peft_type"] == FULL):
+            raise LatePromptError("a tail tuner needs the weights in memory: they are on the meta device")
+        full = any(tuner.full for tuner in self.tail_tuners.values())
+        if full or (self.tail_tuners and options["peft_type"] == FULL):
             raise LatePromptError(
                 f"adapter {name!r} cannot be added: where the backbone's own weights are trained ({FULL}), no other "
                 "adapter can have a tuner; use a model of its own"
             )
-        if tuner["peft_type"] in PROMPT_LEARNING:
-            detour = PromptLearning(self, name, tuner, prompt_layer, late=late)
-            self.detours[name] = detour
-            self.late_prompt_beneath[name] = detour.module
+        if options["peft_type"] in PROMPT_LEARNING:
+            prompt = PromptLearning(self, name, options, prompt_layer, late=late)
+            self.input_prompts[name] = prompt
+            self.late_prompt_beneath[name] = prompt.module
             return
-        beneath = Beneath(self.base_layer, name, tuner, prompt_layer, late=late)
-        self.beneath[name] = beneath
-        self.late_prompt_beneath[name] = beneath.parts
-        beneath.activate(self.active_adapters)
+        tuner = TailTuner(self.base_layer, name, options, prompt_layer, late=late)
+        self.tail_tuners[name] = tuner
+        self.late_prompt_beneath[name] = tuner.parts
+        tuner.activate(self.active_adapters)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """As PEFT's; tuners beneath follow."""
-        for beneath in self.beneath.values():
-            beneath.activate([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        """As PEFT's; tail tuners follow."""
+        for tuner in self.tail_tuners.values():
+            tuner.activate([adapter_names] if isinstance(adapter_names, str) else adapter_names)
         super().set_adapter(adapter_names, inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """As PEFT's; tuners beneath follow."""
-        for beneath in self.beneath.values():
-            beneath.enable(enabled)
+        """As PEFT's; tail tuners follow."""
+        for tuner in self.tail_tuners.values():
+            tuner.enable(enabled)
         super().enable_adapters(enabled)
 
     def check_call(self) -> None:
         super().check_call()
-        for beneath in self.beneath.values():
-            maps: Any = getattr(beneath.layers[0], "lora_A", {}) if beneath.layers else {}
+        for tuner in self.tail_tuners.values():
+            maps: Any = getattr(tuner.layers[0], "lora_A", {}) if tuner.layers else {}
             if any(callable(getattr(part, "weight", None)) for part in maps.values()):
                 raise LatePromptError(
                     "quantize_dynamic has quantised LoRA's own maps, which PEFT cannot compute with; quantise the base "
                     "model first, and put the adapter on it afterwards"
                 )
 
-    def unwrap_beneath(self) -> None:
+    def unwrap_tuners(self) -> None:
         """Give the backbone its own modules back."""
-        for beneath in self.beneath.values():
-            beneath.unwrap()
-        self.beneath.clear()
+        for tuner in self.tail_tuners.values():
+            tuner.unwrap()
+        self.tail_tuners.clear()
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._forget(adapter_name)  # first: PEFT then chooses the next active one from what is left
         super().delete_adapter(adapter_name)
 
     def _forget(self, name: str) -> None:
-        beneath = self.beneath.pop(name, None)
-        if beneath is not None:
-            beneath.delete()
+        tuner = self.tail_tuners.pop(name, None)
+        if tuner is not None:
+            tuner.delete()
         self.remove_prompt(name)
 
     def _all_available_adapter_names(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +11,19 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lateprompt.backbone.call_context import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.backbone.families import core_of, family_of, num_layers_of
+from lateprompt.backbone.multi_adapter import rows_by_layer
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.peft_method.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.peft_method.extra.base import register
 from lateprompt.peft_method.generate import GenerationWishes, generate_groups
+from lateprompt.peft_method.guards import check_adapter_name, forget_failure, transformers_call
+from lateprompt.peft_method.headless import HeadlessModel, headless
 from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.utils.errors import LatePromptError
 
@@ -32,42 +34,6 @@ _NO_MERGE = (
     "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
     "use unload() to get the base model back"
 )
-
-
-class _HeadlessModel(nn.Module):
-    """Holds a bare backbone under its usual attribute name, so that it can be replaced there.
-
-    Adapters then have the same keys as on a model with a head, and load into either.
-    """
-
-    def __init__(self, backbone: Any) -> None:
-        super().__init__()
-        self._name: str = backbone.base_model_prefix
-        setattr(self, self._name, backbone)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The backbone's class: PEFT saves its name, for AutoPeftModel to load the base model with."""
-        name = self.__dict__.get("_name")
-        backbone = None if name is None else self.__dict__["_modules"].get(name)
-        while isinstance(backbone, LatePromptLayer):
-            backbone = backbone.base_layer
-        return _HeadlessModel if backbone is None else type(backbone)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self._name)(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """PEFT looks for it when an adapter of a causal LM is loaded."""
-        raise LatePromptError("a bare backbone has no LM head and cannot generate; load it with AutoModelForCausalLM")
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_"):
-                raise
-            return getattr(super().__getattr__(self._name), name)
 
 
 class LatePromptModel(BaseTuner):
@@ -94,13 +60,13 @@ class LatePromptModel(BaseTuner):
                 "or take the first one away with unload()"
             )
         if base is model and not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
-            if _transformers_call():  # it would go on with the bare model, without a late prompt
-                _forget_failure(model)
+            if transformers_call():  # it would go on with the bare model, without a late prompt
+                forget_failure(model)
                 raise LatePromptError(
                     f"{type(model).__name__} is a bare backbone, in which a late prompt cannot be put in place; use "
                     "peft.get_peft_model(model, config) or PeftModel.from_pretrained(model, folder)"
                 )
-            model = _HeadlessModel(model)
+            model = headless(model)
         below = model.peft_config if isinstance(model, peft.PeftModel) else None
         super().__init__(model, *args, **kwargs)
         if below is not None:
@@ -150,11 +116,11 @@ class LatePromptModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("state_dict", None)  # the backbone is found, not guessed from a checkpoint's keys
         try:
-            _check_adapter_name(adapter_name, model)
+            check_adapter_name(adapter_name, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:  # interrupted by Ctrl-C too
             self.peft_config.pop(adapter_name, None)
-            _forget_failure(model)
+            forget_failure(model)
             raise
         if callable(getattr(type(self.model), "generate", None)):
             # A PeftModel without a task type calls this one, past our `generate`.
@@ -171,7 +137,7 @@ class LatePromptModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         at_odds = peft_config.tuner is not None or family_of(target).core  # its names would find no place in the model
-        if at_odds and _transformers_call() == "load_adapter":
+        if at_odds and transformers_call() == "load_adapter":
             raise LatePromptError(
                 "transformers' load_adapter cannot load this late prompt; use peft.PeftModel.from_pretrained(model, "
                 "folder)"
@@ -210,13 +176,13 @@ class LatePromptModel(BaseTuner):
         if extras.adapter_names is not None:
             names = [name for name in extras.adapter_names for _ in range(wanted.copies)]
             extras = replace(extras, adapter_names=names)
-        elif self.layer.selected_adapter() in self.layer.detours:
+        elif self.layer.selected_adapter() in self.layer.input_prompts:
             kwargs.setdefault("use_cache", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
         if extras.adapter_names is not None or self.layer.selected_adapter() is not None:
             wanted.check()
             kwargs = {**wanted.changes, **kwargs}
-        groups = self.layer.rows_by_layer(extras.adapter_names or ())
+        groups = rows_by_layer(extras.adapter_names or (), self.layer.slots)
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
                 raise LatePromptError(
@@ -296,10 +262,10 @@ class LatePromptModel(BaseTuner):
                 handle.remove()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # In place: PEFT puts new parameters there, and the backbone would keep the old ones of a tuner beneath.
+        # In place: PEFT puts new parameters there, and the backbone would keep a tail tuner's old ones.
         for layer in (module for module in self.model.modules() if isinstance(module, LatePromptLayer)):
-            beneath = layer.beneath.get(adapter_name)
-            if not autocast_adapter_dtype or (beneath is not None and beneath.full):
+            tuner = layer.tail_tuners.get(adapter_name)
+            if not autocast_adapter_dtype or (tuner is not None and tuner.full):
                 continue  # the backbone's own weights keep their type
             for table in layer.adapter_layer_names:
                 if adapter_name in getattr(layer, table):
@@ -334,7 +300,7 @@ class LatePromptModel(BaseTuner):
         layer = next((m for m in self.model.modules() if isinstance(m, LatePromptLayer)), None)
         self.model.__dict__.pop("generate", None)
         if layer is not None:
-            layer.unwrap_beneath()
+            layer.unwrap_tuners()
         if layer is None:
             pass
         elif isinstance(self.model, peft.PeftModel):  # LoRA below: PEFT's own unload would take its configuration away
@@ -345,7 +311,7 @@ class LatePromptModel(BaseTuner):
         if layer is not None:
             layer.base_layer.train(layer.training)  # the trunk was in eval mode
         model = self.model
-        bare: nn.Module = getattr(model, model._name) if isinstance(model, _HeadlessModel) else model
+        bare: nn.Module = model.backbone if isinstance(model, HeadlessModel) else model
         return bare
 
     @classmethod
@@ -372,52 +338,6 @@ class LatePromptModel(BaseTuner):
             if found:
                 return f"{_CHECKPOINT_ROOT}{table}.{rest}"
         return super()._remove_adapter_name_from_key(key, adapter_name)
-
-
-def _check_adapter_name(name: str, model: nn.Module) -> None:
-    """PEFT tells adapters apart by a part of their weights' names: such a part as a name loses weights on saving."""
-    taken = {part for key, _ in model.named_parameters() for part in key.split(".") if not part.isdigit()}
-    taken |= {
-        "base_model",
-        "model",
-        "base_layer",
-        "up",
-        "down",
-        "prompt",
-        "weight",
-        "bias",
-        *LatePromptLayer.adapter_layer_names,
-    }
-    taken |= {"modules_to_save", "original_module", BASE}
-    for module in model.modules():  # other adapters, of LoRA below perhaps
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            taken -= _adapters_of(module)
-    if not name or "." in name or name in taken or hasattr(nn.ModuleDict(), name):
-        raise LatePromptError(
-            f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
-        )
-
-
-def _transformers_call() -> str:
-    """`add_adapter` or `load_adapter`, if transformers' own one makes this adapter: they change a model in place."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "transformers.integrations.peft":
-            return frame.f_code.co_name
-        frame = frame.f_back
-    return ""
-
-
-def _forget_failure(model: Any) -> None:
-    """transformers notes an adapter before it has one: after an error there is none."""
-    if getattr(model, "_hf_peft_config_loaded", False) and not getattr(model, "peft_config", None):
-        model._hf_peft_config_loaded = False
-
-
-def _adapters_of(module: Any) -> set[str]:
-    tables = getattr(module, "adapter_layer_names", ("modules_to_save",))
-    found = (getattr(module, table, None) for table in tables)
-    return {str(key) for table in found if isinstance(table, (nn.ModuleDict, nn.ParameterDict)) for key in table}
 
 
 def _with_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

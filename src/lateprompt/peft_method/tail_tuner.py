@@ -1,8 +1,8 @@
-"""Other PEFT methods beneath a late prompt: LoRA, adapters, BitFit, …, or the backbone's own weights.
+"""Tail tuners: LoRA, adapters, BitFit, … or the backbone's own weights, trained with a late prompt or in its place.
 
-Any PEFT method that wraps modules can lie beneath a late prompt, or in its place, on the layers above the prompt layer
-(then it is *late*: the trunk stays a pure function of the text, so its states can be kept) or on all layers. What it
-trains is an entry of the late prompt's own adapter: it is switched, saved and loaded with it.
+Any PEFT method that wraps modules can tune the layers above the prompt layer (then it is *late*: the trunk stays a pure
+function of the text, so its states can be kept) or all layers. What it trains is an entry of the late prompt's own
+adapter: it is switched, saved and loaded with it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_config(tuner: Mapping[str, Any]) -> Any:
         raise LatePromptError(f"tuner has peft_type {kind!r}, which PEFT does not know; choose one of {known}")
     options = {key: value for key, value in tuner.items() if key != "peft_type"}
     if kind == "LATE_PROMPT":
-        raise LatePromptError(f"tuner has peft_type {kind!r}: a late prompt cannot lie beneath another; choose a tuner")
+        raise LatePromptError(f"tuner has peft_type {kind!r}: a late prompt tunes no tail; choose another method")
     try:
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)  # type: ignore[index]
     except LatePromptError:
@@ -66,8 +66,8 @@ class _Paths(nn.Module):
                 place._modules[name] = part
 
 
-class Beneath:
-    """A tuner on some layers of a backbone.
+class TailTuner:
+    """A PEFT method on the layers above the prompt layer, or on all.
 
     Args:
         core: the backbone.
@@ -98,7 +98,7 @@ class Beneath:
         kind: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type, nn.Module)
         if not issubclass(kind, BaseTuner) or not hasattr(kind, "tuner_layer_cls"):
             raise LatePromptError(
-                f"tuner {tuner['peft_type']!r} does not wrap single modules, so it cannot lie beneath a late prompt; "
+                f"tuner {tuner['peft_type']!r} does not wrap single modules, so it cannot tune a late prompt's tail; "
                 "choose another, such as LORA, HOULSBY_ADAPTER or BITFIT"
             )
         there = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
@@ -183,6 +183,10 @@ class Beneath:
             for name, child in parent._modules.items():
                 if id(child) in wrapped:
                     parent._modules[name] = child.get_base_layer()  # type: ignore[union-attr,operator]
+
+
+Beneath = TailTuner
+"""The name of earlier releases."""
 
 
 def _keep_to_tail(config: Any, kind: type[BaseTuner], core: Any, prompt_layer: int) -> None:

@@ -22,7 +22,7 @@ from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.peft_method.wrapping import wrap
 from lateprompt.predictors.fingerprints import check_fingerprint, model_fingerprint
 from lateprompt.predictors.loading import AUTO, load_base, load_config, load_tokenizer, max_positions
-from lateprompt.predictors.offload import ReleasedWeights
+from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.predictors.saved_run import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -44,7 +44,8 @@ from lateprompt.predictors.saved_run import (
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
 from lateprompt.state_cache.batches import CachedBatches
-from lateprompt.state_cache.fill import StatesSettings, cache_states
+from lateprompt.state_cache.fill import cache_states
+from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN
@@ -114,7 +115,7 @@ class TunedModel:
         self.readout = self.make_readout()
         self.base_fingerprint: str | None = None
         """Which weights the base model has, as `build` and `load` found them."""
-        self._released: ReleasedWeights | None = None
+        self._offloaded: OffloadedWeights | None = None
 
     # -- what a kind of model defines --------------------------------------------------------------------------------
 
@@ -192,15 +193,15 @@ class TunedModel:
 
         What needs them later (rows without kept states) loads them again by itself.
         """
-        if self._released is None:
+        if self._offloaded is None:
             base, layer = self.model.get_base_model(), self.layer
-            self._released = ReleasedWeights(base, layer, int(self.settings.prompt_layer), self.readout)
+            self._offloaded = OffloadedWeights.offload(base, layer, int(self.settings.prompt_layer), self.readout)
 
     def restore(self) -> None:
         """Load again what `release` has freed."""
-        if self._released is not None:
-            self._released.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
-            self._released = None
+        if self._offloaded is not None:
+            self._offloaded.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
+            self._offloaded = None
 
     def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Feed:
         """The rows, encoded.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.backbone.families import hidden_dropout_of
-from lateprompt.backbone.packed import can_branch
+from lateprompt.backbone.packed import can_pack
 from lateprompt.data import AnyTask, Row, Task, TaskEncoder
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.loading import resolve_readout
@@ -46,7 +46,7 @@ class TextClassifier(TunedModel):
         longest = max(map(len, self.encoder.label_tokens), default=1)
         if longest == 1:
             return 0  # read where the text ends
-        return longest - 1 if can_branch(self.layer) else longest
+        return longest - 1 if can_pack(self.layer) else longest
 
     def make_readout(self) -> Readout:
         layer, base = self.layer, self.model.get_base_model()

@@ -12,19 +12,21 @@ from transformers.utils import logging as hf_logging
 from lateprompt.backbone.families import FAMILIES
 from lateprompt.data import READOUTS
 from lateprompt.data.vocabulary import check_tokenizer_files, check_vocabulary, has_tokenizer_files
+from lateprompt.peft_method.wrapping import wrap as wrap  # its home in earlier releases was here
 from lateprompt.predictors.weights import check_model_folder, check_sizes, check_weight_files, has_lm_head
+from lateprompt.utils.aliases import todays_value
 from lateprompt.utils.errors import LatePromptError, first_line, option
 from lateprompt.utils.randomness import in_turn, seeded
 from lateprompt.utils.suggestions import unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO: dict[str, Any] = {
-    "mask": AutoModelForMaskedLM,
-    "label": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+    "causal_lm": AutoModelForCausalLM,
     "head": AutoModel,
-    "text": AutoModelForCausalLM,
+    "generate": AutoModelForCausalLM,
 }
-_WITH_HEAD = {"mask": ("ForMaskedLM", "ForPreTraining"), "label": ("ForCausalLM", "LMHeadModel")}
+_WITH_HEAD = {"masked_lm": ("ForMaskedLM", "ForPreTraining"), "causal_lm": ("ForCausalLM", "LMHeadModel")}
 
 
 @in_turn
@@ -63,33 +65,36 @@ def resolve_readout(config: Any, readout: str, model: str) -> str:
     Raises:
         LatePromptError: an unknown readout, or one that the architecture cannot serve.
     """
-    if readout == "text":
-        raise LatePromptError("readout 'text' writes texts, but the task has labels; use auto, mask, label or head")
+    readout = todays_value("readout", readout)
+    if readout == "generate":
+        raise LatePromptError(
+            "readout 'generate' writes texts, but the task has labels; use auto, masked_lm, causal_lm or head"
+        )
     if readout not in (*READOUTS, "auto"):
         raise LatePromptError(unknown("readout", readout, ("auto", *READOUTS)))
     causal = FAMILIES[config.model_type].causal
     if readout == "auto":
-        words = "label" if causal else "mask"
+        words = "causal_lm" if causal else "masked_lm"
         return words if has_lm_head(model, config, AUTO[words], _WITH_HEAD[words]) else "head"
-    if readout == "mask" and causal:
+    if readout == "masked_lm" and causal:
         raise LatePromptError(
             f"model {model!r} ({config.model_type}) is a decoder without a mask; "
-            f"use {option('readout', 'label', 'head')}"
+            f"use {option('readout', 'causal_lm', 'head')}"
         )
-    if readout == "label" and not causal:
+    if readout == "causal_lm" and not causal:
         raise LatePromptError(
-            f"model {model!r} ({config.model_type}) is an encoder; use {option('readout', 'mask', 'head')}"
+            f"model {model!r} ({config.model_type}) is an encoder; use {option('readout', 'masked_lm', 'head')}"
         )
     return readout
 
 
 def causal_readout(config: Any, readout: str, model: str) -> str:
-    """`text`, the readout of text-to-text tasks.
+    """`generate`, the readout of text-to-text tasks.
 
     Raises:
         LatePromptError: another readout was asked for, or the architecture cannot write.
     """
-    if readout not in ("auto", "text"):
+    if todays_value("readout", readout) not in ("auto", "generate"):
         raise LatePromptError(
             f"readout {readout!r} reads labels, but the task's answers are texts; use {option('readout', 'auto')}"
         )
@@ -98,18 +103,19 @@ def causal_readout(config: Any, readout: str, model: str) -> str:
             f"model {model!r} ({config.model_type}) is an encoder and writes no text; give a causal model, or, if the "
             "targets are classes, --label-column target (in Python: columns={'label': 'target'})"
         )
-    return "text"
+    return "generate"
 
 
 @in_turn
 def load_base(model: str, readout: str, *, dtype: str = "float32", attention: str | None = None) -> Any:
-    """The pretrained model for a readout (`mask`, `label`, `head`, `text`), in eval mode.
+    """The pretrained model for a readout (`masked_lm`, `causal_lm`, `head`, `generate`), in eval mode.
 
     Raises:
         LatePromptError: the checkpoint cannot be loaded, lacks weights, or has no LM head where one is needed.
     """
     if dtype not in DTYPES:
         raise LatePromptError(unknown("dtype", dtype, DTYPES))
+    readout = todays_value("readout", readout)
     config = load_config(model)
     if Path(model).is_dir():
         check_weight_files(Path(model))

@@ -13,54 +13,64 @@ from lateprompt.backbone.late_backbone import LateBackbone
 from lateprompt.readouts import Readout
 
 
-class ReleasedWeights:
-    """The trunk's weights, the embeddings, and the LM head's rows that `readout` does not need: freed on construction.
+class OffloadedWeights:
+    """Weights that `offload` has freed: the trunk's, the embeddings, and the LM head's rows that a readout can spare.
 
-    Tied weights that the LM head still needs stay. Until `restore`, calls of the late backbone without `trunk_states`
-    raise LatePromptError.
+    Until `restore`, calls of the late backbone without `trunk_states` raise LatePromptError.
 
     Args:
-        model: the Hugging Face model (with its head) that holds `layer`.
         layer: the late backbone.
-        prompt_layer: p; what lies below is freed.
-        readout: what will read the batches.
+        in_core: its backbone's freed parameters by name.
+        in_head: the output embedding's.
     """
 
-    def __init__(self, model: Any, layer: LateBackbone, prompt_layer: int, readout: Readout) -> None:
+    def __init__(self, layer: LateBackbone, in_core: dict[str, nn.Parameter], in_head: dict[str, nn.Parameter]) -> None:
         self.layer = layer
-        self._in_core: dict[str, nn.Parameter] = {}
-        self._in_head: dict[str, nn.Parameter] = {}
+        self.in_core = in_core
+        self.in_head = in_head
+
+    @classmethod
+    def offload(cls, model: Any, layer: LateBackbone, prompt_layer: int, readout: Readout) -> OffloadedWeights:
+        """Free what training from kept states does not need; tied weights that the LM head still needs stay.
+
+        Args:
+            model: the Hugging Face model (with its head) that holds `layer`.
+            layer: the late backbone.
+            prompt_layer: p; what lies below is freed.
+            readout: what will read the batches.
+        """
         core: Any = layer.base_layer
         if any(parameter.device.type == "meta" for parameter in model.parameters()):
-            return  # offloaded by accelerate: nothing is held that could be freed
-        output = readout.release_head()
-        needed = {id(p) for p in _parameters_outside(model, core, output)}
+            return cls(layer, {}, {})  # accelerate has offloaded them: nothing is held that could be freed
+        output = readout.offload_head()
         embeddings = {id(p) for p in core.get_input_embeddings().parameters()}
+        needed = {id(p) for p in _parameters_outside(model, core, output)}
         needed |= {id(p) for p in layer.split_at(prompt_layer).tail.parameters()} - embeddings
-        self._in_core = {name: p for name, p in core.named_parameters() if _free(p, needed)}
-        freed = {id(p) for p in self._in_core.values()}
-        if output is not None:
-            self._in_head = {name: p for name, p in output.named_parameters() if _free(p, needed | freed)}
-        for parameter in self:
+        in_core = {name: p for name, p in core.named_parameters() if _free(p, needed)}
+        freed = {id(p) for p in in_core.values()}
+        head = () if output is None else output.named_parameters()
+        in_head = {name: p for name, p in head if _free(p, needed | freed)}
+        for parameter in (*in_core.values(), *in_head.values()):
             parameter.data = parameter.data.new_empty(0)
-        layer.trunk_released = bool(self._in_core)
-
-    def __iter__(self) -> Iterator[nn.Parameter]:
-        yield from self._in_core.values()
-        yield from self._in_head.values()
+        layer.trunk_offloaded = bool(in_core)
+        return cls(layer, in_core, in_head)
 
     @torch.no_grad()
     def restore(self, source: Any) -> None:
         """Take the weights from `source`, the same model loaded again; its tensors are handed over, not copied."""
         device, _ = self.layer.placement
         given = dict(core_of(source).named_parameters())
-        for name, parameter in self._in_core.items():
+        for name, parameter in self.in_core.items():
             parameter.data = given[name.replace(".base_layer.", ".")].data.to(device)
-        if self._in_head:
+        if self.in_head:
             given = dict(source.get_output_embeddings().named_parameters())
-            for name, parameter in self._in_head.items():
+            for name, parameter in self.in_head.items():
                 parameter.data = given[name].data.to(device)
-        self.layer.trunk_released = False
+        self.layer.trunk_offloaded = False
+
+
+ReleasedWeights = OffloadedWeights
+"""The name of earlier releases."""
 
 
 def _free(parameter: nn.Parameter, needed: set[int]) -> bool:

@@ -113,7 +113,7 @@ class TextWriter(TunedModel):
     def _batches(self, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Rows of similar length; of the same where padding would shift positions (a prompt at the input)."""
         batches = sorted_batches(lengths, batch_size)
-        if not self.layer.detours:
+        if not self.layer.input_prompts:
             return batches
         return [part for rows in batches for part in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)]
 

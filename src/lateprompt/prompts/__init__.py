@@ -1,7 +1,8 @@
-"""Prompt generators: hidden states at the prompt layer to k prompt vectors (Liu et al. 2022, section 3.2).
+"""Prompt generators: from the hidden states at the prompt layer to k prompt vectors (Liu et al. 2022, section 3.2).
 
-Each is one class and one entry of `GENERATORS`. `forward(hidden, source_mask)` takes hidden states
-(batch, length, hidden) and the positions it may read (batch, length), and gives the prompt (batch, k, hidden).
+Each generator is one class and one entry of `GENERATORS`. `forward(hidden, source_mask)` takes hidden states
+(batch, length, hidden) and a mask (batch, length) of the positions that may be read, and returns the prompt
+(batch, k, hidden).
 """
 
 from __future__ import annotations
@@ -31,9 +32,20 @@ GENERATORS: dict[str, type[PromptGenerator]] = {
 
 
 def parameters_of(name: str, width: int, bottleneck_dim: int, num_prompt_tokens: int) -> int:
-    """A generator's parameters: fixed k d; rpg k d + d m + m + k m + m d; npg d m + m + m k d + k d.
+    """Return the number of parameters of a generator, without building it.
 
-    The pooling ones: d m + m + m d + d, and k m more for atpg.
+    With d the width, m the bottleneck and k the number of prompt tokens: fixed k·d; npg d·m + m + m·k·d + k·d; rpg
+    k·d + d·m + m + k·m + m·d; mppg and appg d·m + m + m·d + d; atpg k·m more than these.
+
+    Args:
+        name: a name in `GENERATORS`.
+        width: d, the width of the hidden states.
+        bottleneck_dim: m, the generator's inner width.
+        num_prompt_tokens: k, the number of prompt vectors.
+
+    Example:
+        >>> parameters_of("npg", width=1024, bottleneck_dim=128, num_prompt_tokens=5)
+        791680
     """
     d, m, k = width, bottleneck_dim, num_prompt_tokens
     if name == "fixed":
@@ -51,6 +63,10 @@ def check_generator(name: str) -> None:
 
 
 def build_generator(name: str, spec: GeneratorSpec) -> PromptGenerator:
-    """The generator of that name; LatePromptError for an unknown one."""
+    """Build the generator `name` with the sizes in `spec`.
+
+    Raises:
+        LatePromptError: a name that is not in `GENERATORS`.
+    """
     check_generator(name)
     return GENERATORS[name](spec)

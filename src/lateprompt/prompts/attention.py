@@ -1,4 +1,4 @@
-"""ATPG: prompt vectors by attention pooling. Not in the paper."""
+"""ATPG: prompt vectors by attention pooling; ours, not in the paper."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from lateprompt.prompts.base import GeneratorSpec, PromptGenerator
 
 
 class AttentionPoolingGenerator(PromptGenerator):
-    """ATPG: a prompt vector per query of an attention pooling: W_up ReLU(Σ_j a_ij W_down h_j).
+    """ATPG: vector i is W_up ReLU(Σ_j a_ij W_down h_j), with attention weights a_i = softmax_j(q_i·W_down h_j).
 
-    a_i = softmax_j(q_i·W_down h_j): k trained queries of width m look at all readable positions of the instance,
-    where the paper's generators read its first token, or cut its text into k pieces. Not in the paper.
-    Parameters: d·m + m + k·m + m·d + d.
+    Each of k trained queries q_i, of width m, attends to all source tokens of the text. (NPG reads one token, MPPG and
+    APPG cut the text into k pieces.) Ours, not in the paper. Parameters: d·m + m + k·m + m·d + d.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GENERATORS, GeneratorSpec
+        >>> generator = GENERATORS["atpg"](GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8))
+        >>> generator(torch.randn(2, 7, 16), source_mask=torch.ones(2, 7)).shape  # (batch, k, hidden)
+        torch.Size([2, 3, 16])
+        >>> sum(parameter.numel() for parameter in generator.parameters())
+        304
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
@@ -26,7 +34,7 @@ class AttentionPoolingGenerator(PromptGenerator):
 
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
         low = self.down(hidden)
-        scores = F.linear(low, self.query).transpose(1, 2)  # query @ low.mT rounds otherwise once query is frozen
+        scores = F.linear(low, self.query).transpose(1, 2)  # query @ low.mT rounds differently once query is frozen
         if source_mask is not None:
             seen = source_mask.bool()
             first = torch.arange(seen.shape[1], device=seen.device) == 0

@@ -9,10 +9,19 @@ from lateprompt.prompts.base import GeneratorSpec, PromptGenerator, read_state
 
 
 class NaiveGenerator(PromptGenerator):
-    """NPG: one hidden state h to all k vectors, W_up ReLU(W_down h), with W_up: m → k·d.
+    """NPG: all k vectors from one hidden state h, as W_up ReLU(W_down h), with W_up: m → k·d.
 
-    h is the hidden state at the first readable position (an encoder's [CLS]), or at the last one (a decoder's last
-    source token). Parameters: d·m + m + m·k·d + k·d.
+    h is the hidden state of the first token ([CLS] of an encoder) or of the last source token (of a decoder).
+    Parameters: d·m + m + m·k·d + k·d.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GENERATORS, GeneratorSpec
+        >>> generator = GENERATORS["npg"](GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8))
+        >>> generator(torch.randn(2, 7, 16), source_mask=torch.ones(2, 7)).shape  # (batch, k, hidden)
+        torch.Size([2, 3, 16])
+        >>> sum(parameter.numel() for parameter in generator.parameters())
+        568
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:

@@ -9,12 +9,21 @@ from lateprompt.prompts.base import GeneratorSpec, PromptGenerator
 
 
 class PoolingGenerator(PromptGenerator):
-    """A prompt vector per slot of an adaptive pooling: W_up ReLU(pool(W_down h_1 … W_down h_n)), with W_up: m → d.
+    """Base of MPPG and APPG: one vector per piece of the text, W_up ReLU(pool(W_down h_1 … W_down h_n)), W_up: m → d.
 
-    Slot i of k covers the readable positions floor(i·n/k) … ceil((i+1)·n/k)-1 of the n that an instance has; padding is
-    never pooled, and with n < k slots share positions. All readable positions are pooled by default; with
-    `pool_last_source=False` the last one is left out, as the authors' GPT-2 code does.
+    The n source tokens of a text are cut into k pieces as in torch's adaptive pooling: piece i has the tokens
+    floor(i·n/k) … ceil((i+1)·n/k)-1, so pieces share tokens where n < k. Padding is never pooled. With
+    `pool_last_source=False` the last token is left out too, as in the authors' GPT-2 code.
     Parameters: d·m + m + m·d + d.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GeneratorSpec, PoolingGenerator
+        >>> class SumPooling(PoolingGenerator):
+        ...     def pool(self, slots, inside):
+        ...         return slots.masked_fill(~inside[..., None], 0.0).sum(2)
+        >>> SumPooling(GeneratorSpec(hidden_size=16, num_prompt_tokens=3))(torch.randn(2, 7, 16)).shape
+        torch.Size([2, 3, 16])
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
@@ -23,7 +32,7 @@ class PoolingGenerator(PromptGenerator):
         self.up = nn.Linear(spec.bottleneck_dim, spec.hidden_size)
 
     def pool(self, slots: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Pool `slots` (batch, k, width, m) over `inside` (batch, k, width) to (batch, k, m)."""
+        """Pool `slots` (batch, k, width, m) to (batch, k, m), over the positions where `inside` (batch, k, width)."""
         raise TypeError(f"{type(self).__name__} must say how it pools: override pool")
 
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
@@ -38,14 +47,34 @@ class PoolingGenerator(PromptGenerator):
 
 
 class MaxPoolingGenerator(PoolingGenerator):
-    """MPPG: adaptive max pooling."""
+    """MPPG: the maximum over each piece of the text, as `PoolingGenerator` says.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GENERATORS, GeneratorSpec
+        >>> generator = GENERATORS["mppg"](GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8))
+        >>> generator(torch.randn(2, 7, 16), source_mask=torch.ones(2, 7)).shape  # (batch, k, hidden)
+        torch.Size([2, 3, 16])
+        >>> sum(parameter.numel() for parameter in generator.parameters())
+        280
+    """
 
     def pool(self, slots: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return slots.masked_fill(~inside[..., None], float("-inf")).amax(2)
 
 
 class AveragePoolingGenerator(PoolingGenerator):
-    """APPG: adaptive average pooling."""
+    """APPG: the average over each piece of the text, as `PoolingGenerator` says.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GENERATORS, GeneratorSpec
+        >>> generator = GENERATORS["appg"](GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8))
+        >>> generator(torch.randn(2, 7, 16), source_mask=torch.ones(2, 7)).shape  # (batch, k, hidden)
+        torch.Size([2, 3, 16])
+        >>> sum(parameter.numel() for parameter in generator.parameters())
+        280
+    """
 
     def pool(self, slots: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         weights = inside.to(slots.dtype)
@@ -54,16 +83,16 @@ class AveragePoolingGenerator(PoolingGenerator):
 
 
 def pooling_slots(mask: torch.Tensor, k: int, *, skip_last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions each slot of an adaptive pooling covers, over each row's own marked positions.
+    """Cut the marked positions of each row into k pieces, as torch's adaptive pooling does.
 
     Args:
         mask: (batch, length), nonzero where a row may be read.
-        k: number of slots.
+        k: number of pieces.
         skip_last: leave out each row's last marked position.
 
     Returns:
-        positions (batch, k, width) into the row, and which of them belong to the slot (batch, k, width); width is the
-        same for all: ceil(length / k) + 1. A row with nothing marked reads its first position.
+        Positions (batch, k, width) in the row, and a mask (batch, k, width) of those that belong to the piece; width
+        is ceil(length / k) + 1, the most that a piece can have. A row with nothing marked has its first position.
     """
     mask = mask.bool()
     length = mask.shape[1]

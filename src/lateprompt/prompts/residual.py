@@ -1,4 +1,4 @@
-"""RPG: a fixed prompt plus what the instance adds to it. Not in the paper."""
+"""RPG: a fixed prompt plus a correction that is computed from the text; ours, not in the paper."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from lateprompt.prompts.fixed import FixedPrompt
 
 
 class ResidualGenerator(FixedPrompt):
-    """RPG: k free vectors, each corrected by one hidden state h: p_i + m^-1/2 W_up (g_i ⊙ ReLU(W_down h/rms(h))).
+    """RPG: vector i is p_i + m^-1/2 W_up (g_i ⊙ ReLU(W_down h/rms(h))): a trained p_i, corrected by a hidden state h.
 
-    h is the state that NPG reads; g_i is a trained gate of width m per vector, so that one W_up: m → d serves them all.
-    W_up starts at zero: a fresh generator is exactly a fixed prompt, and learns how much of it depends on the instance.
-    h is divided by its root mean square, because the states in a decoder's middle have very unequal norms. Not in the
+    h is the state that NPG reads, divided by its root mean square because norms differ widely in the middle of a
+    decoder. g_i is a trained gate of width m for each vector, so that all vectors share one W_up: m → d. W_up starts at
+    zero: a new generator is exactly a fixed prompt, and training decides how much depends on the text. Ours, not in the
     paper. Parameters: k·d + d·m + m + k·m + m·d.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.prompts import GENERATORS, GeneratorSpec
+        >>> generator = GENERATORS["rpg"](GeneratorSpec(hidden_size=16, num_prompt_tokens=3, bottleneck_dim=8))
+        >>> generator(torch.randn(2, 7, 16), source_mask=torch.ones(2, 7)).shape  # (batch, k, hidden)
+        torch.Size([2, 3, 16])
+        >>> sum(parameter.numel() for parameter in generator.parameters())
+        336
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:

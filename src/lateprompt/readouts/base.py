@@ -37,7 +37,7 @@ class Readout:
         output = self.layer(**batch.backbone_inputs(), **extra, read=read)
         return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
-    def release_head(self) -> nn.Module | None:
+    def offload_head(self) -> nn.Module | None:
         """The output embedding, if this readout can do without it from now on."""
         return None
 

@@ -19,7 +19,7 @@ class TextReadout(Readout):
     Rows weigh the same whatever their length, so a batch in parts has the same gradient as the whole.
     """
 
-    kind = "text"
+    kind = "generate"
 
     def __init__(self, model: nn.Module, layer: LateBackbone) -> None:
         super().__init__(model, layer)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt.backbone.late_backbone import LateBackbone
-from lateprompt.backbone.packed import branch_hidden, can_branch
+from lateprompt.backbone.packed import can_pack, packed_hidden
 from lateprompt.data.batch import Batch
 from lateprompt.readouts.base import Loss, Readout, mean_cross_entropy, weighted_mean
 from lateprompt.readouts.lm_head import LMHead
@@ -37,7 +37,7 @@ class WordReadout(Readout):
         self.word_head = LMHead(model, layer, self.words)
         self.full_head = LMHead(model, layer) if loss == "vocabulary" else None
 
-    def release_head(self) -> nn.Module | None:
+    def offload_head(self) -> nn.Module | None:
         rows = self.word_head.rows
         if self.full_head is not None or rows is None or self.word_head.output.weight.requires_grad:
             return None
@@ -61,14 +61,14 @@ class MultiTokenReadout(Readout):
     """Label words of several tokens after the source of a causal LM: mean token score over the words that differ.
 
     A label's score is the mean log-probability of those of its tokens that not every label has at that place (Liu et
-    al. 2022, decoder setting). The source is computed once, all labels' words branch off it
+    al. 2022, decoder setting). The source is computed once, all labels' words are packed behind it
     (`lateprompt.backbone.packed`), and the generator sees the source only.
 
     Args:
         phrases: token ids of each label.
     """
 
-    kind = "label"
+    kind = "causal_lm"
 
     def __init__(self, model: nn.Module, layer: LateBackbone, phrases: Sequence[Sequence[int]], loss: Loss) -> None:
         super().__init__(model, layer)
@@ -93,12 +93,12 @@ class MultiTokenReadout(Readout):
         return [row[: size - 1].tolist() for row, size in zip(self.tokens, self.filled.sum(1).tolist(), strict=True)]
 
     def reads_cached_states(self) -> bool:
-        return can_branch(self.layer)
+        return can_pack(self.layer)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)
-        if can_branch(self.layer):
-            return self._branched(batch, tokens, batch.branch_states, self.counted)
+        if can_pack(self.layer):
+            return self._packed(batch, tokens, batch.branch_states, self.counted)
         return self._one_by_one(batch, tokens, self.filled, self.counted)
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -109,15 +109,15 @@ class MultiTokenReadout(Readout):
         tokens, counted, filled = (
             table.to(labels.device)[labels][:, None] for table in (self.tokens, self.counted, self.filled)
         )
-        if can_branch(self.layer):
+        if can_pack(self.layer):
             states = batch.branch_states
             own = None if states is None else states[torch.arange(len(labels), device=labels.device), labels][:, None]
-            scores = self._branched(batch, tokens, own, counted)
+            scores = self._packed(batch, tokens, own, counted)
         else:
             scores = self._one_by_one(batch, tokens, filled, counted)
         return -weighted_mean(scores[:, 0], batch.weights)
 
-    def _branched(
+    def _packed(
         self, batch: Batch, tokens: torch.Tensor, states: torch.Tensor | None, counted: torch.Tensor
     ) -> torch.Tensor:
         """Scores (batch, labels) of words `tokens` (batch, labels, width), all in one pass.
@@ -132,7 +132,7 @@ class MultiTokenReadout(Readout):
                     f"trunk_states were given without those of the label words; use {option('states', 'off')}"
                 )
             together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
-        hidden = branch_hidden(
+        hidden = packed_hidden(
             self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
         )
         scores = self.head(hidden).float().log_softmax(-1)
@@ -143,7 +143,7 @@ class MultiTokenReadout(Readout):
     def _one_by_one(
         self, batch: Batch, tokens: torch.Tensor, filled: torch.Tensor, counted: torch.Tensor
     ) -> torch.Tensor:
-        """The same by a whole pass for each label, for architectures that take no branches."""
+        """The same by a whole pass for each label, for architectures that cannot pack them."""
         if batch.trunk_states is not None:
             raise LatePromptError(
                 "label words of several tokens cannot be scored from kept trunk states on this architecture; "

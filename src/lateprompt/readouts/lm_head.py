@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from lateprompt.backbone.kernels.half_matmul import wide_products
+from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
 from lateprompt.backbone.split import replace_module, shallow_copy
 from lateprompt.utils.errors import LatePromptError, option
 
@@ -88,7 +88,7 @@ class LMHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores (batch, words) of hidden states (batch, hidden), or (batch, n, words) of (batch, n, hidden)."""
         flat = hidden if hidden.ndim == 3 else hidden[:, None]
-        with wide_products(flat.device, flat.dtype):
+        with cpu_kernels(flat.device, flat.dtype):
             logits: torch.Tensor = self.view(inputs_embeds=flat).logits
         if self.words is not None and logits.shape[-1] != len(self.words):
             logits = logits[..., self.words.to(logits.device)]  # a head we could not restrict

@@ -1,4 +1,4 @@
-"""A run folder on disk: which files are ours, one writer at a time, a new run in the place of an old one."""
+"""A run folder on disk: which files belong to a run, one writer at a time, and replacing an old run by a new one."""
 
 from __future__ import annotations
 

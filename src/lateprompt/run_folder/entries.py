@@ -1,4 +1,4 @@
-"""Which entries of a run folder are ours: named in its manifest and unchanged since, or known from earlier versions."""
+"""Which files of a run folder belong to a run: those in its manifest, unchanged, or those of earlier versions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MANIFEST = "manifest.json"
 LOCK = ".lateprompt.lock"
 CHECKPOINT = "checkpoint"
 NEW_CHECKPOINT = "checkpoint-new"
-"""Where a run that overwrites an interrupted one keeps its checkpoint: until it is through, the other one stays."""
+"""The checkpoint of a run that overwrites an interrupted one, whose checkpoint stays until the new run is complete."""
 CHECKPOINTS = (CHECKPOINT, NEW_CHECKPOINT)
 STATE = "state.json"
 STARTED = "started.json"
-"""In a folder of checkpoints: a run of ours began here."""
+"""In a folder of checkpoints: marks it as one that a run began."""
 KNOWN = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -30,13 +30,13 @@ KNOWN = (
     "metrics.json",
     "run.json",
 )
-"""What a run leaves, in the order in which it takes its place: a folder with a `run.json` has what `load` reads."""
+"""The files of a run in the order in which they are moved into place: a folder with a `run.json` can be loaded."""
 _FORMAT = "lateprompt run folder"
 _NAMES = "|".join(re.escape(name) for name in (*KNOWN, MANIFEST))
 _SAFETENSORS = r"\.tmp\w{6}"
-"""What a kill in the middle of safetensors' own writing leaves."""
+"""Names of files left by a process killed while safetensors was writing."""
 _TEMPORARY = re.compile(rf"\.({_NAMES}){TEMPORARY_END}")
-"""What a kill in the middle of a write leaves."""
+"""Names of files left by a process killed while it was writing."""
 _WAITING = re.compile(rf"{_NAMES}|{_TEMPORARY.pattern}|{_SAFETENSORS}")
 _STATE_FILES = rf"{re.escape(STARTED)}|{re.escape(STATE)}|tensors-\d+\.safetensors"
 _IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES}){TEMPORARY_END}|{_SAFETENSORS}")
@@ -45,19 +45,19 @@ Hashes = dict[str, str]
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path) -> None:
-    """List the files of a folder that is about to become a run, with their sizes and contents' hashes."""
+    """Write the manifest of a new run: its files with their sizes in bytes and hashes."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, {"format": _FORMAT, "version": 1, "files": files})
 
 
 def manifest_of(folder: Path) -> Hashes | None:
-    """The hashes of the files that a run wrote, by name; None where there is no manifest of ours."""
+    """Return the hashes of a run's files by name; None if there is no valid manifest."""
     if not is_plain(folder / MANIFEST):  # reading a pipe would never end
         return None
     try:
@@ -70,12 +70,12 @@ def manifest_of(folder: Path) -> Hashes | None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether it is a file, and no link to one."""
+    """Return whether a path is a file and not a symbolic link."""
     return path.is_file() and not path.is_symlink()
 
 
 def is_run_file(path: Path) -> bool:
-    """Whether it is the `run.json` of a run of ours."""
+    """Return whether a file is the `run.json` of a run."""
     return is_plain(path) and isinstance(_json_object(path).get("model_settings"), dict)
 
 
@@ -88,7 +88,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether it is a folder of checkpoints that a run of ours began."""
+    """Return whether a folder holds the checkpoints of a run."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     if all(path.name.startswith(f".{STARTED}.") for path in folder.iterdir()):  # killed as it began
@@ -98,7 +98,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_legacy(folder: Path) -> bool:
-    """Whether a version without manifests was at work in a folder, and left a run or the checkpoint of one."""
+    """Return whether a folder has a run, or the checkpoint of one, by an earlier version that wrote no manifest."""
     if (folder / MANIFEST).exists() and manifest_of(folder) is not None:
         return False
     old = folder / CHECKPOINT
@@ -106,7 +106,7 @@ def is_legacy(folder: Path) -> bool:
 
 
 def foreign_entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """The entries of a run folder that are not ours to remove: name and reason; those of its sub-folders too."""
+    """Yield the name of each entry, in sub-folders too, that does not belong to a run, and the reason."""
     ours, legacy = manifest_of(folder), is_legacy(folder)
     for path in sorted(folder.iterdir()):
         name = path.name
@@ -135,7 +135,7 @@ def _foreign_inside(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def refuse(folder: Path, name: str, why: str) -> LatePromptError:
-    """The error for an entry that is not ours."""
+    """Return the error for an entry that does not belong to a run."""
     return LatePromptError(f"folder {str(folder)!r} has {name!r}, {why}; move it away, or give another folder")
 
 
@@ -143,7 +143,7 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove the files of a run's checkpoint, and the folder if nothing else is in it."""
     if not is_checkpoint(folder):
         return
-    # The tensors first: what says whose the folder is goes last.
+    # The tensors first: the files that mark the folder as a checkpoint go last.
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == STARTED, path.name == STATE)):
         if is_plain(path) and _IN_CHECKPOINT.fullmatch(path.name):
             path.unlink()
@@ -152,7 +152,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def clear_staging(folder: Path) -> None:
-    """Remove files that waited to become a run, and their folder if nothing else is in it."""
+    """Remove the files of a run that was not moved into place, and their folder if nothing else is in it."""
     staging = folder / STAGING
     if not staging.is_dir() or staging.is_symlink():
         return

@@ -1,8 +1,8 @@
-"""A run folder: one writer at a time, and a new run that takes the place of an old one as a whole.
+"""A run folder: one writer at a time, and a new run replaces an old one as a whole.
 
-A run writes all its files into a sub-folder, their manifest last. From then on the new run counts: its files move to
-their places, the manifest last again. Whoever meets a folder where that was interrupted, writer or reader, moves the
-rest. So a folder always holds one run, never parts of two.
+A run first writes all its files into a sub-folder, its manifest last. Then the files are moved into place, the manifest
+last again. If that is interrupted, the next process that reads or writes the folder moves the rest. So a folder never
+holds parts of two runs.
 """
 
 from __future__ import annotations
@@ -44,10 +44,24 @@ class RunFolder:
     """The folder that a run is written to.
 
     Args:
-        folder: where; it need not exist. A link to a folder stays a link.
+        folder: its path; it need not exist. A symbolic link to a folder stays a link.
 
     Raises:
         LatePromptError: a blank name.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from lateprompt.run_folder import RunFolder
+        >>> def write(place):  # the files appear in the run folder together, or not at all
+        ...     _ = (place / "metrics.json").write_text(json.dumps({"accuracy": 0.9}))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     run = RunFolder(Path(place) / "run")
+        ...     run.check(overwrite=False)
+        ...     with run.locked():
+        ...         run.replace(write)
+        ...     sorted(path.name for path in run.path.iterdir())
+        ['manifest.json', 'metrics.json']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -58,16 +72,16 @@ class RunFolder:
     # -- before the work ---------------------------------------------------------------------------------------------
 
     def check(self, *, overwrite: bool, resume: bool = False, inputs: Iterable[str | Path] = ()) -> None:
-        """Refuse a folder that a run may not be written to; makes and removes nothing.
+        """Raise an error if a run may not be written here; create and remove nothing.
 
         Args:
-            overwrite: a run that is there may be replaced.
-            resume: a run that was interrupted there may go on.
-            inputs: files that are read, which must not be replaced.
+            overwrite: allow an existing run to be replaced.
+            resume: allow an interrupted run to be continued.
+            inputs: files that the run reads, which it must not replace.
 
         Raises:
-            LatePromptError: a file, a folder that is not empty, one that cannot be written to, or one that has what no
-                run wrote.
+            LatePromptError: the path is a file, the folder is not empty or not writable, or it has files that do not
+                belong to a run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise LatePromptError(f"output {str(self.shown)!r} is a file; give a folder")
@@ -86,7 +100,7 @@ class RunFolder:
             self._check_inputs(inputs)
 
     def _is_empty(self) -> bool:
-        """Whether nothing is there but what a run leaves that was stopped before it had a state to keep."""
+        """Return whether nothing is there, except what a run leaves that was stopped before its first checkpoint."""
         started = self.path / CHECKPOINT
         return all(
             entry.name == LOCK or (entry == started and is_checkpoint(started) and not (started / STATE).exists())
@@ -105,10 +119,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Be the only one who writes here; the lock of a process that was killed is none.
+        """Hold the folder's lock, so that no other process writes here; a killed process leaves no lock behind.
+
+        Args:
+            wait_seconds: how long to wait for another process to finish.
 
         Raises:
-            LatePromptError: another process (or thread) is at work here.
+            LatePromptError: another process (or thread) is writing here.
         """
         with naming(self.shown):
             self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
@@ -124,10 +141,10 @@ class RunFolder:
         try:
             yield
         finally:
-            with suppress(OSError):  # while it is held, so that nobody's else is removed
+            with suppress(OSError):  # before it is released: afterwards it could be another process's
                 (self.path / LOCK).unlink()
             lock.release()
-            with suppress(OSError):  # nothing came of it
+            with suppress(OSError):  # folders made here that stayed empty
                 for place in self._made:
                     place.rmdir()
 
@@ -135,12 +152,15 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether a whole run is here, and none that would replace it has begun."""
+        """Return whether a complete run is here and no other has begun to replace it."""
         begun = any(is_checkpoint(self.path / name) for name in CHECKPOINTS)
         return (self.path / METRICS_FILE).is_file() and not begun
 
     def begin(self, *, overwrite: bool, resume: bool) -> Path:
-        """The folder for this run's checkpoints, or with `resume` that of the run that goes on; what is here stays."""
+        """Choose the folder for this run's checkpoints (with `resume` that of the interrupted run), and create it.
+
+        A run that is here, and the checkpoint of one, stay until the new run is complete.
+        """
         old, new = self.path / CHECKPOINT, self.path / NEW_CHECKPOINT
         chosen = old
         if resume:
@@ -158,11 +178,11 @@ class RunFolder:
         return chosen
 
     def abandon(self, checkpoint: Path, *, keep_state: bool) -> None:
-        """After an error, leave the folder as it was; `keep_state`: unless there is a state to go on from.
+        """Clean up after an error: remove this run's checkpoints, so that the folder is as it was.
 
         Args:
-            checkpoint: what `begin` gave.
-            keep_state: whether a state that was saved may stay.
+            checkpoint: the folder that `begin` returned.
+            keep_state: keep the checkpoint if there is one that training can be resumed from.
         """
         if not (keep_state and (checkpoint / STATE).is_file()):
             remove_checkpoint(checkpoint)
@@ -170,12 +190,15 @@ class RunFolder:
     # -- a new run ---------------------------------------------------------------------------------------------------
 
     def replace(self, write: Callable[[Path], None]) -> None:
-        """Let `write` leave a run's files in a folder, and put them in the place of the run that is here.
+        """Replace the run that is here by the files that `write` writes. The lock must be held.
 
-        The lock must be held. Until all files are written, the old run stays as it is.
+        Until all files are written, the old run stays as it is.
+
+        Args:
+            write: called with an empty folder, to write the files into.
 
         Raises:
-            LatePromptError: the disk is full, or a file of that name is here that no run wrote.
+            LatePromptError: the disk is full, or a file of one of these names is here that does not belong to a run.
         """
         staging = self.path / STAGING
         with naming(self.shown):
@@ -203,7 +226,7 @@ class RunFolder:
             raise refuse(self.shown, name, "which was changed after the run wrote it")
 
     def _move(self) -> None:
-        """Move what waits to its place; begun anew after any interruption, it ends the same."""
+        """Move the waiting files into place; after any interruption, calling it again finishes the move."""
         staging = self.path / STAGING
         new, old = manifest_of(staging), manifest_of(self.path) or {}
         if new is None:
@@ -216,7 +239,7 @@ class RunFolder:
                 (staging / name).replace(self.path / name)
             ours = {*old, *(KNOWN if is_legacy(self.path) else ())}
             for name in sorted(ours - set(new)):
-                with suppress(LatePromptError):  # changed by somebody: it stays
+                with suppress(LatePromptError):  # a file that a user has changed stays
                     self._check_replaceable(name, old)
                     (self.path / name).unlink(missing_ok=True)
             for name in CHECKPOINTS:
@@ -228,14 +251,17 @@ class RunFolder:
 
     @property
     def is_pending(self) -> bool:
-        """Whether a new run is whole but not yet in its place."""
+        """Return whether a new run is complete but not yet moved into place."""
         return manifest_of(self.path / STAGING) is not None
 
     def settle(self, *, locked: bool = False) -> None:
-        """End a replacement that was interrupted, or wait for one that is going on.
+        """Finish a replacement that was interrupted, or wait for one that is going on.
+
+        Args:
+            locked: whether the caller holds the lock.
 
         Raises:
-            LatePromptError: it cannot be ended.
+            LatePromptError: it cannot be finished.
         """
         if not self.is_pending:
             return
@@ -254,10 +280,10 @@ class RunFolder:
 
 @contextmanager
 def reading(folder: str | Path) -> Iterator[None]:
-    """Read the files of one run: neither parts of two, nor while another takes its place.
+    """Read the files of a run, sure that they all belong to the same run.
 
     Raises:
-        LatePromptError: the run was replaced meanwhile.
+        LatePromptError: the run was replaced while it was read.
     """
     run = RunFolder(folder)
     run.settle()

@@ -71,7 +71,7 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
         )
-    kinds = {"mask": "template", "label": "decoder_template"}
+    kinds = {"masked_lm": "template", "causal_lm": "decoder_template"}
     template = {}
     if data.template is not None:
         kind = (

@@ -17,6 +17,7 @@ from lateprompt.run_folder.folder import METRICS_FILE
 from lateprompt.runs.data import load_rows
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json
 
@@ -44,6 +45,7 @@ def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: R
         for part in ("model_settings", "data", "recipe")
         for key, value in section_of(saved, part, folder).items()
     }
+    theirs = todays_settings(theirs)
     rows = read_json(folder / METRICS_FILE, "metrics").get("train_rows")
     if "recipe" not in theirs:  # of a version that knew but one
         recipe = replace(recipe, recipe="paper")

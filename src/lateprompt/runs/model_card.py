@@ -9,6 +9,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lateprompt.data import TextTask
 from lateprompt.methods import parse_method, title_of
@@ -47,16 +48,19 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
     """
     settings = dict(asdict(recipe)) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)
     base = base_name(tuned.settings.model)
-    parts = [
-        _front_matter(tuned, measured, base),
-        f"# {title(tuned)}",
-        _description(tuned, base),
-        _results(measured),
-        _training(tuned, measured, settings),
-        _use(tuned, base),
-        _limits(tuned, measured, base),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _TEMPLATE.render(
+        front_matter=_front_matter(tuned, measured, base),
+        title=title(tuned),
+        what=_what(tuned),
+        parameters=tuned.trainable_parameters,
+        base=base,
+        results=_results(measured),
+        training=_training(tuned, measured, settings),
+        writes=isinstance(tuned.task, TextTask),
+        is_pair=getattr(tuned.task, "is_pair", False),
+        max_length=tuned.max_length,
+        was_tested=bool(measured.get("test")),
+    )
 
 
 def title(tuned: TunedModel) -> str:
@@ -122,46 +126,34 @@ def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> 
         "tags": ["late-prompt-tuning", "lateprompt", pipeline],
         **({"metrics": list(metrics)} if metrics else {}),
     }
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+    return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
 
-def _description(tuned: TunedModel, base: str) -> str:
+def _what(tuned: TunedModel) -> str:
     task = tuned.task
     if isinstance(task, TextTask):
-        what = "Writes answers to texts"
-    else:
-        about = "pairs of texts" if task.is_pair else "texts"
-        what = (
-            f"Sorts {about} into {len(task.labels)} labels: {', '.join(f'`{_plain(label)}`' for label in task.labels)}"
-        )
-    return (
-        f"{what}. Made with lateprompt (Late Prompt Tuning, Liu et al., Findings of EMNLP 2022): "
-        f"{tuned.trainable_parameters:,} parameters were trained and are in this folder; the base model, {base}, "
-        "is not."
-    )
+        return "Writes answers to texts"
+    about = "pairs of texts" if task.is_pair else "texts"
+    return f"Sorts {about} into {len(task.labels)} labels: {', '.join(f'`{_plain(label)}`' for label in task.labels)}"
 
 
-def _results(measured: Mapping[str, Any]) -> str:
-    rows = _metric_rows("dev", measured)
+def _results(measured: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Which rows, metric, value."""
+    sets = [("dev", measured)]
     for kind, key in (("dev", "dev_sets"), ("test", "test")):
-        for source, values in (measured.get(key) or {}).items():
-            rows += _metric_rows(f"{kind}, {data_name(str(source))}", values)
-    if not rows:
-        return "## Results\n\nNo rows were set aside to measure it: it was trained without dev or test rows."
-    return "\n".join(["## Results", "", "| rows | metric | value |", "|---|---|---|", *rows])
+        sets += [(f"{kind}, {data_name(str(source))}", values) for source, values in (measured.get(key) or {}).items()]
+    return [
+        (rows, name, values[name])
+        for rows, values in sets
+        for name in _HUB_METRICS
+        if isinstance(values.get(name), int | float) and not isinstance(values[name], bool)
+    ]
 
 
-def _metric_rows(place: str, values: Mapping[str, Any]) -> list[str]:
-    return [f"| {place} | {name} | {values[name]:.4f} |" for name in _HUB_METRICS if _is_number(values.get(name))]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names and values; None is not told."""
     settings = tuned.settings
-    facts: list[tuple[str, Any]] = [
+    return [
         ("training rows", measured.get("train_rows")),
         ("dev rows, which chose the weights", measured.get("dev_rows") or None),
         ("method", settings.method),
@@ -173,57 +165,6 @@ def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[st
         ("learning rate", recipe.get("lr")),
         ("seed", recipe.get("seed")),
     ]
-    lines = [f"- {name}: {_plain(value)}" for name, value in facts if value is not None]
-    return "\n".join(["## Training", "", *lines])
-
-
-def _use(tuned: TunedModel, base: str) -> str:
-    if isinstance(tuned.task, TextTask):
-        python = [
-            "from lateprompt.predictors.kinds import load_run",
-            "from lateprompt.data import Row",
-            "",
-            'writer = load_run("this-folder")',
-            'print(writer.write([Row("a text", None, None, {})]))',
-        ]
-    else:
-        text = '("a text", "its pair")' if tuned.task.is_pair else '"a text"'
-        python = [
-            "from lateprompt import LatePromptClassifier",
-            "",
-            'classifier = LatePromptClassifier.load("this-folder")',
-            f"print(classifier.predict([{text}]))",
-        ]
-    shell = "lateprompt predict this-folder --data rows.jsonl --output predictions.jsonl"
-    return "\n".join(
-        [
-            "## Use",
-            "",
-            "```python",
-            *python,
-            "```",
-            "",
-            "```bash",
-            shell,
-            "```",
-            "",
-            f"Where {base} lies elsewhere than when this was made, say where: `model=` in Python, `--model` on the "
-            "command line. After `import lateprompt` it is a PEFT adapter too: "
-            "`PeftModel.from_pretrained(base, folder)`.",
-        ]
-    )
-
-
-def _limits(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
-    answers = "It writes" if isinstance(tuned.task, TextTask) else "It knows no labels but those above, and answers"
-    lines = [
-        f"- It reads the first {tuned.max_length} tokens of a text, its template included; the rest is cut off.",
-        f"- {answers} as {base} and its training rows have it, with the mistakes and biases of both.",
-        "- It was measured on the rows above and no others: measure it on your own before you rely on it.",
-    ]
-    if not measured.get("test"):
-        lines[-1] = "- It was measured on no test rows: measure it on your own before you rely on it."
-    return "\n".join(["## Limits", "", *lines])
 
 
 def _plain(value: Any, most: int = 60) -> str:
@@ -231,3 +172,18 @@ def _plain(value: Any, most: int = 60) -> str:
     text = " ".join(str(value).split())
     text = re.sub(r"[`|<>]", "'", text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _template() -> Template:
+    environment = Environment(  # Markdown, not HTML: what comes from outside passes through _plain
+        loader=PackageLoader("lateprompt.runs", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = _plain
+    return environment.get_template("model_card.md.jinja")
+
+
+_TEMPLATE = _template()

@@ -24,6 +24,7 @@ from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.loop import FitResult, fit, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.files import as_json
 
 
 @dataclass
@@ -57,7 +58,9 @@ class Pipeline:
         >>> rows = [Row("a gem .", None, "good", {}), Row("a bore .", None, "bad", {})]
         >>> task = default_task(["bad", "good"], pair=False)
         >>> pipeline = Pipeline(
-        ...     ModelSettings(installed_encoder(), readout="head"), Rows(task, rows, dev=rows), RecipeSettings(steps=2)
+        ...     ModelSettings(installed_encoder(), readout="head"),
+        ...     Rows(task, rows, dev=rows),
+        ...     RecipeSettings(max_steps=2),
         ... )
         >>> sorted(pipeline.run())[:2]
         ['accuracy', 'dev_rows']
@@ -147,7 +150,7 @@ class Pipeline:
             metrics=self.tuned.task.metrics,
             device=self.tuned.device,
             checkpoint=self.checkpoint,
-            settings=self._identity(),
+            settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
         )
 
@@ -217,4 +220,5 @@ class Pipeline:
     def _identity(self) -> str:
         """Which run it is, as JSON: a checkpoint of another one is refused."""
         asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
-        return json.dumps({"model": asdict(self.tuned.settings), **self._asked(), **asked}, sort_keys=True)
+        named = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
+        return json.dumps(named, sort_keys=True, default=as_json)

@@ -6,6 +6,9 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt
 
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.validation import check_types
@@ -25,7 +28,7 @@ class StatesSettings:
 
     states: str = "on"
     states_dtype: str = "auto"
-    states_limit_gb: float = 20.0
+    states_limit_gb: Annotated[float, Gt(0)] = 20.0
 
     def check(self, trunk_dropout: bool) -> None:
         """Raise LatePromptError for a setting that cannot be."""
@@ -38,11 +41,6 @@ class StatesSettings:
             from lateprompt.state_cache.codec import check_dtype
 
             check_dtype(self.states_dtype)
-        if not self.states_limit_gb > 0:
-            raise LatePromptError(
-                f"states_limit_gb {self.states_limit_gb!r} is no size; give a number above 0, or "
-                f"{option('states', 'off')}"
-            )
         if self.states not in ("on", "off"):
             _folder(self.states, "states")
         if trunk_dropout and self.states != "off":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone.families import core_of, num_layers_of
-from lateprompt.backbone.kernels.half_matmul import wide_products
+from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
 from lateprompt.backbone.late_backbone import LateBackbone
 from lateprompt.backbone.split import Split, resolve_prompt_layer
 from lateprompt.data.padding import pad
@@ -316,7 +316,7 @@ def run_trunk(
     was_training = split.trunk.training
     split.trunk.eval()  # a pure function of the text
     try:
-        with wide_products(weight.device, weight.dtype):
+        with cpu_kernels(weight.device, weight.dtype):
             output = split.trunk(**inputs, **extra, output_hidden_states=several, return_dict=True)
     finally:
         split.trunk.train(was_training)

@@ -19,7 +19,7 @@ from accelerate.utils import GradientAccumulationPlugin, get_mixed_precision_con
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from lateprompt.training.distributed import processes
+from lateprompt.training.distributed import processes, whole_models
 from lateprompt.utils.randomness import TURN
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
@@ -28,8 +28,9 @@ _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
 class RunAccelerator(Accelerator):  # type: ignore[misc]
     """An `Accelerator` of a training run, with a state that no other one shares.
 
-    Model and optimizer are not passed to `prepare`: readouts call the backbone's layers past the model's `forward`,
-    which is what its wrappers wrap. `add_gradients` is there instead.
+    Model and optimizer are not passed to `prepare`, whose wrappers act at the model's `forward`: readouts call the
+    backbone's layers past it. `add_gradients` takes their place: what is trained is small, so that one sum of all
+    gradients a step is cheaper than a wrapper that overlaps them with the backward pass.
 
     Args:
         device: where the run computes.
@@ -43,7 +44,8 @@ class RunAccelerator(Accelerator):  # type: ignore[misc]
 
     def __init__(self, device: torch.device, precision: str) -> None:
         launched = processes().count > 1
-        with TURN, _separate_state(AcceleratorState, GradientState, *([] if launched else [PartialState])):
+        kinds = [AcceleratorState, GradientState] if launched else [AcceleratorState, GradientState, PartialState]
+        with TURN, _separate_state(*kinds), whole_models():
             if not launched:
                 PartialState(cpu=device.type == "cpu").device = device
             super().__init__(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lateprompt.run_folder.entries import STATE
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json, read_tensors, write_json, write_tensors
 from lateprompt.utils.randomness import RunNumbers
@@ -126,9 +127,12 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], str, Progress]:
         settings, name = json.loads(state["settings"]), state["tensors"]
         progress = Progress(**state["progress"])
         check_types(progress)
-        if not isinstance(settings, dict) or name != Path(name).name:
+        settings = {
+            part: todays_settings(value) if isinstance(value, dict) else value for part, value in settings.items()
+        }
+        if name != Path(name).name:
             raise TypeError("settings or tensors")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LatePromptError(
             f"checkpoint {str(folder / STATE)!r} is broken ({error}); use --overwrite to begin anew"
         ) from None

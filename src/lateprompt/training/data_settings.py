@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.validation import Count, check_types
 
 
 @dataclass
@@ -32,8 +33,8 @@ class DataSettings:
     task: str | None = None
     template: str | None = None
     label_words: dict[str, str] | None = None
-    shots: int | None = None
-    dev_rows: int | None = None
+    shots: Count | None = None
+    dev_rows: Count | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
@@ -46,8 +47,7 @@ class DataSettings:
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
-        if self.dev_rows is not None and self.dev_rows < 1:
-            raise LatePromptError(f"dev_rows {self.dev_rows!r} is too small; give a whole number from 1")
+        check_types(self)
         if self.dev_rows is not None and self.dev:
             raise LatePromptError(
                 f"dev_rows {self.dev_rows!r} are drawn where there is no dev file; leave one of them out"

@@ -6,7 +6,9 @@ For those who ask only who they are and what the others have; what a training ru
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -66,6 +68,24 @@ class Processes:
         return PartialState().main_process_first()  # type: ignore[no-any-return]
 
 
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What `accelerate launch` can be configured to cut a model up with."""
+
+
+@contextmanager
+def whole_models() -> Iterator[list[str]]:
+    """Accelerate shards nothing inside, whatever its launcher was configured for; gives what that was.
+
+    Readouts call the backbone's layers past the model's `forward`, and the wrappers of FSDP and DeepSpeed put a sharded
+    model's weights together there alone.
+    """
+    from accelerate.utils import parse_flag_from_env, patch_environment
+
+    asked = [kind for kind in _SHARDING if parse_flag_from_env(f"ACCELERATE_USE_{kind}")]
+    with patch_environment(**{f"ACCELERATE_USE_{kind}": "false" for kind in asked}):
+        yield asked
+
+
 @cache
 def processes() -> Processes:
     """This process among those that a launcher has started together."""
@@ -74,5 +94,12 @@ def processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    with whole_models() as asked:
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    if asked and state.is_main_process:
+        warnings.warn(
+            f"{', '.join(asked)} is configured, but a late prompt's model is not sharded: each process holds all of it "
+            "and computes its share of each batch",
+            stacklevel=2,
+        )
     return Processes(state.process_index, state.num_processes, state.device)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from lateprompt.backbone.kernels.cpu_dropout import FastDropout
+from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data.batches import Feed, batch_order
 from lateprompt.readouts import Batch, Readout
 from lateprompt.training.accelerator import RunAccelerator
@@ -65,7 +65,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     """Optimiser steps per epoch and in all."""
     per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.grad_accumulation)
-    return per_epoch, recipe.steps if recipe.steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
+    return per_epoch, recipe.max_steps if recipe.max_steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
 def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
@@ -109,9 +109,9 @@ def _step_batches(
 class Trainer:
     """Train what is trainable in a model; with dev rows, keep the weights that were best on them.
 
-    The model is in training mode from here on to the last evaluation. `run` does it all; `step` and `evaluate` are its
-    parts. Random numbers come from the recipe's seed alone; torch's,
-    numpy's and Python's own are neither used nor changed.
+    `run` does it all; `step` and `evaluate` are its parts. The model is in training mode until the last evaluation is
+    over. Random numbers come from the recipe's seed alone; torch's, numpy's and Python's own are neither used nor
+    changed.
 
     Args:
         model: the PEFT model; its trainable parameters are trained in place.
@@ -134,7 +134,7 @@ class Trainer:
         >>> from lateprompt.training.settings import ModelSettings
         >>> tuned = TextClassifier.build(ModelSettings(installed_encoder(), readout="head"), load_task("sst2"), seed=1)
         >>> rows = tuned.feed([Row("a gem .", label="positive"), Row("so dull", label="negative")])
-        >>> recipe = RecipeSettings(steps=4, eval_every=2)
+        >>> recipe = RecipeSettings(max_steps=4, eval_every=2)
         >>> trainer = Trainer(tuned.model, tuned.readout, rows, rows, recipe, metrics=["accuracy"], device=tuned.device)
         >>> trainer.step()
         >>> trainer.evaluate()["step"], trainer.run().steps
@@ -172,7 +172,7 @@ class Trainer:
         # Asked in training mode; a baseline drops out as PEFT has it.
         self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
         self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer, math.ceil(recipe.warmup * self.total_steps), self.total_steps, self.steps_done - 1
+            self.optimizer, math.ceil(recipe.warmup_ratio * self.total_steps), self.total_steps, self.steps_done - 1
         )
         self._batches = _step_batches(train, recipe, self.steps_done, self.total_steps)
         quiet = quiet or not processes().is_main
@@ -191,7 +191,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or patience with the dev metric is at its end."""
-        patience = self.recipe.early_stop if self.dev is not None else None
+        patience = self.recipe.patience if self.dev is not None else None
         return self.steps_done >= self.total_steps or (patience is not None and self._progress.waited >= patience)
 
     def run(self) -> FitResult:
@@ -238,8 +238,8 @@ class Trainer:
             for batch, share in batches:
                 self._backward(batch, share)
             self.accelerator.add_gradients(self.parameters.values())
-            if self.recipe.clip:
-                self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+            if self.recipe.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
             self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -251,8 +251,9 @@ class Trainer:
     def _backward(self, batch: Batch, share: float) -> None:
         """Add a batch's gradients; `share` is its part of all rows of the step."""
         self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device
-        with FastDropout() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
-            loss = self.readout.loss(batch.to(self.device)) * share
+        with CpuKernels() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
+            loss = self.readout.loss(batch.to(self.device))
+            loss = loss if share == 1 else loss * share  # two operations less, where a step is one batch
         self.accelerator.backward(loss)
         self._loss_sum += loss.detach()
 

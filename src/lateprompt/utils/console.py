@@ -1,4 +1,4 @@
-"""What is shown: rich bars on a terminal (nothing elsewhere), tables whose words stay whole."""
+"""Progress bars (on a terminal only) and tables without broken words, by rich."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rich.text import Text
 
 
 def screen() -> Console:
-    """Standard output; wide where it is a file or a pipe, which have no width to respect."""
+    """Return a console for standard output, 160 columns wide if that is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; cells are plain text. No word is broken or cut.
+    """Print a table of plain text to standard output, without breaking or cutting words.
 
-    Where the screen is too narrow for that, each row becomes a paragraph.
+    If the screen is too narrow for that, each row becomes a paragraph.
     """
     console = screen()
-    if not console.is_terminal:  # as wide as it has to be
+    if not console.is_terminal:  # as wide as the table needs
         whole = (max(cell_len(cell) for cell in column) for column in zip(header, *rows, strict=True))
         console.width = max(console.width, sum(whole) + 3 * len(header) + 1)
     widths = [max(_longest_word(cell) for cell in column) for column in zip(header, *rows, strict=True)]
@@ -45,7 +45,7 @@ def _longest_word(cell: str) -> int:
 
 
 def _paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
-    """Each row as its first cell, and under it the others with their names."""
+    """Write each row as its first cell, and below it the other cells with their names."""
     indent = max(map(len, header[1:]), default=0) + 4
     lines = []
     for row in rows:
@@ -65,7 +65,7 @@ def _paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]], width: int
 
 
 class _Rate(ProgressColumn):
-    """Steps a second, of late."""
+    """Shows the current speed in steps a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """One bar with a note at its end.
+    """A progress bar with a note at its end; use it in a `with` statement.
 
     Args:
-        title: what is going on.
-        total: how many steps there are; None: nobody knows, so that only a count is shown.
+        title: the text before the bar.
+        total: number of steps; None: unknown, only a count is shown.
         quiet: show nothing.
-        start: steps already done.
-        rate: the unit of the speed to show, if any.
+        start: number of steps already done.
+        rate: unit of the speed to show; None: no speed.
     """
 
     def __init__(
@@ -115,7 +115,9 @@ class Bar:
         self._progress.stop()
 
     def advance(self, steps: int = 1) -> None:
+        """Count further steps as done."""
         self._progress.advance(self._task, steps)
 
     def note(self, text: str) -> None:
+        """Set the note at the bar's end."""
         self._progress.update(self._task, note=text)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+"""Write files atomically (under a temporary name, synced, then renamed), and read them with one-line errors."""
 
 from __future__ import annotations
 
@@ -30,28 +30,30 @@ if TYPE_CHECKING:
     import torch
 
 STAGING = ".lateprompt-new"
-"""In a run folder: where the files of a new run wait until all of them are there."""
+"""Sub-folder of a run folder in which a new run's files are written, before they are moved into place together."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Numbers of the errors that mean: there is no room."""
+"""Error numbers of a full disk."""
 TEMPORARY_END = r"\.(?:[0-9a-f]{8}\.tmp|\w{8})"
-"""A pattern: what follows `.` and a file's name (40 characters of it at most) in the name that `write_atomically`
-writes under first; without `.tmp` from earlier versions."""
+"""A pattern for the end of temporary names: `write_atomically` writes `.NAME` (40 characters of it at most) and this.
+Earlier versions wrote no `.tmp`."""
 
 
 class FullDiskError(LatePromptError):
-    """There is no room for a file; what was there before is as it was."""
+    """The disk is full. The file that was to be replaced is unchanged."""
 
 
 _READ = (".json", ".safetensors", ".yaml", ".bin", ".model", ".txt", ".jinja")
-"""What is read of a folder with a model or a run."""
+"""Suffixes of the files that are read from a folder with a model or a run."""
 
 
 def given_path(value: str | os.PathLike[str], what: str = "output") -> Path:
-    """A path as a user gave it; LatePromptError for a blank one (`Path('')` is the working directory), or ~."""
+    """Turn a user's text into a path; raise LatePromptError for a blank one (`Path('')` is `.`), or one with ~."""
     text = os.fspath(value)
     if not text.strip() or "\0" in text:
         raise LatePromptError(f"{what} {text!r} is no name; give a path, or . for the working directory")
-    if text == "~" or text.startswith("~/"):  # a folder called ~ is made by mistake, and removed with the home
+    if text == "~" or text.startswith(
+        "~/"
+    ):  # a folder named ~ is a mistake, and removing it may remove the home folder
         raise LatePromptError(f"{what} {text!r} begins with ~, which only a shell replaces; write the whole path")
     return Path(text)
 
@@ -59,21 +61,19 @@ def given_path(value: str | os.PathLike[str], what: str = "output") -> Path:
 def check_output(
     path: str | os.PathLike[str], *, inputs: Iterable[str | os.PathLike[str]] = (), what: str = "output"
 ) -> Path:
-    """Refuse a file that cannot be written, or must not be, before any work is done for it; creates nothing.
+    """Raise an error for an output file that cannot or must not be written, before any work is done; create nothing.
 
     Args:
-        path: the file to write; one that exists is replaced, and what is no regular file (a FIFO, /dev/stdout) is
-            written to.
-        inputs: what the command reads: files, folders with a run or a model, hub ids. None of their files may be the
-            output.
-        what: what a message calls the path.
+        path: the file to write. An existing file may be replaced; a FIFO, /dev/stdout and the like are written to.
+        inputs: what the command reads: files, folders with a run or a model, hub ids. The output must not be one of
+            their files.
+        what: what messages call the path.
 
     Returns:
         The path.
 
     Raises:
-        LatePromptError: a blank name, a folder, an input, a place that is not there and cannot be made, or one that
-            cannot be written to.
+        LatePromptError: a blank name, a folder, an input, or a place that cannot be created or written to.
 
     Example:
         >>> check_output("predictions.jsonl", inputs=["rows.jsonl"]).name
@@ -102,7 +102,7 @@ def check_output(
 
 
 def check_place(folder: Path, target: Path, what: str) -> None:
-    """Raise LatePromptError unless files can be made in a folder, or the folder in the nearest one that exists."""
+    """Raise LatePromptError unless files can be created in a folder, or the folder in its nearest existing parent."""
     try:
         while not folder.exists():
             folder = folder.parent
@@ -135,8 +135,12 @@ def _check_no_input(target: Path, inputs: Iterable[str | os.PathLike[str]], what
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
 
-    A link stays, and the file that it points to is replaced; permissions stay as they were. What is there and no
-    regular file (a FIFO, a terminal, /dev/stdout) is written to.
+    A symbolic link stays, and the file that it points to is replaced; permissions stay as they were. A FIFO, a
+    terminal, /dev/stdout and the like are written to.
+
+    Args:
+        path: the file.
+        write: called with the temporary file's path.
 
     Raises:
         LatePromptError: `path` is a folder, or the disk is full.
@@ -160,7 +164,7 @@ def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[P
     mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         write(temporary)
-        temporary.chmod(mode)  # safetensors puts a private file in its place
+        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if facts is not None:
@@ -172,7 +176,7 @@ def _write_beside(target: Path, facts: os.stat_result | None, write: Callable[[P
 
 
 def _new_file(target: Path) -> Path:
-    """A new, empty file beside `target`, with a name of its own and the permissions that new files get."""
+    """Create an empty file beside `target`, with a unique name and the usual permissions."""
     while True:
         temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
         with contextlib.suppress(FileExistsError):
@@ -181,6 +185,7 @@ def _new_file(target: Path) -> Path:
 
 
 def keep_permissions(file: Path, facts: os.stat_result) -> None:
+    """Give a file the owner and the permissions in `facts`, as far as allowed."""
     own = file.stat()
     if (own.st_uid, own.st_gid) != (facts.st_uid, facts.st_gid):
         with contextlib.suppress(PermissionError):  # only root may
@@ -190,7 +195,7 @@ def keep_permissions(file: Path, facts: os.stat_result) -> None:
 
 
 def _write_straight(path: Path, descriptor: int | None, write: Callable[[Path], None]) -> None:
-    """Into what is no regular file: all at once, after `write` has made it elsewhere."""
+    """Write to a path that is no regular file, all at once after `write` has filled a temporary file."""
     with tempfile.TemporaryDirectory(prefix="lateprompt-") as folder:
         made = Path(folder) / "content"
         write(made)
@@ -206,14 +211,14 @@ def _write_straight(path: Path, descriptor: int | None, write: Callable[[Path], 
 
 
 def _facts(path: Path) -> os.stat_result | None:
-    """What a path, its links followed, is; None where nothing is there yet."""
+    """Return the facts about a path, links followed; None if nothing is there yet."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat()
     return None
 
 
 def own_descriptor(path: Path) -> int | None:
-    """The number of this process's open file that a path such as /dev/stdout stands for: others may write to it too."""
+    """Return the descriptor of this process that a path such as /dev/stdout stands for, or None for other paths."""
     for _ in range(40):  # links in a row
         if path.name.isdecimal() and os.path.realpath(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
             return int(path.name)
@@ -225,7 +230,7 @@ def own_descriptor(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of writing say `path`, never a temporary file; a full disk is a LatePromptError."""
+    """Let errors of writing name `path` instead of a temporary file, and make a full disk a LatePromptError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -240,7 +245,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def error_number(error: BaseException) -> int | None:
-    """The system's number of an error, from its message too: safetensors and pyarrow give no other."""
+    """Return the system's number of an error; safetensors and pyarrow have it in their messages alone."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = re.search(r"(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
@@ -257,11 +262,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))  # type: ignore[arg-type]
 
 
 def as_json(value: Any) -> Any:
-    """For `json.dumps(default=)`: what tables hold and JSON has no word for."""
+    """Convert dates, numpy values and others for `json.dumps(default=as_json)`."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, bytes):
@@ -274,21 +280,22 @@ def as_json(value: Any) -> Any:
 
 
 def _is_device(value: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has not imported it has no device
+    torch = sys.modules.get("torch")  # not imported: the value cannot be a device
     return torch is not None and isinstance(value, torch.device)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=as_json) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """JSON lines."""
+    """Write a file of JSON lines atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=as_json) + "\n" for row in rows))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file."""
+    """Write a safetensors file atomically; tensors may be on any device."""
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -296,7 +303,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object; LatePromptError naming `what` and the file if it is missing or broken."""
+    """Read a JSON file with an object; raise LatePromptError, naming `what` and the file, if missing or broken."""
     check_file(path, what)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -319,7 +326,7 @@ def _shortened(value: Any) -> str:
 
 
 def tensor_names(path: Path, what: str) -> set[str]:
-    """The names in a safetensors file, by its header alone; LatePromptError if it is missing, truncated or broken."""
+    """Read the names in a safetensors file's header; raise LatePromptError if it is missing, truncated or broken."""
     check_file(path, what)
     try:
         with safe_open(path, "pt") as file:
@@ -329,7 +336,7 @@ def tensor_names(path: Path, what: str) -> set[str]:
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A safetensors file and its metadata; LatePromptError naming `what` if it is missing or broken."""
+    """Read a safetensors file and its metadata; raise LatePromptError, naming `what`, if it is missing or broken."""
     check_file(path, what)
     try:
         with safe_open(path, "pt") as file:

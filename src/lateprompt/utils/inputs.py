@@ -1,4 +1,4 @@
-"""Files that users give: regular ones, of a size that can be, in UTF-8; anything else is one line of error, at once."""
+"""Check files that users give before they are read: regular files of a sensible size, in UTF-8."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _LFS = b"version https://git-lfs"
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file: reading a FIFO or a device could wait for ever."""
+    """Return whether a path is a regular file; reading a FIFO or a device could wait for ever."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long is no file, nor is one with a NUL
+    except (OSError, ValueError):  # the name is too long, or has a NUL
         return False
 
 
 def check_file(path: Path, what: str = "") -> None:
-    """Raise LatePromptError unless `path` is a regular file that may be read, and not just a pointer to one.
+    """Raise LatePromptError unless `path` is a regular, readable file, and no Git LFS pointer.
 
     Args:
         path: the file.
-        what: what it is to be, for the message: "task file", "plan".
+        what: what the message calls it: "task file", "plan".
     """
     name = f"{what} {str(path)!r}".lstrip()
     try:
@@ -32,7 +32,7 @@ def check_file(path: Path, what: str = "") -> None:
             with path.open("rb") as file:
                 start = file.read(len(_LFS))
         elif kind is None:
-            path.stat()  # whatever keeps it from being seen
+            path.stat()  # raises the reason why it cannot be seen
     except (FileNotFoundError, NotADirectoryError):
         raise LatePromptError(f"{name} does not exist; give a file") from None
     except (OSError, ValueError) as error:
@@ -46,7 +46,12 @@ def check_file(path: Path, what: str = "") -> None:
 
 
 def read_text(path: Path, what: str = "", *, limit: int) -> str:
-    """The whole text of a small file.
+    """Read a small UTF-8 file.
+
+    Args:
+        path: the file.
+        what: what messages call it: "task file", "plan".
+        limit: largest size in bytes.
 
     Raises:
         LatePromptError: no regular file, one that is larger than `limit` bytes, or not UTF-8.
@@ -65,7 +70,7 @@ def read_text(path: Path, what: str = "", *, limit: int) -> str:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are no UTF-8, and how to mend it."""
+    """Describe bytes that are not UTF-8, and how to convert the file."""
     byte = error.object[error.start]
     return (
         f"not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, e.g. with: "
@@ -74,13 +79,13 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def refuse_pointer(name: str, start: bytes) -> None:
-    """Raise LatePromptError for the start of a file that only points to another."""
+    """Raise LatePromptError if a file starts as a Git LFS pointer does."""
     if start.startswith(_LFS):
         raise LatePromptError(f"{name} is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull")
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is that is no file, in words; None for a file, and where nothing is."""
+    """Return in words what a path is (a folder, a pipe, …); None for a regular file, or if nothing is there."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

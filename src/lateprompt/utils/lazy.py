@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are used, so that importing the package is quick."""
+"""Import the names of a package on first use, so that importing the package is quick."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`.
+    """Make a package's `__getattr__`, which imports names on first use.
 
     Args:
         package: the package's `__name__`.
-        homes: from a name to the full name of the module that defines it.
+        homes: name to the full name of the module that defines it.
 
     Example:
         >>> lazy_names("lateprompt.backbone", {"Family": "lateprompt.backbone.families"})("Family").__name__

@@ -1,10 +1,10 @@
-"""Names that settings take, apart from the modules that do the work: help is shown without importing those."""
+"""Values that settings accept, in a module of their own: `--help` shows them without importing torch."""
 
 from __future__ import annotations
 
 GENERATORS = ("fixed", "npg", "mppg", "appg", "atpg", "rpg")
-READOUTS = ("mask", "label", "head")
-"""Readouts of labels; `text`, of answers that are texts, is chosen by the task."""
+READOUTS = ("masked_lm", "causal_lm", "head")
+"""Readouts of labels; `generate`, of answers that are texts, is chosen by the task."""
 POOLINGS = ("cls", "mean", "last")
 LOSSES = ("vocabulary", "labels")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -1,15 +1,14 @@
-"""Random numbers of one's own: what is drawn depends on a seed alone, and the user's generators stay as they are.
+"""Random numbers that depend on a seed alone, and leave the user's random number generators as they are.
 
-torch's layers are initialised from, and drop out by, generators that the whole process shares: another thread's draws
-come in between, and a seed set there is set for everybody. Nothing here sets a seed of torch, numpy or `random`.
+torch initialises layers and applies dropout with generators that the whole process shares: other threads draw from
+them too, and a seed set there is set for all. Nothing here sets a seed of torch, numpy or `random`.
 
-- What is initialised within `seeded` draws from a generator of its own.
-- A training run has `RunNumbers`. On a CPU its draws come from a generator of its own too; on a GPU, under
-  `torch.compile` and with gradient checkpointing torch has no way to name one, and the shared generators are put
-  into the run's state for the time of a step, then back.
-- `TURN` is held by whoever changes, or depends on, what the process has once: loading (transformers sets torch's
-  default dtype and replaces initialisation functions meanwhile) and computing. Threads of one process take turns, step
-  by step.
+- Inside `seeded`, initialisation draws from a generator of its own.
+- A training run has `RunNumbers`. On a CPU it draws from a generator of its own. On a GPU, under `torch.compile` and
+  with gradient checkpointing torch accepts no generator: the shared ones get the run's state for a step, and their own
+  state back afterwards.
+- `TURN` is a lock for what changes or depends on the state of the process: loading (transformers sets torch's default
+  dtype and replaces initialisation functions while it loads) and computing. Threads take turns, step by step.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TURN = threading.RLock()
-"""Held while something is loaded or computed, a step at a time; never while waiting for a file's lock."""
+"""A lock, held while a model is loaded or a step is computed; never while waiting for the lock of a file."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -35,12 +34,12 @@ _aten = torch.ops.aten
 
 
 def own_generator() -> torch.Generator | None:
-    """The generator of the run that computes in this thread; None: nobody's, so torch's own."""
+    """Return the generator of the run that computes in this thread; None: there is none, use torch's."""
     return _OWN.get()
 
 
 def in_turn(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate what changes, or depends on, the state of the whole process: one call at a time."""
+    """Decorate a function that changes or depends on the state of the process, so that one call runs at a time."""
 
     @functools.wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -52,13 +51,13 @@ def in_turn(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Whatever this thread draws inside comes from `seed`: the same numbers as after `torch.manual_seed(seed)`."""
+    """Let this thread draw the numbers that `torch.manual_seed(seed)` would give, without setting that seed."""
     with TURN, OwnNumbers(torch.Generator().manual_seed(seed)):
         yield
 
 
 class OwnNumbers(TorchDispatchMode):
-    """While open, random operations of this thread take a generator instead of the one that all share.
+    """While open, random operations of this thread draw from a generator of their own instead of the shared one.
 
     Args:
         generator: for tensors on its device; those elsewhere get one with the same seed.
@@ -103,7 +102,7 @@ _WITH_GENERATOR = {
     _aten.randint.low: _aten.randint.low_generator,
     _aten.randperm.default: _aten.randperm.generator,
 }
-"""Operations without a generator to the same with one."""
+"""Operations without a generator to the same operation with one."""
 
 
 def _like(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -131,7 +130,7 @@ _IN_PLACE: dict[Any, Callable[..., Any]] = {
     ),
     _aten.native_dropout.default: _native_dropout,
 }
-"""Operations that take no generator to what draws the same kind of numbers with one."""
+"""Operations that cannot take a generator to functions that draw such numbers with one."""
 
 
 class RunNumbers:
@@ -140,7 +139,7 @@ class RunNumbers:
     Args:
         seed: the run's seed.
         device: where it computes.
-        rank: number of this process among those that train together: each has numbers of its own.
+        rank: number of this process among those that train together; each draws other numbers.
 
     Example:
         >>> numbers = RunNumbers(42, torch.device("cpu"))
@@ -149,7 +148,7 @@ class RunNumbers:
     """
 
     def __init__(self, seed: int, device: torch.device, rank: int = 0) -> None:
-        # Not the numbers that initialisation draws from the same seed.
+        # Other numbers than initialisation draws from the same seed.
         first = int(np.random.SeedSequence([seed, rank, 1]).generate_state(1, np.uint64)[0]) >> 1
         self.generator = torch.Generator().manual_seed(first)
         self._places = [torch.device("cpu"), *([device] if device.type != "cpu" else [])]
@@ -157,11 +156,11 @@ class RunNumbers:
 
     @contextmanager
     def step(self, *, shared: bool) -> Iterator[None]:
-        """A step's turn.
+        """Compute one step inside: no other thread computes meanwhile, and random numbers are the run's.
 
         Args:
-            shared: torch's shared generators are in the run's state until the step ends. Else the caller draws from
-                `own_generator` alone (dropout on a CPU that no backward pass repeats), and the shared ones stay.
+            shared: put the run's state into torch's shared generators until the step ends. Without it, the step must
+                draw from `own_generator` alone, as our dropout on a CPU does; the shared generators are left alone.
         """
         with TURN:
             if shared:
@@ -176,7 +175,7 @@ class RunNumbers:
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
-        """torch's shared generators go on with the run's numbers, and then where they were."""
+        """Put the run's state into torch's shared generators, and afterwards their own state back."""
         before = [_state(place) for place in self._places]
         try:
             for place, state in zip(self._places, self._shared, strict=True):
@@ -188,12 +187,12 @@ class RunNumbers:
                 _set_state(place, state)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Where the numbers are, for a checkpoint."""
+        """Return the generators' states, for a checkpoint."""
         shared = {place.type: state.clone() for place, state in zip(self._places, self._shared, strict=True)}
         return {"own": self.generator.get_state(), **shared}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave; a checkpoint of before the run had its own numbers has none of its own."""
+        """Set the states that `state` returned; checkpoints of earlier versions have no key `own`."""
         self.generator.set_state(state.get("own", state["cpu"]))
         self._shared = [state.get(place.type, kept) for place, kept in zip(self._places, self._shared, strict=True)]
 
@@ -215,7 +214,7 @@ def _set_state(place: torch.device, state: torch.Tensor) -> None:
 
 @contextmanager
 def borrowed(seed: int, device: torch.device) -> Iterator[None]:
-    """For measurements: torch's shared generators start from `seed` inside, and are as they were afterwards."""
+    """Let torch's shared generators start from `seed` inside, and have their own state afterwards; for measurements."""
     numbers = RunNumbers(seed, device)
     with numbers.step(shared=True):
         yield

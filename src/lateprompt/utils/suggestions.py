@@ -1,4 +1,4 @@
-"""A near miss gets a suggestion: what somebody meant by a name that there is not."""
+"""Suggest the name that a user probably meant by an unknown one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ OPTIONS = {
     "base_model": "model",
     "bs": "batch_size",
     "classifier": "method",
+    "clip_grad": "max_grad_norm",
     "dataset": "train",
     "dimension": "bottleneck_dim",
-    "early_stopping": "early_stop",
-    "early_stopping_patience": "early_stop",
+    "early_stopping": "patience",
+    "early_stopping_patience": "patience",
     "eval_batch": "eval_batch_size",
     "eval_data": "dev",
     "eval_steps": "eval_every",
     "evaluation": "dev",
     "force": "overwrite",
     "generator": "method",
+    "grad_clip": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
     "gradient_accumulation": "grad_accumulation",
     "gradient_accumulation_steps": "grad_accumulation",
     "input": "data",
@@ -28,11 +31,9 @@ OPTIONS = {
     "learning_rate": "lr",
     "mask_words": "label_words",
     "max_epochs": "epochs",
-    "max_grad_norm": "clip",
     "max_len": "max_length",
     "max_seq_len": "max_length",
     "max_seq_length": "max_length",
-    "max_steps": "steps",
     "model_name": "model",
     "model_name_or_path": "model",
     "model_path": "model",
@@ -41,7 +42,7 @@ OPTIONS = {
     "num_beams": "beams",
     "num_epochs": "epochs",
     "num_processes": "workers",
-    "num_steps": "steps",
+    "num_steps": "max_steps",
     "num_train_epochs": "epochs",
     "num_virtual_tokens": "num_prompt_tokens",
     "num_workers": "workers",
@@ -51,7 +52,6 @@ OPTIONS = {
     "out_dir": "output",
     "output_dir": "output",
     "output_file": "output",
-    "patience": "early_stop",
     "per_device_eval_batch_size": "eval_batch_size",
     "per_device_train_batch_size": "batch_size",
     "pooling": "head_pooling",
@@ -69,14 +69,14 @@ OPTIONS = {
     "valid": "dev",
     "validation": "dev",
     "validation_file": "dev",
-    "warmup_ratio": "warmup",
+    "warmup_proportion": "warmup_ratio",
     "wd": "weight_decay",
 }
-"""What other tools call an option, and what it is called here."""
+"""Names that other tools have for an option, and the name here."""
 
 
 def closest(word: object, known: Iterable[object]) -> str | None:
-    """The known name that is most like a word, or None where none is like it; case, dashes and underscores aside."""
+    """Return the known name that is most like a word, or None; case, dashes and underscores do not matter."""
     plain = {_plain(name): str(name) for name in reversed([str(name) for name in known])}
     asked = _plain(word)
     if asked in plain:
@@ -87,7 +87,7 @@ def closest(word: object, known: Iterable[object]) -> str | None:
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
-    """Words for an error message, after the name that there is not; nothing where no known name is like it.
+    """Return a suggestion to put after an unknown name in a message; empty if no known name is like it.
 
     Example:
         >>> did_you_mean("lorra", ["lora", "npg"])
@@ -98,7 +98,7 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
-    """An error message for a name that there is not.
+    """Return an error message for an unknown name, with a suggestion and all choices.
 
     Example:
         >>> unknown("loss", "lables", ["vocabulary", "labels"])
@@ -109,11 +109,11 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def closest_option(name: str, known: Iterable[str]) -> str | None:
-    """The option that somebody means who gives one that there is not, without its dashes in front.
+    """Return the option that was probably meant by an unknown one, or None.
 
     Args:
-        name: as given, with dashes or underscores within.
-        known: names with underscores.
+        name: the option as given, without leading dashes.
+        known: the options that there are, with underscores.
     """
     given, options = name.replace("-", "_").lower(), list(known)
     if OPTIONS.get(given) in options:

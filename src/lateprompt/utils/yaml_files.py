@@ -1,4 +1,4 @@
-"""YAML that users write: read safely, quickly, and with an error of one line."""
+"""Read YAML that users write: without running code, with limits on size and depth, and with one-line errors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
+from lateprompt.utils.aliases import todays_names
 from lateprompt.utils.errors import LatePromptError, first_line
 from lateprompt.utils.inputs import read_text
 
 LONGEST = 1_000_000
-"""Most bytes of a YAML file: PyYAML reads some 100 kB a second."""
+"""Largest YAML file in bytes: PyYAML reads some 100 kB a second."""
 MOST_NODES = 200_000
-"""Most values, those repeated by aliases counted each time."""
+"""Largest number of values, each use of an alias counted."""
 DEEPEST = 50
 
 
@@ -23,40 +24,50 @@ _TEXT = "tag:yaml.org,2002:str"
 
 
 def read_yaml(path: str | Path, what: str, *, as_text: Collection[str] = ()) -> Any:
-    """The content of a YAML file.
+    """Read a YAML file.
 
     Args:
         path: the file.
-        what: what it is to be, for messages: "task file", "plan".
-        as_text: top-level keys whose values, and the keys in them, are text as it is written.
+        what: what messages call it: "task file", "plan".
+        as_text: top-level keys below which everything is read as text (`yes` stays "yes").
 
     Raises:
-        LatePromptError: no regular file, not UTF-8, no YAML, or one beyond all measure; the message names the file.
+        LatePromptError: no regular file, not UTF-8, no YAML, or too large; the message names the file.
     """
     return parse_yaml(read_text(Path(path), what, limit=LONGEST), f"{what} {str(path)!r}", as_text=as_text)
 
 
 def parse_yaml(text: str, source: str, *, as_text: Collection[str] = (), all_text: bool = False) -> Any:
-    """The content of a YAML text.
+    """Parse a YAML text.
 
     Args:
         text: the text.
         source: where it came from, for messages.
-        as_text: top-level keys whose values, and the keys in them, are text as it is written.
-        all_text: all of it is.
+        as_text: top-level keys below which everything is read as text (`yes` stays "yes").
+        all_text: read everything as text.
 
     Raises:
-        LatePromptError: no YAML, a key that occurs twice, or nesting and repetition beyond all measure.
+        LatePromptError: no YAML, a key that occurs twice, or too deep nesting or too many repetitions.
+
+    Example:
+        >>> parse_yaml("labels: [yes, no]", "task file", as_text=["labels"])
+        {'labels': ['yes', 'no']}
     """
     return _read(text, source, None if all_text else as_text, lambda loader, node: loader.construct_document(node))
 
 
-def checked_yaml(text: str, source: str, *, as_text: Collection[str] = ()) -> str:
-    """The same YAML for another reader, checked as by `parse_yaml`, its texts quoted where they must be."""
+def checked_yaml(text: str, source: str, *, as_text: Collection[str] = (), known: Collection[str] = ()) -> str:
+    """The same YAML for another reader, checked as by `parse_yaml`.
+
+    Its texts are quoted where they must be, and of the settings that are `known`, earlier names become today's.
+    """
 
     def make(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+        keys = {key.value: key for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}
+        for today, key in todays_names(keys, known).items():
+            key.value = today
         written: str = yaml.serialize(node, allow_unicode=True)
-        loader.construct_document(node)  # only to find what no reader can make a value of
+        loader.construct_document(node)  # only to find values that cannot be read
         return written
 
     return _read(text, source, as_text, make) or ""
@@ -68,7 +79,7 @@ def _read(
     loader = None
     try:
         loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()  # no value is made yet: what aliases repeat is there once
+        node = loader.get_single_node()  # nodes, not values: what an alias repeats is there once
         if node is None:
             return None
         _check(node, source)
@@ -84,7 +95,7 @@ def _read(
     except LatePromptError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        # PyYAML's, for a value that is not what it looks like: 2001-99-99, !!int x, a number of 10,000 digits.
+        # PyYAML raises these for values such as 2001-99-99, !!int x, or a number of 10,000 digits.
         raise LatePromptError(f"{source}: a value that YAML cannot read ({first_line(error)}); quote it") from None
     finally:
         if loader is not None:
@@ -92,9 +103,9 @@ def _read(
 
 
 def _take_as_text(root: yaml.Node, keys: Collection[str] | None) -> None:
-    """Make texts of booleans, numbers and dates below these keys (None: everywhere), as they are written.
+    """Read booleans, numbers and dates below these keys (None: everywhere) as the texts that were written.
 
-    YAML 1.1 reads `yes`, `on` and `no` as booleans, which would eat labels.
+    YAML 1.1 reads `yes`, `on` and `no` as booleans, so that such labels would be lost.
     """
     waiting = [root]
     if keys is not None:
@@ -115,8 +126,8 @@ def _take_as_text(root: yaml.Node, keys: Collection[str] | None) -> None:
 
 
 def _check(root: yaml.Node, source: str) -> None:
-    """Raise LatePromptError for doubled keys, values inside themselves, and too many or too deep ones."""
-    sizes: dict[int, int] = {}  # of finished nodes, by identity; 0 while a node's own values are looked at
+    """Raise LatePromptError for repeated keys, values that contain themselves, and too many or too deep values."""
+    sizes: dict[int, int] = {}  # values in each node, by its id; 0 while the node's own values are counted
 
     def size(node: yaml.Node, depth: int) -> int:
         known = sizes.get(id(node))
@@ -143,7 +154,7 @@ def _children(node: yaml.Node, source: str) -> list[yaml.Node]:
         return []
     seen: set[str] = set()
     for key, _ in node.value:
-        # PyYAML keeps the last of two equal keys without a word, which would lose a label.
+        # PyYAML silently keeps the last of two equal keys, so that a label would be lost.
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
                 raise LatePromptError(f"{source}, line {key.start_mark.line + 1}: {key.value!r} occurs twice; keep one")

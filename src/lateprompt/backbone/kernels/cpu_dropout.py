@@ -10,19 +10,14 @@ by one.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from lateprompt.backbone.kernels.half_matmul import is_lacking
-from lateprompt.utils.randomness import OwnNumbers, own_generator
+from lateprompt.utils.randomness import own_generator
 
 _LEVELS = 1 << 16
 
@@ -70,6 +65,11 @@ def fast_dropout(input: torch.Tensor, rate: float) -> torch.Tensor:
     """`F.dropout` of a CPU tensor while training."""
     draw = Draw.of(input.shape, rate)
     return _Dropout.apply(input, draw.words, draw.threshold, draw.factor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fast_dropout_(input: torch.Tensor, rate: float) -> torch.Tensor:
+    """The same in place."""
+    return input.mul_(Draw.of(input.shape, rate).noise(input.dtype))
 
 
 _SHORT = 2
@@ -181,106 +181,3 @@ def dropout_attention(
         wide = dropout_attention(query.float(), key.float(), value.float(), bias, rate, scale)
         return wide.to(query.dtype)
     return _DropoutAttention.apply(query, key, value, visible, rate, scale)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class FastDropout(TorchFunctionMode):
-    """While open, dropout and attention with dropout on CPU tensors take the fast way; all else is untouched.
-
-    In a run whatever else is random takes the run's generator.
-    """
-
-    _open = threading.local()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: tuple[torch.Tensor, int, torch.dtype, Visible] | None = None
-
-    @classmethod
-    def is_open(cls) -> bool:
-        """Whether this thread has one open: another inside it would look at every call for nothing."""
-        return getattr(cls._open, "depth", 0) > 0
-
-    def __enter__(self) -> Self:
-        self._open.depth = getattr(self._open, "depth", 0) + 1
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.depth -= 1
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._attention(*args, **kwargs)
-        if func in _RANDOM:
-            generator = own_generator()
-            if generator is not None:
-                with OwnNumbers(generator):
-                    return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        torchs = is_causal and attn_mask is not None  # an error of its own
-        if not 0.0 < dropout_p < 1.0 or query.device.type != "cpu" or torchs:
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-        if enable_gqa:  # so many queries to a key
-            key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
-        if attn_mask is not None and attn_mask.requires_grad:
-            factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-            scores = query @ key.transpose(-2, -1) * factor + attn_mask
-            return fast_dropout(scores.softmax(-1), dropout_p) @ value
-        if is_causal:
-            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
-        visible = None if attn_mask is None else self._visible(attn_mask, query.dtype)
-        return dropout_attention(query, key, value, visible, dropout_p, scale)
-
-    def _visible(self, mask: torch.Tensor, dtype: torch.dtype) -> Visible:
-        """All layers get the same mask: it is looked at once."""
-        if self._seen is not None:
-            seen, version, kind, visible = self._seen
-            same = mask.data_ptr() == seen.data_ptr() and mask.shape == seen.shape and mask.stride() == seen.stride()
-            same = same and not mask.is_inference()
-            if same and mask.dtype == seen.dtype and mask._version == version and dtype == kind:
-                return visible
-        visible = Visible.of(mask, dtype)
-        if not mask.is_inference():  # such a tensor has no version to tell that it has changed
-            self._seen = mask, mask._version, dtype, visible
-        return visible
-
-
-def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    if training and 0.0 < p < 1.0 and input.device.type == "cpu":
-        return input.mul_(Draw.of(input.shape, p).noise(input.dtype)) if inplace else fast_dropout(input, p)
-    return F.dropout(input, p, training, inplace)
-
-
-_NAMES: tuple[tuple[Any, str], ...] = (
-    (torch, "rand randn randint randperm normal rand_like randn_like randint_like bernoulli multinomial poisson"),
-    (torch, "dropout dropout_ alpha_dropout alpha_dropout_ feature_dropout feature_alpha_dropout native_dropout"),
-    (torch, "rrelu lstm gru rnn_tanh rnn_relu"),
-    (torch.Tensor, "normal_ uniform_ random_ bernoulli_ bernoulli exponential_ geometric_ cauchy_ log_normal_"),
-    (torch.Tensor, "multinomial"),
-    (F, "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout gumbel_softmax rrelu"),
-    (F, "multi_head_attention_forward fractional_max_pool2d"),
-    (nn.init, "uniform_ normal_ trunc_normal_ xavier_uniform_ xavier_normal_ kaiming_uniform_ kaiming_normal_"),
-    (nn.init, "orthogonal_"),
-)
-_RANDOM = frozenset(getattr(place, name) for place, names in _NAMES for name in names.split() if hasattr(place, name))
-"""What draws numbers, dropout and attention apart."""

@@ -6,25 +6,13 @@ computed in fp32 and rounded; weights and what is kept for the backward pass sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 _PROBES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-_PRODUCTS = {
-    torch.matmul,
-    torch.Tensor.matmul,
-    torch.Tensor.__matmul__,
-    torch.bmm,
-    torch.addmm,
-    torch.baddbmm,
-    F.scaled_dot_product_attention,
-}
 
 
 @cache
@@ -39,31 +27,9 @@ def is_lacking(tensor: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and cpu_lacks(tensor.dtype)
 
 
-def wide_products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """A context in which products of such tensors are computed in fp32, where that is the faster way."""
-    return WideProducts() if device.type == "cpu" and cpu_lacks(dtype) else nullcontext()
-
-
 def widened(value: Any) -> Any:
     """In fp32 if it lacks arithmetic; anything else as it is."""
     return value.float() if is_lacking(value) else value
-
-
-class WideProducts(TorchFunctionMode):
-    """While open, products of tensors that lack arithmetic are computed in fp32 and rounded to their type."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and is_lacking(args[0] if args else kwargs["input"]):
-            return _linear(*args, **kwargs)
-        if func in _PRODUCTS:
-            halves = next((value for value in (*args, *kwargs.values()) if is_lacking(value)), None)
-            if halves is not None:
-                wide = {name: widened(value) for name, value in kwargs.items()}
-                return func(*map(widened, args), **wide).to(halves.dtype)
-        return func(*args, **kwargs)
 
 
 class _WideLinear(torch.autograd.Function):
@@ -80,7 +46,8 @@ class _WideLinear(torch.autograd.Function):
         return (gradients[0].float() @ weight.float()).to(gradients[0].dtype), None, None
 
 
-def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def wide_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear` of tensors that lack arithmetic, in fp32 and rounded to the input's type."""
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return F.linear(input.float(), weight.float(), None if bias is None else bias.float()).to(input.dtype)
     return _WideLinear.apply(input, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

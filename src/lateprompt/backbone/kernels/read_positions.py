@@ -3,18 +3,15 @@
 Two layers of a tail do work that is thrown away. The *first* one's inputs are the prompt and the text's states, and
 only the prompt wants a gradient. Of the *last* one's outputs only the read positions are looked at: it needs the keys
 and values of all positions, but queries, attention output and feed-forward at those alone; and where few positions are
-read, some families can do without the keys and values too (`absorbed_attention`). `lean_view` is a view of the tail
+read, some families can do without the keys and values too (`absorbed_attention`). `ReadTail` is a view of the tail
 without any of this, exact to rounding; the layers still run the architecture's own code.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -27,31 +24,75 @@ from lateprompt.backbone.kernels.half_matmul import widened
 from lateprompt.backbone.split import own_module, replace_module, shallow_copy
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a lean tail is asked for.
+class ReadTail:
+    """A view of a tail that leaves out what a call does not need.
 
     Args:
-        positions: (batch, reads) positions of the tail's input (the prompt included) that are read.
-        prompt: only so many positions at the front of the input want a gradient (the prompt's, and nothing in the tail
+        tail: the tail, a view of its own already.
+        family: where its layers and their projections are, and whether the last one can be read in part.
+        front: only so many positions at the front of the input want a gradient (the prompt's, and nothing in the tail
             is trained); 0: all may.
+        compiled: every layer but a reading one goes through `torch.compile`, once for all of the same shape.
     """
 
-    positions: torch.Tensor | None
-    prompt: int
+    def __init__(self, tail: nn.Module, family: Family, front: int, *, compiled: bool = False) -> None:
+        self.family = family
+        self.view = shallow_copy(tail)
+        self._owned: dict[str, nn.Module] = {}
+        names = list(tail.get_submodule(family.layers)._modules)
+        self._last_name = names[-1]
+        if front:
+            self._narrow_first(f"{family.layers}.{names[0]}", front)
+        if family.reads:
+            self._read_last(tail.get_submodule(f"{family.layers}.{names[-1]}"))
+        if compiled:
+            self._compile(names[: -1 if family.reads else None])
+        found = (_submodule(tail, path) for path in self._owned)
+        self.originals = [module for module in found if module is not None]
+        """What the view has copied: a change of one makes it stale."""
 
+    @property
+    def gives_reads(self) -> bool:
+        """Whether the output has the read positions alone, and not all of them."""
+        return self.family.reads and not self.family.fixed_length
 
-_READING: ContextVar[Reading] = ContextVar("lateprompt_reading")
+    def at(self, positions: torch.Tensor | None) -> nn.Module:
+        """The view for one call, which another thread's call does not see.
 
+        Args:
+            positions: (batch, reads) positions of the tail's input (the prompt included) that are read; None: all.
+        """
+        if positions is None or not self.family.reads:
+            return self.view
+        view = shallow_copy(self.view)
+        layers = own_module(view, self.family.layers, {})._modules
+        last: Any = layers[self._last_name]
+        layers[self._last_name] = last.at(positions)
+        return view
 
-@contextmanager
-def reading(positions: torch.Tensor | None, prompt: int) -> Iterator[None]:
-    """While open, lean tails of this thread compute for these positions."""
-    token = _READING.set(Reading(positions, prompt))
-    try:
-        yield
-    finally:
-        _READING.reset(token)
+    def _narrow_first(self, first: str, front: int) -> None:
+        for path in self.family.projections:
+            linear = _submodule(self.view, f"{first}.{path}")
+            if isinstance(linear, nn.Module) and type(linear) in (nn.Linear, Conv1D):
+                replace_module(self.view, f"{first}.{path}", _FrontLinear(linear, front), self._owned)
+
+    def _read_last(self, layer: nn.Module) -> None:
+        last = f"{self.family.layers}.{self._last_name}"
+        keys_only = own_module(self.view, last, self._owned)
+        query = self.family.projections[0]
+        linear = _submodule(self.view, f"{last}.{query}")
+        linear = getattr(linear, "linear", linear)
+        if len(self.family.projections) == 3 and linear is not None:
+            replace_module(self.view, f"{last}.{query}", _NoQuery(_width(linear)), self._owned)
+        layers = own_module(self.view, self.family.layers, self._owned)
+        layers._modules[self._last_name] = ReadLayer(layer, keys_only, self.family)
+
+    def _compile(self, names: list[str]) -> None:
+        layers = own_module(self.view, self.family.layers, self._owned)
+        for name in names:
+            layer = shallow_copy(own_module(self.view, f"{self.family.layers}.{name}", self._owned))
+            layer.compile(dynamic=True)
+            layers._modules[name] = layer
 
 
 class _FrontGradient(torch.autograd.Function):
@@ -74,20 +115,20 @@ class _FrontGradient(torch.autograd.Function):
 
 
 class _FrontLinear(nn.Module):
-    """Stands for a frozen projection of the tail's first layer."""
+    """Stands for a frozen projection of the tail's first layer: a gradient at the first `front` positions only."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, front: int) -> None:
         super().__init__()
         self.linear = linear
+        self.front = front
         self._conv = isinstance(linear, Conv1D)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         linear: Any = self.linear
-        front = _READING.get().prompt
-        if front == 0 or not hidden.requires_grad or hidden.ndim != 3:
+        if not hidden.requires_grad or hidden.ndim != 3:
             return linear(hidden)  # type: ignore[no-any-return]
         weight = linear.weight.T if self._conv else linear.weight
-        return _FrontGradient.apply(hidden, weight, linear.bias, front)  # type: ignore[no-any-return, no-untyped-call]
+        return _FrontGradient.apply(hidden, weight, linear.bias, self.front)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _NoQuery(nn.Module):
@@ -150,6 +191,13 @@ class ReadLayer(nn.Module):
         self.family = family
         self._signature = inspect.signature(type(layer).forward)
         self._cache_name = "layer_past" if "layer_past" in self._signature.parameters else "past_key_values"
+        self.positions: torch.Tensor | None = None
+
+    def at(self, positions: torch.Tensor) -> Self:
+        """The same for one call that reads these positions (batch, reads)."""
+        layer = shallow_copy(self)
+        layer.__dict__["positions"] = positions
+        return layer  # type: ignore[return-value]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -158,7 +206,7 @@ class ReadLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)  # the model may ask its layers what kind they are
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        positions = _READING.get().positions
+        positions = self.positions
         if positions is None:
             return self.layer(hidden, *args, **kwargs)
         bound = self._signature.bind_partial(self.layer, hidden, *args)
@@ -201,39 +249,6 @@ def _take(value: Any, positions: torch.Tensor, rows: torch.Tensor) -> Any:
     if isinstance(value, tuple):
         return tuple(_take(part, positions, rows) for part in value)
     return value.expand(len(positions), *value.shape[1:])[rows, positions]
-
-
-def lean_view(tail: nn.Module, family: Family, originals: list[nn.Module], *, compiled: bool = False) -> nn.Module:
-    """A view of a tail, to be called within `reading`; what it copied is added to `originals`.
-
-    With `compiled`, every layer but a reading one goes through `torch.compile`, once for all of the same shape.
-    """
-    view = shallow_copy(tail)
-    owned: dict[str, nn.Module] = {}
-    names = list(tail.get_submodule(family.layers)._modules)
-    first, last = (f"{family.layers}.{names[i]}" for i in (0, -1))
-    plain_last = tail.get_submodule(last)
-    for path in family.projections:
-        linear = _submodule(view, f"{first}.{path}")
-        if isinstance(linear, nn.Module) and type(linear) in (nn.Linear, Conv1D):
-            replace_module(view, f"{first}.{path}", _FrontLinear(linear), owned)
-    if family.reads:
-        keys_only = own_module(view, last, owned)
-        query = family.projections[0]
-        linear = _submodule(view, f"{last}.{query}")
-        linear = getattr(linear, "linear", linear)
-        if len(family.projections) == 3 and linear is not None:
-            replace_module(view, f"{last}.{query}", _NoQuery(_width(linear)), owned)
-        parent = own_module(view, family.layers, owned)
-        parent._modules[names[-1]] = ReadLayer(plain_last, keys_only, family)
-    if compiled:
-        layers = own_module(view, family.layers, owned)
-        for name in names[: -1 if family.reads else None]:
-            layer = shallow_copy(own_module(view, f"{family.layers}.{name}", owned))
-            layer.compile(dynamic=True)
-            layers._modules[name] = layer
-    originals.extend(module for module in (_submodule(tail, path) for path in owned) if module is not None)
-    return view
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

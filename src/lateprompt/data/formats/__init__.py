@@ -1,4 +1,4 @@
-"""File formats: which reader a file's suffix stands for."""
+"""File formats: the reader for each file suffix."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     ".parquet": read_parquet,
     ".xlsx": read_excel,
 }
-"""File suffix to reader, but for the suffixes of SEPARATED."""
+"""File suffix to reader, without the suffixes in SEPARATED."""
 PACKED = (".parquet", ".xlsx")
-"""Formats that are compressed already."""
+"""Formats with compression of their own, so that .gz makes no sense."""
 SUFFIXES = ".jsonl, .ndjson, .json, .csv, .tsv (these also with .gz), .parquet, .xlsx"
 _ADVICE = {".xls": "save it as .xlsx", ".txt": "write a header and name it .csv or .tsv", ".zip": "unpack it"}
 
 
 def read_table(path: Path, task: AnyTask | None, chosen: Columns | None = None) -> Table:
-    """The table in a file, by its suffix.
+    """Open a file as a table, with the reader for its suffix.
 
     Args:
         path: the file.
-        task: its own columns count.
-        chosen: our field to the column that was chosen by name.
+        task: the task, which may name columns of its own.
+        chosen: field to the column that the user has chosen.
 
     Raises:
-        LatePromptError: an unknown suffix, or content that cannot be read; records may raise it too.
+        LatePromptError: an unknown suffix, or content that cannot be read; reading the records may raise it too.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     packed = suffixes[-1:] == [".gz"]

@@ -1,4 +1,4 @@
-"""JSON lines, and arrays of JSON objects."""
+"""Read JSON lines, and arrays of JSON objects."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.inputs import not_utf8
 
 DEEPEST = 100
-"""Most levels of lists and objects in a row: far deeper ones cannot be written out again."""
+"""Largest depth of nested lists and objects in a row: Python cannot write far deeper ones."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\r\n,]*")
 
 
 def read_json_lines(path: Path) -> Table:
-    """The table in a file of JSON lines."""
+    """Open a file of JSON lines."""
     return Table(str(path), _line_entries(byte_lines(path)), "line")
 
 
 def read_json(path: Path) -> Table:
-    """The table in a .json file: an array of objects, or JSON lines."""
+    """Open a .json file: an array of objects, or JSON lines."""
     start = next((chunk.lstrip()[:1] for chunk in byte_chunks(path) if chunk.strip()), b"")
     if start == b"[":
         return Table(str(path), _array_entries(path), "row")
@@ -55,11 +55,11 @@ def _record(content: bytes) -> dict[str, Any] | Unreadable:
 
 
 def _checked(value: Any, text: str) -> dict[str, Any] | Unreadable:
-    """A record of JSON, or what is wrong with it.
+    """Return a JSON record, or what is wrong with it.
 
     Args:
-        value: what was read.
-        text: what it was read from.
+        value: the value that was read.
+        text: the text it was read from.
     """
     if not isinstance(value, dict):
         what = "write one object per line" + ("; an array belongs into a .json file" if text.startswith("[") else "")
@@ -91,7 +91,7 @@ def _depth(value: Any) -> int:
 
 
 def _array_entries(path: Path) -> Iterator[Entry]:
-    """The elements of an array, decoded one by one from a buffer that holds little more than one of them."""
+    """Yield the elements of an array one by one, with little more than one of them in memory."""
     pieces = _decoded(path)
     buffer, at, number, wanted = next(pieces).lstrip().removeprefix("["), 0, 0, 1
     decode = json.JSONDecoder().raw_decode
@@ -108,7 +108,7 @@ def _array_entries(path: Path) -> Iterator[Entry]:
         except ValueError as error:
             more = _more(pieces, wanted) if len(buffer) - at < LONGEST else ""
             if more:
-                # Twice as much each time: an element that is long is not decoded once a piece.
+                # Twice as much each time, so that a long element is not decoded again after each piece.
                 buffer, at, wanted = buffer[at:] + more, 0, 2 * wanted
                 continue
             problem = "the array has no end ']'" if at >= len(buffer) else _broken(error, buffer[at : at + 60])

@@ -1,4 +1,4 @@
-"""Text files as a stream of lines, whatever their compression, encoding and line ends."""
+"""Read text files line by line, with or without gzip, in UTF-8 or UTF-16, with any line ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lateprompt.utils.inputs import check_file, refuse_pointer
 
 CHUNK = 1 << 20
 LONGEST = 1 << 26
-"""Most bytes of a line: what is longer is no row, and would fill the memory."""
+"""Longest line in bytes: a longer one is no row, and would fill the memory."""
 _OTHER_FILES = {
     b"\x1f\x8b": "compressed with gzip; add .gz to its name",
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or name it .xlsx",
@@ -30,21 +30,21 @@ _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def byte_lines(path: Path, *, any_end: bool = True) -> Iterator[bytes]:
-    """The lines of a file, UTF-8 without a byte order mark, with their ends; UTF-16 with a mark is read too.
+    """Yield the lines of a file as UTF-8 bytes, line ends included; UTF-16 with a byte order mark is converted.
 
     Args:
-        path: a regular file; one whose name ends in .gz is unpacked.
-        any_end: whether lines end at "\\r" too, or at "\\n" alone (unless there is no "\\n").
+        path: a regular file; a name that ends in .gz is unpacked.
+        any_end: whether "\\r" ends a line too, or "\\n" alone (unless there is no "\\n").
 
     Raises:
-        LatePromptError: another kind of file, a line beyond all measure, or a broken archive.
+        LatePromptError: another kind of file, a line longer than `LONGEST`, or a broken archive.
     """
     rest, number = b"", 0
     for chunk in byte_chunks(path):
         if number == 0 and b"\n" not in chunk:
             any_end = any_end or b"\r" in chunk
         lines = (rest + chunk).splitlines(True) if any_end else _at_newlines(rest + chunk)
-        # The last one may go on; a "\r" may be half of "\r\n".
+        # The last line may continue in the next chunk; a "\r" at its end may be half of "\r\n".
         rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         yield from lines
         number += len(lines)
@@ -63,7 +63,7 @@ def _at_newlines(content: bytes) -> list[bytes]:
 
 
 def byte_chunks(path: Path) -> Iterator[bytes]:
-    """A file's text as UTF-8 without a byte order mark, a piece at a time; errors as `byte_lines` has."""
+    """Yield a file's text as UTF-8 without a byte order mark, in pieces; raises what `byte_lines` raises."""
     check_file(path)
     with path.open("rb") as file:
         stream: Any = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file

@@ -1,4 +1,4 @@
-"""CSV, TSV and their relatives: separators, headers and cells as spreadsheets leave them."""
+"""Read CSV and TSV, with the separators, headers and empty cells that spreadsheets write."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lateprompt.utils.inputs import not_utf8
 
 SEPARATORS = (",", ";", "\t", "|")
 LOOK_AHEAD = 100
-"""Rows in which an unnamed column must be empty to be left out."""
+"""An unnamed column is left out if it is empty in this many first rows."""
 
 Find = Callable[[Collection[str]], Columns]
 
 
 class DecodedLines:
-    """Lines as text; of one that is none the message is kept until `trouble` is asked for.
+    """Decode lines for `csv.reader`; what is wrong with one is kept until `trouble` is called.
 
     Args:
-        lines: lines as bytes.
+        lines: the lines as bytes.
     """
 
     def __init__(self, lines: Iterator[bytes]) -> None:
@@ -42,30 +42,30 @@ class DecodedLines:
         return text
 
     def trouble(self) -> str | None:
-        """What was wrong since the last call, if anything."""
+        """Return what was wrong with the lines read since the last call, or None."""
         trouble, self._trouble = self._trouble, None
         return trouble
 
 
 def _decoded(line: bytes) -> tuple[str, str | None]:
-    """A line as text, and why it is none, if so."""
+    """Return a line as text, and what is wrong with it (None: nothing)."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         return line.decode(errors="replace"), not_utf8(error)
-    if "\0" in text:  # what a crash or a damaged disk leaves
+    if "\0" in text:  # as after a crash or on a damaged disk
         return text, "NUL bytes, so it is no text; fetch it again, or remove them: tr -d '\\000' < FILE > NEW_FILE"
     return text, None
 
 
 def read_separated(path: Path, usual: str, find: Find, is_unquoted: Callable[[Sequence[str]], bool]) -> Table:
-    """The table in a CSV or TSV file. The header says which separator it has.
+    """Open a CSV or TSV file. Its separator is found from the header.
 
     Args:
         path: the file.
-        usual: the separator that its suffix stands for.
-        find: from a header to the columns of our fields.
-        is_unquoted: whether a header (of a tab-separated file) is that of a file in which quotes are text.
+        usual: the separator that belongs to its suffix.
+        find: finds the columns of the fields in a header.
+        is_unquoted: tells from a header whether quotes in a tab-separated file are plain text.
 
     Raises:
         LatePromptError: a column that occurs twice, or a file that is no text.
@@ -74,7 +74,7 @@ def read_separated(path: Path, usual: str, find: Find, is_unquoted: Callable[[Se
     plain = start.rstrip("\r\n").split("\t")
     if usual == "\t" and is_unquoted([name.strip() for name in plain]):
         return _unquoted(path, skipped)
-    mark = re.fullmatch(r"sep=(.)", start.strip())  # Excel's own way to say it
+    mark = re.fullmatch(r"sep=(.)", start.strip())  # a line with which Excel names the separator
     separator = mark[1] if mark else _separator(start, usual, find)
     rows = _quoted_rows(DecodedLines(byte_lines(path)), separator, spaced=_is_spaced(start, separator))
     number, cells = 0, list[str]()
@@ -89,7 +89,7 @@ def read_separated(path: Path, usual: str, find: Find, is_unquoted: Callable[[Se
 
 
 def _first_line(path: Path) -> tuple[str, int]:
-    """The first line with something in it, and the number of those before it."""
+    """Return the first line that is not blank, and the number of lines before it."""
     lines = byte_lines(path)
     for skipped, line in enumerate(lines):
         if line.strip():
@@ -98,7 +98,7 @@ def _first_line(path: Path) -> tuple[str, int]:
 
 
 def _separator(header: str, usual: str, find: Find) -> str:
-    """The separator by which a header has a column with texts; else the one that gives most columns."""
+    """Return the separator with which the header has a column of texts; else the one that gives most columns."""
 
     def names(separator: str) -> list[str]:
         cells = csv.reader([header], delimiter=separator, skipinitialspace=True)
@@ -113,7 +113,7 @@ def _separator(header: str, usual: str, find: Find) -> str:
 
 
 def _is_spaced(header: str, separator: str) -> bool:
-    """Whether each separator has a space behind it, so that quotes behind that open a text."""
+    """Return whether a space follows each separator, so that a quote after the space opens a quoted text."""
     cells = header.split(separator)[1:]
     return any(cell.startswith(" ") for cell in cells) and all(not cell.strip() or cell[0] == " " for cell in cells)
 
@@ -143,7 +143,7 @@ def _quoted_rows(lines: DecodedLines, separator: str, *, spaced: bool) -> Iterat
         except StopIteration:
             return
         except csv.Error as error:
-            # Lines that a quote took in are rows, perhaps: skipping them would lose them without a word.
+            # Lines inside an unclosed quote may be rows: skipping them would lose them silently.
             final = "unexpected end" in str(error) or reader.line_num > number
             yield number, Unreadable(_broken(error, reader.line_num - number), final=final)
             if final:
@@ -177,15 +177,15 @@ def named_table(
     header: int,
     typed_cells: bool = False,
 ) -> Table:
-    """A table of rows below a header: empty columns without a name are left out, and empty rows at the end.
+    """Make a table of rows below a header, without empty unnamed columns and without empty rows at the end.
 
     Args:
         data: the file, for messages.
-        unit: `line` or `row`.
+        unit: what the numbers count: `line` or `row`.
         names: the header's cells, stripped.
-        rows: numbers and cells of the rows below.
+        rows: number and cells of each row below the header.
         header: the header's number.
-        typed_cells: whether it comes from a spreadsheet.
+        typed_cells: whether cells have types, as in a spreadsheet.
 
     Raises:
         LatePromptError: a name that occurs twice.
@@ -209,8 +209,10 @@ def named_table(
 
 
 def _kept_columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[int, str]:
-    """The columns' places and names. One without a name (an index, often) is kept if it stands before a named one and
-    has values."""
+    """Return the indices and names of the columns to keep.
+
+    A column without a name (often an index) is kept if it has values and a named column follows.
+    """
     last = max((place for place, name in enumerate(names) if name), default=-1)
     unnamed = [
         place
@@ -236,14 +238,14 @@ def _record(row: Sequence[Any], names: Sequence[str], kept: dict[int, str]) -> d
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell has nothing in it."""
+    """Return whether a cell is empty or blank."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _without_empty_end(
     rows: Iterator[tuple[int, Sequence[Any] | Unreadable]],
 ) -> Iterator[tuple[int, Sequence[Any] | Unreadable]]:
-    """The rows but for empty ones at the end; one with others behind it is an error in the file, for others to find."""
+    """Yield the rows without empty ones at the end; an empty row among others stays, and is an error for the reader."""
     waiting: list[tuple[int, Sequence[Any] | Unreadable]] = []
     for number, row in rows:
         if not isinstance(row, Unreadable) and all(is_blank(value) for value in row):

@@ -1,4 +1,4 @@
-"""Parquet files and Excel workbooks."""
+"""Read Parquet files and Excel workbooks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lateprompt.utils.errors import LatePromptError, first_line
 from lateprompt.utils.inputs import check_file
 
 BATCH = 1000
-"""Rows of a Parquet file that become Python objects at a time."""
+"""Number of rows of a Parquet file that are turned into Python objects at a time."""
 
 
 def read_parquet(path: Path) -> Table:
-    """The table in a Parquet file, with the class names that `datasets` leaves in it.
+    """Open a Parquet file, with the class names that `datasets` writes into it.
 
     Raises:
         LatePromptError: no readable Parquet file.
     """
     check_file(path)
-    # By name, since pyarrow has no types; it comes with datasets.
+    # Imported by name, since pyarrow has no type annotations; it comes with datasets.
     parquet: Any = import_module("pyarrow.parquet")
     try:
         file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
@@ -45,7 +45,7 @@ def _parquet_entries(path: Path, file: Any) -> Iterator[Entry]:
     while True:
         try:
             batch = next(batches, None)
-        except (ValueError, OSError) as error:  # cut off or damaged behind its first part
+        except (ValueError, OSError) as error:  # truncated or damaged after its first part
             raise LatePromptError(_unreadable(path, error)) from None
         if batch is None:
             return
@@ -60,7 +60,7 @@ def _records(batch: Any) -> list[dict[str, Any] | Unreadable]:
     except UnicodeDecodeError:
         pass
     records: list[dict[str, Any] | Unreadable] = []
-    for index in range(batch.num_rows):  # one by one, to find which it is
+    for index in range(batch.num_rows):  # one by one, to find the broken one
         try:
             records += batch.slice(index, 1).to_pylist()
         except UnicodeDecodeError as error:
@@ -73,7 +73,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _class_names(metadata: Any) -> dict[str, list[str]]:
-    """Column to class names, from what `datasets` writes into the schema."""
+    """Return the class names of each column, from what `datasets` writes into the schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -81,12 +81,12 @@ def _class_names(metadata: Any) -> dict[str, list[str]]:
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
-    except (KeyError, TypeError, ValueError, RecursionError, AttributeError):  # another program's, or none
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError):  # another program's file, or no metadata
         return {}
 
 
 def read_excel(path: Path) -> Table:
-    """The table in the first sheet of an Excel workbook.
+    """Open the first sheet of an Excel workbook.
 
     Raises:
         LatePromptError: openpyxl is missing, or no readable workbook.
@@ -106,7 +106,7 @@ def read_excel(path: Path) -> Table:
         raise LatePromptError(
             f"{path}: no readable Excel workbook ({first_line(error)}); save it again as .xlsx"
         ) from None
-    sheet.reset_dimensions()  # what a file says of its size may be wrong, or all columns there can be
+    sheet.reset_dimensions()  # the size that a file states may be wrong, or the largest that Excel allows
     rows = enumerate((list(row) for row in sheet.iter_rows(values_only=True)), 1)
     header, cells = next(((n, row) for n, row in rows if not all(map(is_blank, row))), (1, []))
     names = ["" if cell is None else str(cell).strip() for cell in cells]

@@ -1,4 +1,4 @@
-"""A data set as a stream of records, as they stand in its file, with their line numbers."""
+"""`Table`: a data set as a stream of records with their line numbers, before they become rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lateprompt.utils.errors import LatePromptError
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What stands where a record should be.
+    """A record that cannot be read.
 
     Args:
-        error: what is wrong, without the place.
-        source: what could be read of it.
-        final: whether what follows cannot be read either: it cannot be skipped.
+        error: what is wrong, without file and number.
+        source: the columns that could be read.
+        final: whether the rest of the file cannot be read either, so that the record cannot be skipped.
     """
 
     error: str
@@ -30,16 +30,16 @@ Entry = tuple[int, Mapping[str, Any] | Unreadable]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Records of one data set, one after the other.
+    """A data set as a stream of records.
 
     Args:
-        data: the file or the hub's data set, for messages.
-        entries: pairs of a 1-based line (or row) number and the record, or what cannot be read.
-        unit: what is counted: `line` or `row`.
-        names: the columns, or None where every record has its own keys (JSON).
-        columns: our field to a column, where a reader knows better than `find_columns`.
-        class_names: column to the names of its integer labels, where the data set has them.
-        typed_cells: whether numbers may be texts that a spreadsheet took for numbers.
+        data: the file, or the data set on the hub, for messages.
+        entries: pairs of a line or row number, from 1, and the record (or `Unreadable`).
+        unit: what the numbers count: `line` or `row`.
+        names: the columns; None if each record has its own keys (JSON).
+        columns: field to column, if the reader knows them; None: `find_columns` finds them.
+        class_names: column to the names of its integer labels, if the data set has them.
+        typed_cells: whether a number may be a text that a spreadsheet took for a number.
     """
 
     data: str
@@ -52,7 +52,7 @@ class Table:
 
     @property
     def records(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The records; LatePromptError with file and line for what cannot be read."""
+        """Yield the records; raise LatePromptError with file and line for one that cannot be read."""
         for number, record in self.entries:
             if isinstance(record, Unreadable):
                 raise LatePromptError(f"{self.data}, {self.unit} {number}: {record.error}")

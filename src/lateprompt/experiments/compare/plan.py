@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lateprompt.data import load_label_task
 from lateprompt.runs.data import DEV_ROWS
@@ -18,9 +18,12 @@ from lateprompt.runs.train import check_run
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import earlier_settings
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.validation import Count, OneOf, Seed, checked
 
 FULL = "full"
+Shots = Count | Annotated[str, OneOf((FULL,))]
 OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
 
@@ -93,10 +96,10 @@ class Search:
     """
 
     grid: dict[str, dict[str, list[Any]]]
-    tries: int = 4
+    tries: Count = 4
     tasks: list[str] | None = None
-    seeds: list[int] | None = None
-    shots: int | str | None = None
+    seeds: list[Seed] | None = None
+    shots: Shots | None = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,9 @@ class Plan:
     models: list[ModelEntry]
     methods: list[MethodEntry]
     tasks: list[TaskEntry]
-    shots: list[int | str] = field(default_factory=lambda: [FULL])
-    seeds: list[int] = field(default_factory=lambda: [42])
-    dev_rows: int = DEV_ROWS
+    shots: list[Shots] = field(default_factory=lambda: [FULL])
+    seeds: list[Seed] = field(default_factory=lambda: [42])
+    dev_rows: Count = DEV_ROWS
     recipe: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     states: dict[str, Any] = field(default_factory=dict)
@@ -219,12 +222,12 @@ class RunSpec:
         """A hash of all that defines the run's outcome: settings, and the contents of its files."""
         data = {k: v for k, v in asdict(self.data).items() if k not in ("train", "test", "dev")}
         what = {
-            "settings": {**asdict(self.settings), "model": _model_digest(self.settings.model)},
+            "settings": {**earlier_settings(asdict(self.settings)), "model": _model_digest(self.settings.model)},
             "data": data,
             "files": [_file_digest(path) for path in (self.data.train, *self.data.test)],
             "task": _file_digest(str(self.data.task)) if Path(str(self.data.task)).is_file() else self.data.task,
             # Left out where it says nothing: results of before there was a choice are found again.
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if (k, v) != ("recipe", "paper")},
+            "recipe": {k: v for k, v in earlier_settings(asdict(self.recipe)).items() if (k, v) != ("recipe", "paper")},
             "states_dtype": self.states.states_dtype,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -279,8 +282,7 @@ def _model_digest(model: str) -> str:
 
 
 def _check_search(search: Search, plan: Plan) -> None:
-    if search.tries < 1:
-        raise LatePromptError(f"search has tries {search.tries!r}; give a whole number from 1")
+    checked(Search, "tries", search.tries)
     names = [Path(task.task).stem for task in plan.tasks]
     for task in search.tasks or ():
         if task not in names:

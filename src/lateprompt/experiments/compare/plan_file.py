@@ -15,8 +15,10 @@ from lateprompt.methods import check_method
 from lateprompt.runs.data import DEV_ROWS
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.aliases import todays_name, todays_names
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.validation import checked
 from lateprompt.utils.yaml_files import read_yaml
 
 
@@ -56,9 +58,9 @@ def load_plan(path: str | Path | None, changes: Mapping[str, Any]) -> Plan:
         models=[_model(entry, where) for entry in _listed(given.pop("models"))],
         methods=[_method(entry, where) for entry in _listed(given.pop("methods"))],
         tasks=[_task(entry, data, where) for entry in _listed(given.pop("tasks"))],
-        shots=[_shots(value, where) for value in _some("shots", given, [FULL], where)],
-        seeds=[_whole("seeds", value, where) for value in _some("seeds", given, [42], where)],
-        dev_rows=_whole("dev_rows", first(given.get("dev_rows"), DEV_ROWS), where),
+        shots=_value(Plan, "shots", _some("shots", given, [FULL], where), where),
+        seeds=_value(Plan, "seeds", _some("seeds", given, [42], where), where),
+        dev_rows=_value(Plan, "dev_rows", first(given.get("dev_rows"), DEV_ROWS), where),
         recipe=recipe,
         settings=settings,
         states=states,
@@ -84,41 +86,37 @@ def _names(kind: Any, but: Sequence[str] = ()) -> list[str]:
     return [f.name for f in fields(kind) if f.name not in but]
 
 
-def _typed(kind: Any, name: str, value: Any, what: str) -> Any:
-    """A setting's value as its type wants it: YAML reads `1e-3` as text, and `off` as false."""
-    wanted = next(f.type for f in fields(kind) if f.name == name)
-    wanted = wanted if isinstance(wanted, str) else wanted.__name__
-    if isinstance(value, (list, tuple, dict)) and not wanted.startswith(("dict", "list")):
+def _value(kind: type, name: str, value: Any, what: str) -> Any:
+    """A value of a plan, as the field that it is for wants it."""
+    try:
+        return checked(kind, name, value, written=True)
+    except LatePromptError as error:
+        raise LatePromptError(f"{what}: {error}") from None
+
+
+def _setting(kind: type, name: str, value: Any, what: str) -> Any:
+    """A setting's value."""
+    if isinstance(value, (list, tuple, dict)):
         raise LatePromptError(
             f"{what} has {name} {value!r}; give one value (several to choose from go into search: grid:)"
         )
-    if value is None and "None" not in wanted:
-        raise LatePromptError(f"{what} has {name} without a value; give one, or leave it out")
-    if value is None or "|" in wanted.removesuffix("| None"):
-        return value
-    if wanted.startswith("str"):
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-    numbers = {"float": float, "int": int}
-    for start, read in numbers.items():
-        if not wanted.startswith(start):
-            continue
-        try:
-            if isinstance(value, bool) or (start == "int" and isinstance(value, float)):
-                raise LatePromptError
-            return read(value) if isinstance(value, str) else value
-        except (TypeError, ValueError):
-            article = "a whole number" if start == "int" else "a number"
-            raise LatePromptError(f"{what} has {name} {value!r}; give {article}") from None
-    if wanted == "bool" and not isinstance(value, bool):
-        raise LatePromptError(f"{what} has {name} {value!r}; give true or false")
-    return value
+    return _value(kind, name, value, what)
 
 
 def _settings(kind: Any, given: Any, what: str, but: Sequence[str] = ()) -> dict[str, Any]:
     """Some settings of a class of settings, checked by name and type."""
-    given = given or {}
-    _check_keys(given, _names(kind, but=but), what)
-    return {name: _typed(kind, name, value, what) for name, value in given.items()}
+    names = _names(kind, but=but)
+    given = _named(given or {}, names, what)
+    _check_keys(given, names, what)
+    return {name: _setting(kind, name, value, what) for name, value in given.items()}
+
+
+def _named(given: Any, names: Sequence[str], what: str) -> Any:
+    """Settings by today's names; what is no mapping stays, to be refused."""
+    try:
+        return todays_names(given, names) if isinstance(given, Mapping) else given
+    except LatePromptError as error:
+        raise LatePromptError(f"{what}: {error}") from None
 
 
 def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
@@ -183,22 +181,6 @@ def _task(entry: Any, data: str | None, where: str) -> TaskEntry:
     return TaskEntry(_expanded(name, where), _expanded(str(train), where), _expanded(str(test), where))
 
 
-def _shots(value: Any, where: str) -> int | str:
-    if value == FULL:
-        return FULL
-    shots = _whole("shots", value, where)
-    if shots < 1:
-        raise LatePromptError(f"{where} has shots {value!r}; give whole numbers from 1, or full")
-    return shots
-
-
-def _whole(name: str, value: Any, where: str) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise LatePromptError(f"{where} has {name} {value!r}; give whole numbers") from None
-
-
 def _search(given: Any, where: str) -> Search:
     what = f"search of {where}"
     _check_keys(given, _names(Search), what)
@@ -208,24 +190,22 @@ def _search(given: Any, where: str) -> Search:
     known: dict[str, Any] = {"set": None, "recipe": RecipeSettings, "settings": ModelSettings}
     for method, choices in given["grid"].items():
         _check_keys(choices, choices, what)
-        for key in choices:
+        for key, values in choices.items():
             part, _, name = key.partition(".")
-            kind = known.get(part)
-            if part not in known or not name or (kind is not None and name not in _names(kind, but=(*OWN, "seed"))):
+            names = _names(known[part], but=(*OWN, "seed")) if known.get(part) is not None else [name]
+            name = todays_name(name, names)
+            if part not in known or not name or name not in names:
                 raise LatePromptError(
                     f"{what}: {key!r} is no setting; write recipe.lr, settings.prompt_layer, set.r, …"
                 )
-        grid[str(method)] = {key: _choices(known, key, values, what) for key, values in choices.items()}
-    tries = _whole("tries", given.get("tries", 4), what)
-    seeds = None if given.get("seeds") is None else _some("seeds", given, [], what)
-    tasks = None if given.get("tasks") is None else _some("tasks", given, [], what)
-    return Search(
-        grid,
-        tries,
-        None if tasks is None else [str(task) for task in tasks],
-        None if seeds is None else [_whole("seeds", seed, what) for seed in seeds],
-        None if given.get("shots") is None else _shots(given["shots"], what),
-    )
+            if f"{part}.{name}" in (chosen := grid.setdefault(str(method), {})):
+                raise LatePromptError(f"{what} has {part}.{name} for {method!r} under two names; write {name!r} alone")
+            chosen[f"{part}.{name}"] = _choices(known, f"{part}.{name}", values, what)
+    for name in ("seeds", "tasks"):
+        if given.get(name) is not None:
+            given = {**given, name: _some(name, given, [], what)}
+    plain = {name: _value(Search, name, given[name], what) for name in given if name != "grid"}
+    return Search(grid, **plain)
 
 
 def _choices(known: Mapping[str, Any], key: str, values: Any, what: str) -> list[Any]:
@@ -233,4 +213,4 @@ def _choices(known: Mapping[str, Any], key: str, values: Any, what: str) -> list
     kind = known[part]
     if not _listed(values):
         raise LatePromptError(f"{what} has no values for {key!r}; give some")
-    return [value if kind is None else _typed(kind, name, value, what) for value in _listed(values)]
+    return [value if kind is None else _setting(kind, name, value, what) for value in _listed(values)]

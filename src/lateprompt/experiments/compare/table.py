@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import pandas as pd
 
 from lateprompt.data import load_label_task
 from lateprompt.experiments.compare.plan import RunSpec
@@ -57,44 +57,45 @@ def row_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_table(results: Path, specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
-    """Write results.csv (and results.parquet, where pyarrow is) from the runs that have finished; returns its rows."""
+    """Write results.csv from the runs that have finished; returns its rows."""
     rows = [row_of(spec, result) for spec in specs if (result := result_of(results, spec)) is not None]
     if not rows:
         return rows
-    used = [key for key in rows[0] if not key.startswith("test_") or any(row[key] is not None for row in rows)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, used, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(results / TABLE, text.getvalue())
+    table = _frame(rows)
+    empty = [name for name in table if name.startswith("test_") and table[name].isna().all()]
+    write_text(results / TABLE, table.drop(columns=empty).to_csv(index=False, lineterminator="\n"))
     return rows
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows as objects: pandas would make floats of whole numbers in columns with gaps."""
+    return pd.DataFrame(rows, dtype=object)
 
 
 def write_parquet(results: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The same table as Parquet."""
-    import pyarrow
-    from pyarrow import parquet
-
     if rows:
-        table = pyarrow.Table.from_pylist([{**row, "shots": str(row["shots"])} for row in rows])
-        write_atomically(results / "results.parquet", lambda path: parquet.write_table(table, path))
+        table = _frame(rows).astype({"shots": str})
+        write_atomically(results / "results.parquet", lambda path: table.to_parquet(path, index=False))
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Methods × tasks: mean and standard deviation over seeds, in percent, of one model and number of shots each."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    key = ["model", "shots", "method"]
+    table = _frame(rows).reindex(columns=[*key, "task", "test", "status"]).astype({"test": float})
+    tasks = list(table["task"].unique())
     lines = []
-    for model, shots, name in dict.fromkeys((row["model"], row["shots"], row["method"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["shots"], row["method"]) == (model, shots, name)]
-        cells, means = [], []
-        for task in tasks:
-            scores = [row["test"] for row in own if row["task"] == task and row["test"] is not None]
-            failed = sum(row["task"] == task and row["status"] == "failed" for row in own)
-            if scores:
-                means.append(mean(scores))
-            spread = f" ± {100 * stdev(scores):.1f}" if len(scores) > 1 else ""
-            note = f" ({failed} failed)" if failed else ""
-            cells.append(f"{100 * mean(scores):.1f}{spread}{note}" if scores else note.strip())
+    for names, own in table.groupby(key, sort=False):
+        cells = own.groupby("task")[["test", "status"]].apply(_cell).reindex(tasks, fill_value="")
+        means = own.dropna(subset="test").groupby("task")["test"].agg(mean)
         average = f"{100 * mean(means):.1f}" if len(means) == len(tasks) else ""
-        lines.append([str(model), str(shots), name, *cells, average])
-    return ["model", "shots", "method", *tasks, "average"], lines
+        lines.append([*map(str, names), *cells, average])
+    return [*key, *tasks, "average"], lines
+
+
+def _cell(runs: pd.DataFrame) -> str:
+    """A method's runs on one task: mean, standard deviation where there are seeds, and how many failed."""
+    scores, failed = runs["test"].dropna(), (runs["status"] == "failed").sum()
+    shown = f"{100 * mean(scores):.1f}" if len(scores) else ""
+    spread = f" ± {100 * stdev(scores):.1f}" if len(scores) > 1 else ""
+    return (shown + spread + (f" ({failed} failed)" if failed else "")).strip()

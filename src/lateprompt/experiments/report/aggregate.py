@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
 
-from lateprompt.experiments.report.results import Results, Run, Shots
+import pandas as pd
+
+from lateprompt.experiments.report.results import Results
 from lateprompt.utils.errors import LatePromptError
 
-Split = Literal["test", "dev"]
+Shots = int | Literal["full"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Scores of one method on one task.
-
-    Args:
-        values: seed to score.
-    """
-
-    values: Mapping[int, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values.values())
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds (n - 1 in the denominator); None for one seed."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A task of the main table.
 
     Args:
@@ -47,55 +28,63 @@ class Column:
 
     task: str
     metric: str
-    split: Split
+    split: str
 
 
-@dataclass(frozen=True, slots=True)
-class MethodRow:
-    """A method of the main table.
-
-    Args:
-        method: its name.
-        cells: task to scores; tasks without a score are left out.
-        average: seed to mean over tasks, with seeds that have all tasks.
-        mean: mean over tasks of the cells' means; None unless every task has a score.
-        parameters: trained numbers, mean over runs.
-        tokens_per_ms: training speed, mean over tasks of the mean over seeds.
-        memory_bytes: largest peak of the runs.
-        runs: runs that are done.
-    """
-
-    method: str
-    cells: Mapping[str, Cell]
-    average: Cell | None
-    mean: float | None
-    parameters: float | None
-    tokens_per_ms: float | None
-    memory_bytes: float | None
-    runs: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class MainTable:
-    """Methods by tasks for one model and one number of training rows.
+    """Methods by tasks for one model and one number of training rows. A score that is not there is NaN.
 
     Args:
         model: name of the model.
         shots: training rows, or `full`.
         columns: the tasks.
         seeds: all seeds of the table's runs, failed ones too.
-        rows: the methods.
+        scores: methods × (task, seed), as they were measured.
+        costs: methods × `parameters` (trained numbers), `tokens_per_ms` (both mean over tasks of the mean over seeds,
+            so that a task with more seeds does not weigh more), `memory_bytes` (the largest peak) and `runs` (that are
+            done).
     """
 
     model: str
     shots: Shots
     columns: Sequence[Column]
     seeds: Sequence[int]
-    rows: Sequence[MethodRow]
+    scores: pd.DataFrame
+    costs: pd.DataFrame
 
-    def is_partial(self, cell: Cell) -> bool:
-        """Whether seeds are missing in a cell."""
-        return len(cell.values) < len(self.seeds)
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """(method, task) × `mean` and `std` over seeds (n - 1 in the denominator; NaN for one seed), `n` seeds."""
+        by_cell = self.scores.stack(["task", "seed"], future_stack=True).groupby(level=["method", "task"], sort=False)
+        return by_cell.agg(mean=mean, std=std, n="count")
+
+    @cached_property
+    def averages(self) -> pd.DataFrame:
+        """Methods × `mean` over tasks of the cells' means, only where a method has all tasks; `std` over the averages
+        of the `n` seeds that have all tasks."""
+        by_task = self.cells["mean"].unstack("task", sort=False)
+        by_seed = self.scores.stack("seed", future_stack=True).apply(fmean, axis=1)
+        seeds = by_seed.groupby(level="method", sort=False)
+        return seeds.agg(std=std, n="count").assign(mean=by_task.apply(fmean, axis=1))
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        """A named tuple for each method: `method`, what `averages` holds, and what `costs` holds."""
+        return list(self.averages.join(self.costs).reset_index().itertuples(index=False, name="MethodRow"))
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is not NaN. Exact, unlike pandas' own, whose 0.88749… shows as 88.7 where 0.8875 shows as 88.8:
+    means of a few seeds over some hundred rows end like that often."""
+    known = [value for value in values if value == value]
+    return fmean(known) if known else math.nan
+
+
+def std(values: Iterable[float]) -> float:
+    """The exact sample standard deviation of what is not NaN (n - 1 in the denominator); NaN for one value."""
+    known = [value for value in values if value == value]
+    return stdev(known) if len(known) > 1 else math.nan
 
 
 def shots_key(shots: Shots) -> float:
@@ -108,98 +97,61 @@ def shots_name(shots: Shots) -> str:
     return "full data" if shots == "full" else f"{shots:,} shot" + "s" * (shots != 1)
 
 
-def groups(runs: Iterable[Run]) -> dict[tuple[str, Shots], list[Run]]:
-    """Runs by model and shots: models as they occur, shots rising."""
-    runs = list(runs)
-    models = list(dict.fromkeys(run.model for run in runs))
-    pairs = {(run.model, run.shots) for run in runs}
-    ordered = sorted(pairs, key=lambda pair: (models.index(pair[0]), shots_key(pair[1])))
-    return {pair: [run for run in runs if (run.model, run.shots) == pair] for pair in ordered}
+def groups(runs: pd.DataFrame) -> list[tuple[str, Shots, pd.DataFrame]]:
+    """Model, shots and their runs: models as they occur, shots rising."""
+    models = list(runs["model"].unique())
+    parts = [(model, shots, part) for (model, shots), part in runs.groupby(["model", "shots"], sort=False)]
+    return sorted(parts, key=lambda part: (models.index(part[0]), shots_key(part[1])))
 
 
 def main_tables(results: Results) -> list[MainTable]:
     """One table for each model and number of shots, with the primary metric of each task."""
-    return [_table(model, shots, runs, _primary(runs)) for (model, shots), runs in groups(results.runs).items()]
+    return [_table(model, shots, *_primary(runs)) for model, shots, runs in groups(results.runs)]
 
 
 def extra_tables(results: Results) -> dict[str, list[MainTable]]:
     """Further test metrics: metric to its tables, without tables that would be empty."""
-    names = dict.fromkeys(name for run in results.done for name in run.extra)
     tables = {}
-    for name in names:
-        runs = [run for run in results.runs if run.failed or name in run.extra]
-        columns = {run.task: Column(run.task, name, "test") for run in runs if name in run.extra}
-        found = [
-            _table(model, shots, part, (list(columns.values()), partial(_extra, name)))
-            for (model, shots), part in groups(runs).items()
-        ]
-        tables[name] = [table for table in found if any(row.cells for row in table.rows)]
+    for column in results.done.filter(regex="^test_").dropna(axis=1, how="all"):
+        name = column.removeprefix("test_")
+        runs = results.runs.assign(score=results.runs[column])
+        measured = runs[(runs["status"] == "done") & runs["score"].notna()]
+        columns = [Column(task, name, "test") for task in measured["task"].unique()]
+        runs = runs[(runs["status"] == "failed") | runs["score"].notna()]
+        found = [_table(model, shots, columns, part) for model, shots, part in groups(runs)]
+        tables[name] = [table for table in found if table.scores.notna().any(axis=None)]
     return tables
 
 
-def _extra(name: str, run: Run) -> float | None:
-    return run.extra.get(name)
-
-
-def _primary(runs: Sequence[Run]) -> tuple[list[Column], Callable[[Run], float | None]]:
-    columns = {}
-    for task in dict.fromkeys(run.task for run in runs):
-        of_task = [run for run in runs if run.task == task]
-        metrics = list(dict.fromkeys(run.metric for run in of_task))
+def _primary(runs: pd.DataFrame) -> tuple[list[Column], pd.DataFrame]:
+    """The columns of a main table, and the runs with the `score` that their column shows."""
+    columns, parts = [], []
+    for task, part in runs.groupby("task", sort=False):
+        metrics = list(part["metric"].unique())
         if len(metrics) > 1:
             raise LatePromptError(
                 f"task {task!r} has the primary metrics {', '.join(metrics)}; compare runs by one of them"
             )
         # A column never mixes the two: a run without a test score counts as missing where others have one.
-        split: Split = "test" if any(run.test is not None for run in of_task if not run.failed) else "dev"
-        columns[task] = Column(task, metrics[0], split)
-    return list(columns.values()), lambda run: run.test if columns[run.task].split == "test" else run.dev
+        split = "test" if part.loc[part["status"] == "done", "test"].notna().any() else "dev"
+        columns.append(Column(str(task), metrics[0], split))
+        parts.append(part[split])
+    return columns, runs.assign(score=pd.concat(parts))
 
 
-def _table(
-    model: str, shots: Shots, runs: Sequence[Run], view: tuple[list[Column], Callable[[Run], float | None]]
-) -> MainTable:
-    columns, score = view
-    seeds = sorted({run.seed for run in runs})
-    methods = dict.fromkeys(run.method for run in runs)
-    done = [run for run in runs if not run.failed]
-    rows = [_row(method, [run for run in done if run.method == method], columns, score) for method in methods]
-    return MainTable(model, shots, columns, seeds, rows)
-
-
-def _row(
-    method: str, runs: Sequence[Run], columns: Sequence[Column], score: Callable[[Run], float | None]
-) -> MethodRow:
-    cells = {}
-    for column in columns:
-        values = {run.seed: value for run in runs if run.task == column.task and (value := score(run)) is not None}
-        if values:
-            cells[column.task] = Cell(dict(sorted(values.items())))
-    whole = len(cells) == len(columns) > 0
-    common = set.intersection(*(set(cell.values) for cell in cells.values())) if whole else set()
-    average = {seed: statistics.fmean(cell.values[seed] for cell in cells.values()) for seed in sorted(common)}
-    memory = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
-    speed = _over_tasks(runs, "tokens_per_second")
-    return MethodRow(
-        method,
-        cells,
-        Cell(average) if average else None,
-        statistics.fmean(cell.mean for cell in cells.values()) if whole else None,
-        _over_tasks(runs, "trainable_parameters"),
-        None if speed is None else speed / 1000,
-        max(memory, default=None),
-        len(runs),
-    )
-
-
-def _over_tasks(runs: Sequence[Run], name: str) -> float | None:
-    """Mean over tasks of the mean over seeds, so that a task with more seeds does not weigh more."""
-    by_task: dict[str, list[float]] = {}
-    for run in runs:
-        value = getattr(run, name)
-        if value is not None:
-            by_task.setdefault(run.task, []).append(value)
-    return statistics.fmean(map(statistics.fmean, by_task.values())) if by_task else None
+def _table(model: str, shots: Shots, columns: Sequence[Column], runs: pd.DataFrame) -> MainTable:
+    methods, seeds = pd.Index(runs["method"].unique(), name="method"), sorted(runs["seed"].unique())
+    cells = pd.MultiIndex.from_product([[column.task for column in columns], seeds], names=["task", "seed"])
+    done = runs[runs["status"] == "done"]
+    scores = done.pivot(index="method", columns=["task", "seed"], values="score").reindex(index=methods, columns=cells)
+    by_method = done.groupby("method")
+    measured = done.groupby(["method", "task"])[["trainable_parameters", "tokens_per_second"]].agg(mean)
+    costs = measured.groupby("method").agg(mean).reindex(methods)
+    costs.columns = ["parameters", "tokens_per_ms"]
+    costs["tokens_per_ms"] /= 1000
+    costs["memory_bytes"] = by_method["peak_memory_bytes"].max()
+    costs["runs"] = by_method.size().reindex(methods, fill_value=0)
+    return MainTable(model, shots, columns, seeds, scores.astype(float), costs)
 
 
 def as_json(tables: Sequence[MainTable], failed: int) -> dict[str, Any]:
@@ -212,21 +164,31 @@ def _table_json(table: MainTable) -> dict[str, Any]:
         "model": table.model,
         "shots": table.shots,
         "seeds": list(table.seeds),
-        "tasks": [{"task": c.task, "metric": c.metric, "split": c.split} for c in table.columns],
+        "tasks": [column._asdict() for column in table.columns],
         "methods": [
             {
                 "method": row.method,
                 "scores": {
-                    task: {"mean": cell.mean, "std": cell.std, "n": len(cell.values), "seeds": list(cell.values)}
-                    for task, cell in row.cells.items()
+                    task: {
+                        "mean": mean(scores),
+                        "std": _known(std(scores)),
+                        "n": len(scores),
+                        "seeds": list(scores.index),
+                    }
+                    for task, *_ in table.columns
+                    if len(scores := table.scores.loc[row.method, task].dropna())
                 },
-                "average": row.mean,
-                "average_std": row.average.std if row.average else None,
-                "trainable_parameters": row.parameters,
-                "tokens_per_ms": row.tokens_per_ms,
-                "peak_memory_bytes": row.memory_bytes,
+                "average": _known(row.mean),
+                "average_std": _known(row.std),
+                "trainable_parameters": _known(row.parameters),
+                "tokens_per_ms": _known(row.tokens_per_ms),
+                "peak_memory_bytes": _known(row.memory_bytes),
                 "runs": row.runs,
             }
             for row in table.rows
         ],
     }
+
+
+def _known(value: float) -> float | None:
+    return None if pd.isna(value) else value

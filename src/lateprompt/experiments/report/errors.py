@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lateprompt.experiments.report.artifacts import Prediction, read_predictions
-from lateprompt.experiments.report.results import Run
+import pandas as pd
+
+from lateprompt.experiments.report.aggregate import mean
+from lateprompt.experiments.report.artifacts import read_predictions
 
 MOST = 10
 """Errors shown for a task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """A test row with a wrong prediction.
-
-    Args:
-        row: the row, with the most confident of its equal wrong predictions.
-        seeds: seeds that predict this wrong label.
-    """
-
-    row: Prediction
-    seeds: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Errors:
     """Errors of the best method of a task.
 
@@ -35,64 +21,57 @@ class Errors:
         task: the task.
         method: the method with the highest mean dev score.
         seeds: its runs that left predictions.
-        labels: all labels that occur, sorted.
-        counts: (label, predicted label) to the number of rows, over all seeds.
-        worst: wrong predictions, the most confident first.
+        counts: labels × predicted labels, both sorted: the number of rows, over all seeds.
+        worst: wrong predictions, the most confident first: `text`, `text_pair`, `label`, `prediction`, the highest
+            `probability` over seeds, and the number of `seeds` that predict this wrong label.
     """
 
     task: str
     method: str
     seeds: int
-    labels: Sequence[str]
-    counts: Mapping[tuple[str, str], int]
-    worst: Sequence[Wrong]
+    counts: pd.DataFrame
+    worst: pd.DataFrame
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels that occur, sorted."""
+        return list(self.counts.index)
 
     @property
     def total(self) -> int:
         """Predictions in all."""
-        return sum(self.counts.values())
+        return int(self.counts.to_numpy().sum())
 
     @property
     def wrong(self) -> int:
         """Predictions that are wrong."""
-        return sum(count for (label, prediction), count in self.counts.items() if label != prediction)
+        return self.total - int(self.counts.to_numpy().trace())
+
+    def confusions(self, most: int) -> list[tuple[str, str, str]]:
+        """The most frequent confusions: label, predicted label, number of rows."""
+        counts = [(label, prediction, int(n)) for (label, prediction), n in self.counts.stack().items() if n]
+        wrong = [confusion for confusion in counts if confusion[0] != confusion[1]]
+        wrong.sort(key=lambda confusion: (-confusion[2], *confusion[:2]))
+        return [(label, prediction, f"{rows:,}") for label, prediction, rows in wrong[:most]]
 
 
-def best_method(runs: Sequence[Run]) -> str:
+def best_method(runs: pd.DataFrame) -> str:
     """The method with the highest mean dev score (of equal ones the first)."""
-    scores: dict[str, list[float]] = {}
-    for run in runs:
-        if run.dev is not None:
-            scores.setdefault(run.method, []).append(run.dev)
-    return max(scores, key=lambda method: statistics.fmean(scores[method]))
+    return str(runs.groupby("method", sort=False)["dev"].agg(mean).idxmax())
 
 
-def errors(task: str, runs: Sequence[Run]) -> Errors | None:
+def errors(task: str, runs: pd.DataFrame) -> Errors | None:
     """Errors of the best of a task's finished runs; None where its method left no predictions."""
     method = best_method(runs)
-    read = [read_predictions(run) for run in runs if run.method == method]
-    known = [predictions for predictions in read if predictions]
+    read = [read_predictions(folder) for folder in runs.loc[runs["method"] == method, "folder"]]
+    known = [predictions for predictions in read if predictions is not None]
     if not known:
         return None
-    rows = [row for predictions in known for row in predictions]
-    labels = sorted({row.label for row in rows} | {row.prediction for row in rows})
-    counts = Counter((row.label, row.prediction) for row in rows)
-    return Errors(task, method, len(known), labels, counts, _worst(known))
-
-
-def _worst(known: Sequence[Sequence[Prediction]]) -> list[Wrong]:
-    """Equal errors of several seeds are one, so that one row does not fill the list."""
-    found: dict[tuple[str, str | None, str, str], tuple[Prediction, set[int]]] = {}
-    for seed, predictions in enumerate(known):
-        for row in predictions:
-            if row.label == row.prediction:
-                continue
-            key = (row.text, row.text_pair, row.label, row.prediction)
-            best, seeds = found.get(key, (row, set()))
-            found[key] = (max(best, row, key=_confidence), seeds | {seed})
-    ordered = sorted(found.values(), key=lambda pair: (-_confidence(pair[0]), -len(pair[1]), pair[0].text))
-    return [Wrong(row, len(seeds)) for row, seeds in ordered[:MOST]]
-
-
-def _confidence(row: Prediction) -> float:
-    return -1.0 if row.probability is None else row.probability
+    rows = pd.concat(known, keys=range(len(known)), names=["run", "line"]).reset_index("run")
+    labels = sorted({*rows["label"], *rows["prediction"]})
+    counts = pd.crosstab(rows["label"], rows["prediction"]).reindex(index=labels, columns=labels, fill_value=0)
+    # Equal errors of several seeds are one, so that one row does not fill the list.
+    wrong = rows[rows["label"] != rows["prediction"]].groupby(["text", "text_pair", "label", "prediction"], sort=False)
+    worst = wrong.agg(probability=("probability", "max"), seeds=("run", "nunique")).reset_index()
+    worst = worst.sort_values(["probability", "seeds", "text"], ascending=[False, False, True])
+    return Errors(task, method, len(known), counts, worst.head(MOST))

@@ -4,64 +4,73 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from lateprompt.experiments.report.aggregate import MainTable, main_tables
-from lateprompt.experiments.report.details import errors_section, failures_section, provenance_section
+from lateprompt.experiments.report.blocks import Block, Section
+from lateprompt.experiments.report.details import cut, errors_section, failures_section, provenance_section
+from lateprompt.experiments.report.figures import clean
 from lateprompt.experiments.report.results import Results
 from lateprompt.experiments.report.sections import (
     convergence_section,
-    rank_section,
+    ranks_section,
     scores_section,
     shots_section,
+    some,
     speed_section,
 )
-from lateprompt.experiments.report.svg import escape
 
-Section = Callable[[Results, Sequence[MainTable], Mapping[str, int]], str]
-SECTIONS: Sequence[tuple[str, str, Section]] = (
+SECTIONS: Sequence[tuple[str, str, Callable[[Results, Sequence[MainTable]], list[Block]]]] = (
     ("scores", "Scores", scores_section),
     ("speed", "Score against speed", speed_section),
     ("shots", "Learning curves", shots_section),
-    ("ranks", "Ranks", rank_section),
+    ("ranks", "Ranks", ranks_section),
     ("convergence", "Convergence", convergence_section),
     ("errors", "Errors", errors_section),
-    ("failures", "Failed runs", lambda results, tables, numbers: failures_section(results)),
-    ("provenance", "Settings and provenance", lambda results, tables, numbers: provenance_section(results)),
+    ("failures", "Failed runs", failures_section),
+    ("provenance", "Settings and provenance", provenance_section),
 )
-"""Anchor, heading and function of each section; one that has nothing to show returns an empty string."""
+"""Anchor, heading and function of each section; one that has nothing to show returns no blocks."""
+WIDE, NARROW = 720.0, 370.0
+"""Widths of the two drawings of a figure, for screens and for phones: text keeps its size on both."""
+MOST_LABELS = 12
+"""Labels up to which a confusion matrix is drawn; above, the most frequent confusions are listed."""
+
+
+def sections_of(results: Results) -> list[Section]:
+    """The sections that have something to show."""
+    tables = main_tables(results)
+    made = [Section(anchor, title, blocks(results, tables)) for anchor, title, blocks in SECTIONS]
+    return [section for section in made if section.blocks]
 
 
 def render(results: Results) -> str:
     """The whole page as HTML."""
-    tables = main_tables(results)
-    numbers = {method: number for number, method in enumerate(results.methods)}
-    made = [(anchor, title, section(results, tables, numbers)) for anchor, title, section in SECTIONS]
-    shown = [(anchor, title, body) for anchor, title, body in made if body]
-    contents = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in shown)
-    sections = "".join(
-        f'<section id="{anchor}" aria-labelledby="{anchor}-title"><h2 id="{anchor}-title">{title}</h2>{body}</section>'
-        for anchor, title, body in shown
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">{_head()}<body><header><div><h1>Comparison of tuning methods</h1>'
-        f"<p>{escape(_summary(results, tables))}</p></div>"
-        '<button type="button" id="theme" aria-label="switch between light and dark">Dark</button></header>'
-        f'<nav aria-label="contents"><ol>{contents}</ol></nav><main>{sections}</main>'
-        f"<script>{_asset('page.js')}</script></body></html>\n"
-    )
+    return page_of(results, sections_of(results))
 
 
-def _head() -> str:
-    digest = base64.b64encode(hashlib.sha256(_asset("page.js").encode()).digest()).decode()
-    # Only our own script runs, whatever the data hold, and nothing is loaded from anywhere.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Comparison of tuning methods</title><style>{_asset('page.css')}</style></head>"
+def page_of(results: Results, sections: Sequence[Section]) -> str:
+    """The page of sections that are made."""
+    script = _asset("page.js")
+    environment = Environment(
+        loader=PackageLoader("lateprompt.experiments.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    environment.filters |= {"cut": cut, "kind": lambda block: type(block).__name__}
+    environment.globals |= {"WIDE": WIDE, "NARROW": NARROW, "MOST_LABELS": MOST_LABELS}
+    return environment.get_template("page.html.jinja").render(
+        style=_asset("page.css"),
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        summary=_summary(results),
+        sections=sections,
     )
 
 
@@ -69,17 +78,9 @@ def _asset(name: str) -> str:
     return files("lateprompt.experiments.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _summary(results: Results, tables: Sequence[MainTable]) -> str:
-    def some(number: int, what: str) -> str:
-        return f"{number:,} {what}{'s' * (number != 1)}"
-
+def _summary(results: Results) -> str:
     runs = results.runs
-    parts = [
-        some(len(results.methods), "method"),
-        some(len({run.task for run in runs}), "task"),
-        some(len({run.seed for run in runs}), "seed"),
-        some(len({run.model for run in runs}), "model"),
-        some(len(results.done), "finished run"),
-    ]
-    failed = f", {len(results.failed)} failed" if results.failed else ""
+    parts = [some(runs[what].nunique(), what) for what in ("method", "task", "seed", "model")]
+    parts.append(some(len(results.done), "finished run"))
+    failed = f", {len(results.failed)} failed" if len(results.failed) else ""
     return " · ".join(parts) + failed

@@ -1,102 +1,54 @@
-"""Reads and checks the results of a comparison: the table of its runs."""
+"""Reads and checks the results of a comparison: the table of its runs, as one pandas DataFrame."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
+
+import pandas as pd
 
 from lateprompt.data.formats import read_table
 from lateprompt.training.metrics import METRICS
+from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
 
-Shots = int | Literal["full"]
-
 NAMES = ("results.csv", "results.parquet")
-COLUMNS = (
-    *("method", "task", "shots", "seed", "model", "settings", "metric", "dev", "test", "trainable_parameters", "steps"),
-    *("train_seconds", "tokens_per_second", "peak_memory_bytes", "trunk_fill_seconds", "status", "error", "run"),
-)
-"""The columns that a table of results must have."""
 STATUSES = ("done", "failed")
+Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One training: a row of the table of results.
-
-    Args:
-        method: name of the method.
-        task: name of the task.
-        shots: training rows in total, or `full`.
-        seed: seed of the run and of its sample.
-        model: name of the base model.
-        settings: what the run was started with.
-        metric: name of the primary metric.
-        dev: primary metric on the dev rows; None in a failed run.
-        test: primary metric on the test rows, if there are any.
-        extra: further metrics on the test rows, by name.
-        trainable_parameters: numbers that were trained.
-        steps: optimiser steps.
-        train_seconds: time of the training.
-        tokens_per_second: training speed.
-        peak_memory_bytes: most memory in use.
-        trunk_fill_seconds: time to compute the trunk's states.
-        failed: whether the run failed.
-        error: why it failed.
-        folder: where its files are, or None.
-    """
-
-    method: str
-    task: str
-    shots: Shots
-    seed: int
-    model: str
-    settings: Mapping[str, Any]
-    metric: str
-    dev: float | None
-    test: float | None
-    extra: Mapping[str, float]
-    trainable_parameters: float | None
-    steps: float | None
-    train_seconds: float | None
-    tokens_per_second: float | None
-    peak_memory_bytes: float | None
-    trunk_fill_seconds: float | None
-    failed: bool
-    error: str
-    folder: Path | None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Results:
     """All runs of a comparison, in the order of the table.
 
     Args:
         path: the table that was read.
-        runs: one per row, failed ones too.
+        runs: one row per run, failed ones too, with the columns of `COLUMNS`, a column `test_<metric>` for each further
+            metric, and `folder`: where the run's files are, or None. Numbers are floats, NaN where there is none;
+            `shots` is a whole number or `full`.
     """
 
     path: Path
-    runs: list[Run] = field(repr=False)
+    runs: pd.DataFrame = field(repr=False)
 
     @property
-    def done(self) -> list[Run]:
+    def done(self) -> pd.DataFrame:
         """The runs that finished."""
-        return [run for run in self.runs if not run.failed]
+        return self.runs[self.runs["status"] == "done"]
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> pd.DataFrame:
         """The runs that failed."""
-        return [run for run in self.runs if run.failed]
+        return self.runs[self.runs["status"] == "failed"]
 
     @property
-    def methods(self) -> list[str]:
-        """The methods, in the order in which they occur first."""
-        return list(dict.fromkeys(run.method for run in self.runs))
+    def numbers(self) -> dict[str, int]:
+        """The methods, in the order in which they occur first, and their numbers: the same look in all charts."""
+        return {method: number for number, method in enumerate(self.runs["method"].unique())}
 
 
 def find_table(path: Path) -> Path:
@@ -126,26 +78,29 @@ def read_results(path: str | Path) -> Results:
     table = read_table(file, None)
     if table.names is not None:
         _check_columns(file, set(table.names))
-    runs: list[Run] = []
+    runs = []
     seen: dict[tuple[Any, ...], int] = {}
     for number, record in table.records:
         _check_columns(file, set(record))
         try:
             run = _run(record, file.parent)
-            key = (run.model, run.method, run.task, run.shots, run.seed)
-            if not run.failed and key in seen:
+            key = tuple(run[name] for name in ("model", "method", "task", "shots", "seed"))
+            if run["status"] == "done" and key in seen:
                 raise LatePromptError(
-                    f"method {run.method!r}, task {run.task!r}, shots {run.shots}, seed {run.seed} is already in "
-                    f"{table.unit} {seen[key]}; remove one, or give other settings a method name of their own"
+                    f"method {run['method']!r}, task {run['task']!r}, shots {run['shots']}, seed {run['seed']} is "
+                    f"already in {table.unit} {seen[key]}; remove one, or give other settings a method name of their "
+                    "own"
                 )
         except LatePromptError as error:
             raise LatePromptError(f"{file.name}, {table.unit} {number}: {error}") from None
-        if not run.failed:
+        if run["status"] == "done":
             seen[key] = number
         runs.append(run)
     if not runs:
         raise LatePromptError(f"{str(file)!r} has no runs; let `lateprompt compare` finish at least one")
-    return Results(file, runs)
+    # As objects first: pandas would make floats of whole numbers, and NumPy's integers, which json does not know.
+    frame = pd.DataFrame(runs, dtype=object)
+    return Results(file, frame.astype(dict.fromkeys((name for name in frame if name in _NUMBERS), float)))
 
 
 def _check_columns(file: Path, names: set[str]) -> None:
@@ -156,48 +111,22 @@ def _check_columns(file: Path, names: set[str]) -> None:
             )
 
 
-def _run(record: Mapping[str, Any], root: Path) -> Run:
-    status = name_of(record, "status")
-    if status not in STATUSES:
-        raise LatePromptError(f"status {status!r} is unknown; write one of {', '.join(STATUSES)}")
-    failed = status == "failed"
-    dev = score_of(record, "dev")
-    if dev is None and not failed:
+def _run(record: Record, root: Path) -> dict[str, Any]:
+    run = {column: read(record, column) for column, read in _COLUMNS.items()}
+    run["settings"] = todays_settings(run["settings"])
+    if run["dev"] is None and run["status"] == "done":
         raise LatePromptError("column 'dev' is empty in a run that is done; give its dev metric, or the status failed")
-    return Run(
-        method=name_of(record, "method"),
-        task=name_of(record, "task"),
-        shots=_shots(record),
-        seed=_integer(record, "seed"),
-        model=name_of(record, "model"),
-        settings=_settings(record),
-        metric=name_of(record, "metric"),
-        dev=dev,
-        test=score_of(record, "test"),
-        extra={
-            name: value
-            for name in METRICS
-            if f"test_{name}" in record and (value := score_of(record, f"test_{name}")) is not None
-        },
-        trainable_parameters=number_of(record, "trainable_parameters", least=0),
-        steps=number_of(record, "steps", least=0),
-        train_seconds=number_of(record, "train_seconds", least=0),
-        tokens_per_second=number_of(record, "tokens_per_second", least=0),
-        peak_memory_bytes=number_of(record, "peak_memory_bytes", least=0),
-        trunk_fill_seconds=number_of(record, "trunk_fill_seconds", least=0),
-        failed=failed,
-        error=text_of(record, "error"),
-        folder=_folder(text_of(record, "run"), root),
-    )
+    further = {name: score_of(record, name) for name in _FURTHER if name in record}
+    return run | further | {"folder": root / run["run"] if run["run"] else None}
 
 
-def text_of(record: Mapping[str, Any], column: str) -> str:
+def text_of(record: Record, column: str) -> str:
     """A field as text; empty for a gap."""
     value = record[column]
     return "" if value is None or value != value else str(value).strip()  # NaN is a gap
 
 
-def name_of(record: Mapping[str, Any], column: str) -> str:
+def name_of(record: Record, column: str) -> str:
     """A field that must not be empty; LatePromptError if it is."""
     value = text_of(record, column)
     if not value:
@@ -205,7 +134,7 @@ def name_of(record: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def number_of(record: Mapping[str, Any], column: str, least: float = -math.inf) -> float | None:
+def number_of(record: Record, column: str, least: float = -math.inf) -> float | None:
     """A finite number from `least`, or None for a gap; LatePromptError for anything else."""
     value = text_of(record, column)
     if not value:
@@ -220,7 +149,7 @@ def number_of(record: Mapping[str, Any], column: str, least: float = -math.inf) 
     return number
 
 
-def score_of(record: Mapping[str, Any], column: str) -> float | None:
+def score_of(record: Record, column: str) -> float | None:
     """A metric between -1 and 1, or None for a gap; LatePromptError for anything else."""
     score = number_of(record, column)
     if score is not None and abs(score) > 1:
@@ -228,43 +157,81 @@ def score_of(record: Mapping[str, Any], column: str) -> float | None:
     return score
 
 
-def _integer(record: Mapping[str, Any], column: str) -> int:
+def _amount(record: Record, column: str) -> float | None:
+    return number_of(record, column, least=0)
+
+
+def _integer(record: Record, column: str) -> int:
     number = number_of(record, column)
     if number is None or not number.is_integer():
         raise LatePromptError(f"{column} {text_of(record, column)[:60]!r} is no whole number; write one")
     return int(number)
 
 
-def _shots(record: Mapping[str, Any]) -> Shots:
-    if text_of(record, "shots") == "full":
-        return "full"
+def _shots(record: Record, column: str) -> int | str:
+    value = text_of(record, column)
+    if value == "full":
+        return value
     try:
-        shots = _integer(record, "shots")
-    except ValueError:
+        shots = _integer(record, column)
+    except LatePromptError:
         shots = 0
     if shots < 1:
-        raise LatePromptError(f"shots {text_of(record, 'shots')[:60]!r} is neither a whole number from 1 nor 'full'")
+        raise LatePromptError(f"{column} {value[:60]!r} is neither a whole number from 1 nor 'full'")
     return shots
 
 
-def _settings(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = record["settings"]
+def _settings(record: Record, column: str) -> Mapping[str, Any]:
+    value = record[column]
     if isinstance(value, Mapping):  # JSON lines and Parquet can hold the object itself
         return value
-    text = text_of(record, "settings")
+    text = text_of(record, column)
     try:
         settings = json.loads(text) if text else {}
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise LatePromptError(f"settings {text[:60]!r} are no JSON object; write one such as {{}}")
+        raise LatePromptError(f"{column} {text[:60]!r} are no JSON object; write one such as {{}}")
     return settings
 
 
-def _folder(run: str, root: Path) -> Path | None:
-    if not run:
-        return None
-    parts = PurePosixPath(run.replace("\\", "/"))
+def _status(record: Record, column: str) -> str:
+    status = name_of(record, column)
+    if status not in STATUSES:
+        raise LatePromptError(f"{column} {status!r} is unknown; write one of {', '.join(STATUSES)}")
+    return status
+
+
+def _place(record: Record, column: str) -> str:
+    parts = PurePosixPath(text_of(record, column).replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts:  # a table from elsewhere must not read this machine's files
-        raise LatePromptError(f"run {run!r} leads out of the results folder; write a path relative to it")
-    return root / parts
+        raise LatePromptError(
+            f"{column} {text_of(record, column)!r} leads out of the results folder; write a path relative to it"
+        )
+    return text_of(record, column) and str(parts)
+
+
+_COLUMNS: Mapping[str, Callable[[Record, str], Any]] = {
+    "method": name_of,
+    "task": name_of,
+    "shots": _shots,
+    "seed": _integer,
+    "model": name_of,
+    "settings": _settings,
+    "metric": name_of,
+    "dev": score_of,
+    "test": score_of,
+    "trainable_parameters": _amount,
+    "steps": _amount,
+    "train_seconds": _amount,
+    "tokens_per_second": _amount,
+    "peak_memory_bytes": _amount,
+    "trunk_fill_seconds": _amount,
+    "status": _status,
+    "error": text_of,
+    "run": _place,
+}
+"""The columns that a table of results must have, and how each is read."""
+COLUMNS = tuple(_COLUMNS)
+_FURTHER = tuple(f"test_{name}" for name in METRICS)
+_NUMBERS = {name for name, read in _COLUMNS.items() if read in (score_of, _amount)} | set(_FURTHER)

@@ -59,35 +59,23 @@ class Ranking:
 
 def rank_methods(table: MainTable) -> Ranking:
     """Rank the methods of a table in each block, a pair of task and seed."""
-    rows = [row for row in table.rows if row.cells]
-    everywhere = sorted({(task, seed) for row in rows for task, cell in row.cells.items() for seed in cell.values})
-    blocks = [
-        (task, seed)
-        for task, seed in everywhere
-        if all(task in row.cells and seed in row.cells[task].values for row in rows)
-    ]
-    left_out = len(everywhere) - len(blocks)
-    if len(rows) < 2 or not blocks:
-        note = "Ranks need two methods or more." if len(rows) < 2 else "No task and seed has a score of every method."
-        return Ranking([], len(blocks), left_out, None, None, [note])
-    scores = np.array([[row.cells[task].values[seed] for row in rows] for task, seed in blocks])
-    mean_ranks = stats.rankdata(-scores, axis=1).mean(axis=0)
-    statistic, p = friedman(scores)
-    best, *others = order = [int(i) for i in np.argsort(mean_ranks, kind="stable")]
-    raw = [wilcoxon(scores[:, other], scores[:, best]) for other in others]
-    adjusted = holm(raw)
-    tests = {best: (None, None), **dict(zip(others, zip(raw, adjusted, strict=True), strict=True))}
-    ranks = [
-        MethodRank(
-            rows[i].method,
-            float(mean_ranks[i]),
-            None if i == best else float((scores[:, i] - scores[:, best]).mean()),
-            *tests[i],
-        )
-        for i in order
-    ]
-    tasks = len({task for task, _ in blocks})
-    return Ranking(ranks, len(blocks), left_out, statistic, p, _notes(len(rows), tasks, len(blocks), left_out))
+    scores = table.scores.dropna(how="all").dropna(axis="columns", how="all").sort_index(axis="columns")
+    blocks = scores.dropna(axis="columns")
+    methods, number = blocks.shape
+    left_out = scores.shape[1] - number
+    if methods < 2 or not number:
+        note = "Ranks need two methods or more." if methods < 2 else "No task and seed has a score of every method."
+        return Ranking([], number, left_out, None, None, [note])
+    mean_ranks = blocks.rank(ascending=False).mean(axis="columns").sort_values(kind="stable")
+    best, *others = mean_ranks.index
+    raw = [wilcoxon(blocks.loc[other].to_numpy(), blocks.loc[best].to_numpy()) for other in others]
+    ranks = [MethodRank(best, float(mean_ranks[best]), None, None, None)]
+    for other, p, p_adjusted in zip(others, raw, holm(raw), strict=True):
+        difference = float((blocks.loc[other] - blocks.loc[best]).mean())
+        ranks.append(MethodRank(other, float(mean_ranks[other]), difference, p, p_adjusted))
+    tasks = blocks.columns.unique("task")
+    notes = _notes(methods, len(tasks), number, left_out)
+    return Ranking(ranks, number, left_out, *friedman(blocks.to_numpy().T), notes)
 
 
 def friedman(scores: np.ndarray) -> tuple[float | None, float | None]:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lateprompt.experiments.report.aggregate import Cell, MainTable, MethodRow, shots_name
+import pandas as pd
+
+from lateprompt.experiments.report.aggregate import MainTable, shots_name
 
 Mark = Literal["", "best", "second"]
+DASH = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +38,15 @@ class Grid:
 
     Args:
         caption: what it shows.
-        headers: names of the columns after the method.
-        notes: a note under each header (metric, unit), or empty.
+        headers: names of the columns after the method, each with a note (metric, unit).
         rows: method and its entries.
-        is_partial: whether an entry lacks seeds.
+        footnote: what the marks mean.
     """
 
     caption: str
-    headers: Sequence[str]
-    notes: Sequence[str]
+    headers: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, Sequence[Entry]]]
-    is_partial: bool
-
-
-DASH = "–"
-Value = Callable[[MethodRow], float | None]
+    footnote: str
 
 
 def points(value: float) -> str:
@@ -76,12 +73,12 @@ def gigabytes(value: float) -> str:
     return f"{value / 1e9:.2f}" if value < 10e9 else f"{value / 1e9:.1f}"
 
 
-COSTS: Sequence[tuple[str, str, Value, Callable[[float], str], bool]] = (
-    ("Tunable", "parameters", lambda row: row.parameters, count, False),
-    ("Speed", "tokens/ms", lambda row: row.tokens_per_ms, rate, True),
-    ("Memory", "GB", lambda row: row.memory_bytes, gigabytes, False),
+COSTS: Sequence[tuple[str, str, str, Callable[[float], str], bool]] = (
+    ("Tunable", "parameters", "parameters", count, False),
+    ("Speed", "tokens/ms", "tokens_per_ms", rate, True),
+    ("Memory", "GB", "memory_bytes", gigabytes, False),
 )
-"""Columns after the scores: header, unit, value, how it is written, and whether more is better."""
+"""Columns after the scores: header, unit, name of the cost, how it is written, and whether more is better."""
 
 
 def grid(table: MainTable, *, costs: bool = True) -> Grid:
@@ -91,26 +88,24 @@ def grid(table: MainTable, *, costs: bool = True) -> Grid:
         table: the table.
         costs: also parameters, speed and memory.
     """
-    columns: list[list[Entry]] = [
-        _score_column([row.cells.get(column.task) for row in table.rows], table) for column in table.columns
-    ]
-    headers = [column.task for column in table.columns]
-    notes = [column.metric + (", dev" if column.split == "dev" else "") for column in table.columns]
+    seeds = len(table.seeds)
+    headers, columns = [], []
+    for column in table.columns:
+        headers.append((column.task, column.metric + (", dev" if column.split == "dev" else "")))
+        columns.append(_scores(table.cells.xs(column.task, level="task"), seeds))
     if len(headers) > 1:
-        columns.append(_average_column(table))
-        headers.append("Average")
-        notes.append("of tasks")
-    for header, unit, value, write, more in COSTS if costs else ():
-        values = [value(row) for row in table.rows]
-        texts = [DASH if v is None else write(v) for v in values]
-        columns.append(
-            [Entry(text, mark=mark) for text, mark in zip(texts, marks(values, texts, more=more), strict=True)]
-        )
-        headers.append(header)
-        notes.append(unit)
-    rows = [(row.method, [column[i] for column in columns]) for i, row in enumerate(table.rows)]
-    partial = any(table.is_partial(cell) for row in table.rows for cell in row.cells.values())
-    return Grid(_caption(table), headers, notes, rows, partial)
+        headers.append(("Average", "of tasks"))
+        columns.append(_scores(table.averages, seeds))
+    for header, unit, name, write, more in COSTS if costs else ():
+        texts = [DASH if pd.isna(value) else write(value) for value in table.costs[name]]
+        headers.append((header, unit))
+        marked = zip(texts, marks(table.costs[name], texts, more=more), strict=True)
+        columns.append([Entry(text, mark=mark) for text, mark in marked])
+    footnote = "Scores in percent. Bold: best of its column; underlined: second."
+    if table.cells["n"].between(1, seeds - 1).any():
+        footnote += " †: seeds are missing (how many there are, of how many)."
+    rows = list(zip(table.scores.index, zip(*columns, strict=True), strict=True))
+    return Grid(_caption(table), headers, rows, footnote)
 
 
 def _caption(table: MainTable) -> str:
@@ -120,51 +115,34 @@ def _caption(table: MainTable) -> str:
     return f"{table.model}, {shots_name(table.shots)}: {what}"
 
 
-def _score_column(cells: Sequence[Cell | None], table: MainTable) -> list[Entry]:
-    texts = [DASH if cell is None else points(cell.mean) for cell in cells]
-    found = marks([None if cell is None else cell.mean for cell in cells], texts)
-    entries = []
-    for cell, text, mark in zip(cells, texts, found, strict=True):
-        std = "" if cell is None or cell.std is None else points(cell.std)
-        seeds = f"{len(cell.values)}/{len(table.seeds)}" if cell is not None and table.is_partial(cell) else ""
-        entries.append(Entry(text, std, mark, seeds))
-    return entries
+def _scores(column: pd.DataFrame, seeds: int) -> list[Entry]:
+    """The entries of `mean`, `std` and `n`, the number of seeds, of which `seeds` could be."""
+    texts = [DASH if pd.isna(mean) else points(mean) for mean in column["mean"]]
+    return [
+        Entry(
+            text,
+            "" if text == DASH or pd.isna(std) else points(std),
+            mark,
+            f"{n}/{seeds}" if text != DASH and n < seeds else "",
+        )
+        for text, mark, std, n in zip(texts, marks(column["mean"], texts), column["std"], column["n"], strict=True)
+    ]
 
 
-def _average_column(table: MainTable) -> list[Entry]:
-    texts = [DASH if row.mean is None else points(row.mean) for row in table.rows]
-    found = marks([row.mean for row in table.rows], texts)
-    entries = []
-    for row, text, mark in zip(table.rows, texts, found, strict=True):
-        common = len(row.average.values) if row.average else 0
-        std = row.average.std if row.average else None
-        seeds = f"{common}/{len(table.seeds)}" if row.mean is not None and common < len(table.seeds) else ""
-        entries.append(Entry(text, "" if std is None else points(std), mark, seeds))
-    return entries
-
-
-def marks(values: Sequence[float | None], texts: Sequence[str], *, more: bool = True) -> list[Mark]:
+def marks(values: Iterable[float], texts: Sequence[str], *, more: bool = True) -> list[Mark]:
     """Best and second of a column; values that read the same share a mark. None where nothing is compared.
 
     Args:
-        values: one per row.
+        values: one per row; NaN where there is none.
         texts: the values as written.
         more: whether more is better.
     """
-    known = sorted((v for v in values if v is not None), reverse=more)
-    written = dict.fromkeys(texts[values.index(v)] for v in known)
+    ordered = pd.Series(list(values), index=list(texts), dtype=float).dropna().sort_values(ascending=not more)
+    written = list(ordered.index.unique())
     if len(written) < 2:
-        return [""] * len(values)
-    best, second = list(written)[:2]
+        return [""] * len(texts)
+    best, second = written[:2]
     return ["best" if text == best else "second" if text == second else "" for text in texts]
-
-
-def footnote(table: Grid) -> str:
-    """What the marks mean."""
-    words = "Scores in percent. Bold: best of its column; underlined: second."
-    if table.is_partial:
-        words += " †: seeds are missing (how many there are, of how many)."
-    return words
 
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
@@ -176,20 +154,25 @@ def escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "†": r"$\dagger$",
+        DASH: "--",
+    }
+)
 
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX sets as it is."""
-    return "".join(_LATEX.get(sign, sign) for sign in _one_line(text))
+    return _one_line(text).translate(_LATEX)
 
 
 def _one_line(text: str) -> str:
@@ -199,23 +182,26 @@ def _one_line(text: str) -> str:
 
 def markdown(tables: Iterable[MainTable]) -> str:
     """The tables in GitHub's Markdown."""
-    parts = []
-    for table in map(grid, tables):
-        head = [f"{escape_markdown(h)} ({escape_markdown(n)})" for h, n in zip(table.headers, table.notes, strict=True)]
-        lines = [_pipes(["Method", *head]), _pipes(["---", *["---:"] * len(head)])]
-        lines += [_pipes([escape_markdown(method), *map(_markdown_entry, entries)]) for method, entries in table.rows]
-        parts.append(f"**{escape_markdown(table.caption)}**\n\n" + "\n".join(lines) + f"\n\n{footnote(table)}\n")
-    return "\n".join(parts)
+    return "\n".join(_markdown_table(grid(table)) for table in tables)
 
 
-def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _markdown_table(table: Grid) -> str:
+    def line(*cells: str) -> str:
+        return f"| {' | '.join(cells)} |\n"
+
+    head = [f"{escape_markdown(header)} ({escape_markdown(note)})" for header, note in table.headers]
+    rows = [line(escape_markdown(method), *map(_markdown_entry, entries)) for method, entries in table.rows]
+    return (
+        f"**{escape_markdown(table.caption)}**\n\n"
+        + line("Method", *head)
+        + line("---", *["---:"] * len(head))
+        + "".join(rows)
+        + f"\n{table.footnote}\n"
+    )
 
 
 def _markdown_entry(entry: Entry) -> str:
-    text = entry.text
-    if entry.mark:
-        text = f"**{text}**" if entry.mark == "best" else f"<ins>{text}</ins>"
+    text = {"best": f"**{entry.text}**", "second": f"<ins>{entry.text}</ins>", "": entry.text}[entry.mark]
     return text + (f" ± {entry.std}" if entry.std else "") + (f" † {entry.seeds}" if entry.seeds else "")
 
 
@@ -225,33 +211,26 @@ def latex(tables: Iterable[MainTable]) -> str:
 
 
 def _latex_table(table: Grid) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "    " + " & ".join(cells) + r" \\"
+    def line(*cells: str) -> str:
+        return f"    {' & '.join(cells)} \\\\\n"
 
-    rows = [line([escape_latex(method), *map(_latex_entry, entries)]) for method, entries in table.rows]
-    caption = f"{escape_latex(table.caption)}. {footnote(table)}".replace("±", r"$\pm$").replace("†", r"$\dagger$")
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            r"  \centering\small\setlength{\tabcolsep}{4pt}",
-            f"  \\caption{{{caption}}}",
-            f"  \\begin{{tabular}}{{l{'r' * len(table.headers)}}}",
-            r"    \toprule",
-            line(["Method", *map(escape_latex, table.headers)]),
-            line(["", *(f"{{\\scriptsize {escape_latex(note)}}}" for note in table.notes)]),
-            r"    \midrule",
-            *rows,
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table*}",
-            "",
-        ]
-    )
+    headers = [escape_latex(header) for header, _ in table.headers]
+    notes = [f"{{\\scriptsize {escape_latex(note)}}}" for _, note in table.headers]
+    rows = [line(escape_latex(method), *map(_latex_entry, entries)) for method, entries in table.rows]
+    return rf"""\begin{{table*}}
+  \centering\small\setlength{{\tabcolsep}}{{4pt}}
+  \caption{{{escape_latex(f"{table.caption}. {table.footnote}")}}}
+  \begin{{tabular}}{{l{"r" * len(headers)}}}
+    \toprule
+{line("Method", *headers)}{line("", *notes)}    \midrule
+{"".join(rows)}    \bottomrule
+  \end{{tabular}}
+\end{{table*}}
+"""
 
 
 def _latex_entry(entry: Entry) -> str:
-    text = "--" if entry.text == DASH else entry.text
-    if entry.mark:
-        text = f"\\{'textbf' if entry.mark == 'best' else 'underline'}{{{text}}}"
-    std = f"$_{{\\pm {entry.std}}}$" if entry.std else ""
-    return text + std + (f"$^{{\\dagger {entry.seeds}}}$" if entry.seeds else "")
+    text = escape_latex(entry.text)
+    text = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", "": text}[entry.mark]
+    std = rf"$_{{\pm {entry.std}}}$" if entry.std else ""
+    return text + std + (rf"$^{{\dagger {entry.seeds}}}$" if entry.seeds else "")

@@ -46,6 +46,16 @@ class BitFitConfig(LayerTunerConfig):
         layers_to_transform: layers of the backbone, counted from 0, to which the tuner keeps; None: all, and what lies
             outside the layers.
         modules_to_save: modules of the model that are trained and saved besides (PEFT's own option).
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import BitFitConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, BitFitConfig(layers_to_transform=[2, 3]))
+        >>> model.get_nb_trainable_parameters()[0]  # 2 layers of 7 · 16 + 32 biases
+        288
     """
 
     def __post_init__(self) -> None:

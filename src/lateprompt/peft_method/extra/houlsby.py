@@ -13,9 +13,10 @@ m = 64. The paper trains the norms as well: name them in `modules_to_save`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.activations import ACT2FN
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from lateprompt.peft_method.adapter_files import check_weights
 from lateprompt.peft_method.extra.base import LayerTuner, LayerTunerConfig, PeftName, Stack, register
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import Count, Rate, check_types
 
 PEFT_TYPE = PeftName("HOULSBY_ADAPTER")
 _NO_MERGE = (
@@ -50,30 +51,34 @@ class AdapterConfig(LayerTunerConfig):
 
     Raises:
         LatePromptError: a size below 1, an unknown activation, a rate outside 0..1, or both choices of layers.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import AdapterConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, AdapterConfig(bottleneck_dim=4, drop_layers=2))
+        >>> model.get_nb_trainable_parameters()[0]  # 2 layers, 2 adapters each: 2 · 2 · (2 · 16 · 4 + 4 + 16)
+        592
     """
 
-    bottleneck_dim: int = field(default=64, metadata={"help": "inner width of an adapter"})
+    bottleneck_dim: Count = field(default=64, metadata={"help": "inner width of an adapter"})
     activation: str = field(default="gelu", metadata={"help": "non-linearity, by transformers' name"})
-    init_std: float = field(default=1e-2, metadata={"help": "standard deviation of the down projection's start"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout after the non-linearity"})
-    drop_layers: int = field(default=0, metadata={"help": "number of first layers without adapters"})
+    init_std: Annotated[float, Gt(0)] = field(
+        default=1e-2, metadata={"help": "standard deviation of the down projection's start"}
+    )
+    dropout: Rate = field(default=0.0, metadata={"help": "dropout after the non-linearity"})
+    drop_layers: Annotated[int, Ge(0)] = field(default=0, metadata={"help": "number of first layers without adapters"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        check_types(self, ("activation", "init_std", "dropout"))
-        for name, least in (("bottleneck_dim", 1), ("drop_layers", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise LatePromptError(f"{name} {value!r} is no size; give a whole number from {least}")
+        check_types(self, ("bottleneck_dim", "activation", "init_std", "dropout", "drop_layers"))
         if self.activation not in ACT2FN:
             raise LatePromptError(
                 f"activation {self.activation!r} is unknown; choose one of {', '.join(sorted(ACT2FN))}"
             )
-        if not self.init_std > 0.0:
-            raise LatePromptError(f"init_std {self.init_std!r} is no standard deviation; give a number above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise LatePromptError(f"dropout {self.dropout!r} is no rate; give 0.0 to below 1.0")
         if self.drop_layers and self.layers_to_transform is not None:
             raise LatePromptError("drop_layers and layers_to_transform both choose layers; give one of them")
 

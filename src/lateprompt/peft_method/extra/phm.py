@@ -29,6 +29,13 @@ class PHMLinear(nn.Module):
 
     Raises:
         LatePromptError: a size below 1, or an n that does not divide a width.
+
+    Example:
+        >>> import torch
+        >>> from lateprompt.peft_method.extra import PHMLinear
+        >>> layer = PHMLinear(16, 32, n=4)
+        >>> layer(torch.randn(2, 16)).shape, sum(parameter.numel() for parameter in layer.parameters())
+        (torch.Size([2, 32]), 224)
     """
 
     def __init__(self, in_features: int, out_features: int, n: int = 4) -> None:
