@@ -169,7 +169,7 @@ class Trainer:
         with self._undone_on_error():
             self._resume()
         readout.layer.train()
-        # Asked in training mode; a rival drops out as PEFT has it.
+        # Asked in training mode; a baseline drops out as PEFT has it.
         self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, math.ceil(recipe.warmup_ratio * self.total_steps), self.total_steps, self.steps_done - 1
