@@ -52,7 +52,7 @@ class LateBackbone(nn.Module):
         >>> isinstance(backbone, LateBackbone), backbone.num_layers
         (True, 4)
         >>> ids = torch.tensor([[2, 7, 9, 3]])
-        >>> backbone(input_ids=ids).last_hidden_state.shape  # (batch, length, hidden): the prompt's positions are left out
+        >>> backbone(input_ids=ids).last_hidden_state.shape  # (batch, length, hidden), without the prompt
         torch.Size([1, 4, 16])
     """
 

@@ -33,7 +33,8 @@ class TextWriter(TunedModel):
         >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         >>> folder = tempfile.mkdtemp()  # a tiny random model; give your model's folder or hub id
         >>> ends = dict(bos_token_id=0, eos_token_id=0)
-        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=16, n_layer=4, n_head=2, n_positions=64, **ends))
+        >>> sizes = dict(n_embd=16, n_layer=4, n_head=2, n_positions=64)
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **sizes, **ends))
         >>> model.save_pretrained(folder)
         >>> special = dict(unk_token="[UNK]", eos_token="[END]")
         >>> _ = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)

@@ -25,7 +25,8 @@ class TextReadout(Readout):
         >>> from lateprompt import LatePromptConfig
         >>> from lateprompt.data.batch import Batch
         >>> from lateprompt.readouts import TextReadout
-        >>> base = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0))
+        >>> sizes = dict(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
+        >>> base = GPT2LMHeadModel(GPT2Config(**sizes))
         >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
         >>> readout = TextReadout(model.get_base_model(), model.base_model.layer)
         >>> ids = torch.tensor([[2, 7, 4, 30]])  # a source of three tokens, and the target but for its last token

@@ -32,7 +32,8 @@ class HeadReadout(Readout):
         >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
         >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8, head_labels=3)).eval()
         >>> readout = HeadReadout(model.get_base_model(), model.base_model.layer, "default", pooling="mean")
-        >>> batch = Batch(torch.tensor([[2, 7, 4, 3]]), torch.ones(1, 4), read=torch.tensor([-1]), labels=torch.tensor([1]))
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([-1]), labels=label)
         >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
         (torch.Size([1, 3]), torch.Size([]))
     """

@@ -39,8 +39,10 @@ class WordReadout(Readout):
         >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
         >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
         >>> words = [7, 9]  # the vocabulary id of each label's word
-        >>> readout = WordReadout(model.get_base_model(), model.base_model.layer, words, kind="masked_lm", loss="labels")
-        >>> batch = Batch(torch.tensor([[2, 7, 4, 3]]), torch.ones(1, 4), read=torch.tensor([2]), labels=torch.tensor([1]))
+        >>> layer = model.base_model.layer
+        >>> readout = WordReadout(model.get_base_model(), layer, words, kind="masked_lm", loss="labels")
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([2]), labels=label)
         >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
         (torch.Size([1, 2]), torch.Size([]))
     """
@@ -90,11 +92,13 @@ class MultiTokenReadout(Readout):
         >>> from lateprompt import LatePromptConfig
         >>> from lateprompt.data.batch import Batch
         >>> from lateprompt.readouts import MultiTokenReadout
-        >>> base = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0))
+        >>> sizes = dict(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
+        >>> base = GPT2LMHeadModel(GPT2Config(**sizes))
         >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
         >>> phrases = [[7, 8], [9]]  # the token ids of each label's words
         >>> readout = MultiTokenReadout(model.get_base_model(), model.base_model.layer, phrases, loss="labels")
-        >>> batch = Batch(torch.tensor([[2, 7, 4, 3]]), torch.ones(1, 4), read=torch.tensor([3]), labels=torch.tensor([1]))
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([3]), labels=label)
         >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
         (torch.Size([1, 2]), torch.Size([]))
     """
