@@ -54,7 +54,7 @@ def tuned(run) -> TextClassifier:
 @pytest.fixture
 def quick(monkeypatch, tuned):
     """The command line without loading the model again."""
-    monkeypatch.setattr(predict_cli, "load", lambda args: tuned)
+    monkeypatch.setattr(predict_cli, "load", lambda *args, **options: tuned)
 
 
 @pytest.fixture
