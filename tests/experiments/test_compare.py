@@ -85,13 +85,13 @@ def test_a_comparison_and_its_report(headless, folder, tmp_path, capsys, monkeyp
     results = read_results(tmp_path / "results")
     assert len(results.done) == 8
     assert "late-lora" in render(results)
-    first = results.done[0].folder
+    first = results.done["folder"].iloc[0]
     assert first is not None
     predictions = [json.loads(line) for line in (first / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == 20
     assert set(predictions[0]) == {"text", "label", "prediction", "probability"}
     right = sum(line["label"] == line["prediction"] for line in predictions) / 20
-    assert right == pytest.approx(results.done[0].test)
+    assert right == pytest.approx(results.done["test"].iloc[0])
     assert (tmp_path / "results" / "results.parquet").is_file()
 
 
