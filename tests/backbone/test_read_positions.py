@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -290,3 +291,38 @@ def test_a_step_from_kept_states_never_waits_for_the_device(name: str, generator
     with _NoQuestions():
         output = layer(trunk_states=states, **mask, **extra, read=READS[:, 1])
         output.last_hidden_state.square().mean().backward()
+
+
+def test_threads_that_read_other_positions_do_not_meet() -> None:
+    """What a call reads is its own: several threads may predict with one model."""
+    model = late("bert")
+    layer, batch = model.base_model.layer, tiny_batch("bert")
+
+    @torch.no_grad()
+    def read_at(position: int) -> torch.Tensor:
+        return layer(**batch, read=torch.full((3,), position)).last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        expected = layer(**batch).last_hidden_state
+    with ThreadPoolExecutor(4) as threads:
+        for position, found in zip(range(11), threads.map(read_at, range(11)), strict=True):
+            torch.testing.assert_close(found, expected[:, position], rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_in_the_middle_of_another_reads_its_own_positions() -> None:
+    model = late("bert")
+    layer, batch = model.base_model.layer, tiny_batch("bert")
+    inner: list[torch.Tensor] = []
+
+    def read_elsewhere(*_: Any) -> None:
+        if not inner:
+            inner.append(torch.empty(0))
+            inner.append(layer(**batch, read=READS.flip(1)).last_hidden_state)
+
+    with torch.no_grad():
+        expected = layer(**batch).last_hidden_state[torch.arange(3)[:, None], READS]
+        handle = layer.base_layer.encoder.layer[2].register_forward_pre_hook(read_elsewhere)
+        found = layer(**batch, read=READS).last_hidden_state
+        handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inner[1], expected.flip(1), rtol=1e-5, atol=1e-5)

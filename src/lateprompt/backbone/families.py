@@ -63,6 +63,11 @@ class Family:
             do without them (`lateprompt.backbone.kernels.absorbed_attention`).
         counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
         fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
+
+    Example:
+        >>> from lateprompt import FAMILIES
+        >>> FAMILIES["bert"].layers, FAMILIES["gpt2"].causal
+        ('encoder.layer', True)
     """
 
     layers: str
@@ -158,6 +163,7 @@ def register_family(model_type: str, family: Family) -> None:
     """Teach lateprompt another architecture, by its config's `model_type`.
 
     Example:
+        >>> from lateprompt import Family, register_family
         >>> register_family("my_bert", Family("encoder.layer", {"pooler": "none"}, {"embeddings": "embeds"}))
     """
     if not model_type or not isinstance(model_type, str):

@@ -41,13 +41,19 @@ class LateBackbone(nn.Module):
         LatePromptError: an architecture that is not in the table of families, or an encoder made a decoder.
 
     Example:
+        >>> import torch
+        >>> from peft import get_peft_model
         >>> from transformers import BertConfig, BertModel
-        >>> from lateprompt.prompts import GeneratorSpec, build_generator
-        >>> bert = BertModel(BertConfig(64, 32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64))
-        >>> late = LateBackbone(bert)
-        >>> late.add_prompt("npg", build_generator("npg", GeneratorSpec(32, num_prompt_tokens=5)), PromptSlot(2))
-        >>> late(input_ids=torch.tensor([[2, 5, 6, 3]])).last_hidden_state.shape
-        torch.Size([1, 4, 32])
+        >>> from lateprompt import LateBackbone, LatePromptConfig
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertModel(BertConfig(vocab_size=100, **sizes), add_pooling_layer=False)
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, num_prompt_tokens=3, bottleneck_dim=8)).eval()
+        >>> backbone = model.base_model.layer
+        >>> isinstance(backbone, LateBackbone), backbone.num_layers
+        (True, 4)
+        >>> ids = torch.tensor([[2, 7, 9, 3]])
+        >>> backbone(input_ids=ids).last_hidden_state.shape  # (batch, length, hidden), without the prompt
+        torch.Size([1, 4, 16])
     """
 
     def __init__(self, backbone: nn.Module) -> None:

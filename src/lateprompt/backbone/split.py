@@ -257,6 +257,19 @@ def split_backbone(backbone: nn.Module, prompt_layer: int | float | str) -> tupl
 
     Raises:
         LatePromptError: unknown architecture, or `prompt_layer` out of range.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from lateprompt import split_backbone
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> model = BertModel(BertConfig(vocab_size=100, **sizes), add_pooling_layer=False).eval()
+        >>> trunk, tail = split_backbone(model, 2)
+        >>> ids = torch.tensor([[2, 7, 9, 3]])
+        >>> states = trunk(input_ids=ids).last_hidden_state  # (batch, length, hidden), after layer 2
+        >>> output = tail(inputs_embeds=states).last_hidden_state
+        >>> torch.equal(output, model(input_ids=ids).last_hidden_state)
+        True
     """
     core = core_of(backbone)
     split = Split(core, resolve_prompt_layer(prompt_layer, num_layers_of(core)))

@@ -75,11 +75,24 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         feature_names_in_: the columns' names, of a data frame.
 
     Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+        >>> words = ["[PAD]", "[UNK]", "[MASK]", "It", "was", "good", "bad", "fun", "dull", "."]
+        >>> vocabulary = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+        >>> tokenizer = Tokenizer(vocabulary)
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> special = dict(unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> folder = tempfile.mkdtemp()  # a tiny random model; give your model's folder or hub id
+        >>> BertForMaskedLM(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+        >>> _ = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
         >>> from lateprompt import LatePromptClassifier
-        >>> from lateprompt.demo import installed_encoder
-        >>> classifier = LatePromptClassifier(installed_encoder(), max_steps=2, class_weight="balanced")
-        >>> classifier.fit(["good", "fine", "bad"], [1, 1, 0]).predict(["a good film"]).shape
+        >>> classifier = LatePromptClassifier(folder, max_steps=2, states="off")
+        >>> classifier.fit(["good fun", "fun", "dull"], ["good", "good", "bad"]).predict(["good fun ."]).shape
         (1,)
+        >>> classifier.predict_proba(["good fun .", "dull ."]).shape  # (texts, classes)
+        (2, 2)
     """
 
     def __init__(

@@ -45,6 +45,21 @@ class LatePromptModel(BaseTuner):
 
     LoRA may lie below (a `PeftModel` as `model`). Save LoRA after `unload()`: while the late prompt is in place PEFT
     would write its weights, and names with the wrapped backbone, into LoRA's file.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig, LatePromptModel
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+        >>> isinstance(model.base_model, LatePromptModel)
+        True
+        >>> model.add_adapter("other", LatePromptConfig(prompt_layer=3, generator="fixed"))
+        >>> ids = torch.tensor([[2, 7, 9, 3], [2, 8, 8, 3], [2, 5, 6, 3]])
+        >>> model(input_ids=ids, adapter_names=["default", "other", "__base__"]).logits.shape  # one adapter a row
+        torch.Size([3, 4, 100])
     """
 
     prefix = PREFIX

@@ -23,7 +23,31 @@ _TOGETHER = 16384
 
 
 class TextClassifier(TunedModel):
-    """A tuned classifier, from rows to label probabilities; `build`, `load` and the arguments are `TunedModel`'s."""
+    """A tuned classifier, from rows to label probabilities; `build`, `load` and the arguments are `TunedModel`'s.
+
+    Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+        >>> words = ["[PAD]", "[UNK]", "[MASK]", "It", "was", "good", "bad", "fun", "dull", "."]
+        >>> vocabulary = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+        >>> tokenizer = Tokenizer(vocabulary)
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> special = dict(unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> folder = tempfile.mkdtemp()  # a tiny random model; give your model's folder or hub id
+        >>> BertForMaskedLM(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+        >>> _ = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        >>> from lateprompt.data import Row, default_task
+        >>> from lateprompt.predictors.classifier import TextClassifier
+        >>> from lateprompt.training.settings import ModelSettings
+        >>> settings = ModelSettings(folder, prompt_layer=2, bottleneck_dim=8)
+        >>> classifier = TextClassifier.build(settings, default_task(["bad", "good"], pair=False), seed=42)
+        >>> classifier.probabilities([Row("good fun"), Row("dull")]).shape  # (rows, labels), of an untrained prompt
+        (2, 2)
+        >>> 0.0 <= classifier.evaluate([Row("good fun", label="good"), Row("dull", label="bad")])["accuracy"] <= 1.0
+        True
+    """
 
     task: Task
     encoder: TaskEncoder

@@ -77,9 +77,13 @@ def predict_rows(
         LatePromptError: settings that cannot be (at once); with `stop`, a row that cannot be predicted.
 
     Example:
-        >>> rows = iter_rows("many.jsonl", task=classifier.task, labelled=False)
-        >>> for found in predict_rows(classifier, rows):
-        ...     print(found.prediction)
+        >>> from lateprompt.data import iter_rows
+        >>> from lateprompt.predictors.kinds import load_run
+        >>> from lateprompt.predictors.predicting import predict_rows
+        >>> def print_all(run: str, file: str) -> None:
+        ...     classifier = load_run(run)
+        ...     for found in predict_rows(classifier, iter_rows(file, task=classifier.task, labelled=False)):
+        ...         print(found.prediction)
     """
     parts = predict_windows(
         tuned,

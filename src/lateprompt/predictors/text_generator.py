@@ -22,7 +22,31 @@ from lateprompt.utils.randomness import TURN
 
 
 class TextWriter(TunedModel):
-    """A tuned writer, from rows to texts; `build`, `load` and the arguments are `TunedModel`'s."""
+    """A tuned writer, from rows to texts; `build`, `load` and the arguments are `TunedModel`'s.
+
+    Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> words = ["[END]", "[UNK]", "one", "two", "three"]
+        >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> folder = tempfile.mkdtemp()  # a tiny random model; give your model's folder or hub id
+        >>> ends = dict(bos_token_id=0, eos_token_id=0)
+        >>> sizes = dict(n_embd=16, n_layer=4, n_head=2, n_positions=64)
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **sizes, **ends))
+        >>> model.save_pretrained(folder)
+        >>> special = dict(unk_token="[UNK]", eos_token="[END]")
+        >>> _ = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        >>> from lateprompt.data import Row, TextTask
+        >>> from lateprompt.predictors.text_generator import TextWriter
+        >>> from lateprompt.training.settings import ModelSettings
+        >>> settings = ModelSettings(folder, prompt_layer=2, bottleneck_dim=8, max_length=24, max_target_length=4)
+        >>> writer = TextWriter.build(settings, TextTask("count", template="{text} {target}"), seed=42)
+        >>> answers = writer.write([Row("one two"), Row("two")])  # of an untrained prompt
+        >>> len(answers), all(len(answer.split()) <= 4 for answer in answers)
+        (2, True)
+    """
 
     task: TextTask
     encoder: TargetEncoder

@@ -21,6 +21,24 @@ class Readout:
     Args:
         model: the Hugging Face model (with its head) that holds `layer`.
         layer: its late backbone.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig
+        >>> from lateprompt.data.batch import Batch
+        >>> from lateprompt.readouts import Readout
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+        >>> class Norm(Readout):  # one score: the norm of the first token's output
+        ...     kind = "head"
+        ...     def scores(self, batch):
+        ...         return self.hidden(batch, torch.zeros_like(batch.read)).norm(dim=-1, keepdim=True)
+        >>> batch = Batch(torch.tensor([[2, 7, 4, 3]]), torch.ones(1, 4), read=torch.tensor([-1]))
+        >>> Norm(model.get_base_model(), model.base_model.layer).scores(batch).shape
+        torch.Size([1, 1])
     """
 
     kind: str

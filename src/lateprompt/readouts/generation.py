@@ -17,6 +17,22 @@ class TextReadout(Readout):
     """A text that answers, behind its source: the mean loss of a target's tokens. The generator sees the source only.
 
     Rows weigh the same whatever their length, so a batch in parts has the same gradient as the whole.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from lateprompt import LatePromptConfig
+        >>> from lateprompt.data.batch import Batch
+        >>> from lateprompt.readouts import TextReadout
+        >>> sizes = dict(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
+        >>> base = GPT2LMHeadModel(GPT2Config(**sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+        >>> readout = TextReadout(model.get_base_model(), model.base_model.layer)
+        >>> ids = torch.tensor([[2, 7, 4, 30]])  # a source of three tokens, and the target but for its last token
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([[2, 3]]), targets=torch.tensor([[30, 31]]))
+        >>> readout.loss(batch).shape
+        torch.Size([])
     """
 
     kind = "generate"

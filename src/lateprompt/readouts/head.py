@@ -20,6 +20,22 @@ class HeadReadout(Readout):
         adapter: whose head.
         pooling: `cls` (first token), `mean`, or `last` token.
         dropout: dropout rate on the pooled state while training.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig
+        >>> from lateprompt.data.batch import Batch
+        >>> from lateprompt.readouts import HeadReadout
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8, head_labels=3)).eval()
+        >>> readout = HeadReadout(model.get_base_model(), model.base_model.layer, "default", pooling="mean")
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([-1]), labels=label)
+        >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
+        (torch.Size([1, 3]), torch.Size([]))
     """
 
     kind = "head"

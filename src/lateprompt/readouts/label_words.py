@@ -27,6 +27,24 @@ class WordReadout(Readout):
     Args:
         words: one vocabulary id per label.
         kind: `mask` or `label`.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lateprompt import LatePromptConfig
+        >>> from lateprompt.data.batch import Batch
+        >>> from lateprompt.readouts import WordReadout
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> base = BertForMaskedLM(BertConfig(vocab_size=100, **sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+        >>> words = [7, 9]  # the vocabulary id of each label's word
+        >>> layer = model.base_model.layer
+        >>> readout = WordReadout(model.get_base_model(), layer, words, kind="masked_lm", loss="labels")
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([2]), labels=label)
+        >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
+        (torch.Size([1, 2]), torch.Size([]))
     """
 
     def __init__(self, model: nn.Module, layer: LateBackbone, words: Sequence[int], kind: str, loss: Loss) -> None:
@@ -66,6 +84,23 @@ class MultiTokenReadout(Readout):
 
     Args:
         phrases: token ids of each label.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from lateprompt import LatePromptConfig
+        >>> from lateprompt.data.batch import Batch
+        >>> from lateprompt.readouts import MultiTokenReadout
+        >>> sizes = dict(vocab_size=100, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
+        >>> base = GPT2LMHeadModel(GPT2Config(**sizes))
+        >>> model = get_peft_model(base, LatePromptConfig(prompt_layer=2, bottleneck_dim=8)).eval()
+        >>> phrases = [[7, 8], [9]]  # the token ids of each label's words
+        >>> readout = MultiTokenReadout(model.get_base_model(), model.base_model.layer, phrases, loss="labels")
+        >>> ids, label = torch.tensor([[2, 7, 4, 3]]), torch.tensor([1])
+        >>> batch = Batch(ids, torch.ones(1, 4), read=torch.tensor([3]), labels=label)
+        >>> readout.scores(batch).shape, readout.loss(batch).shape  # (batch, labels), ()
+        (torch.Size([1, 2]), torch.Size([]))
     """
 
     kind = "causal_lm"

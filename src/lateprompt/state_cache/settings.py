@@ -24,6 +24,13 @@ class StatesSettings:
         states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
         states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
         states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
+
+    Example:
+        >>> from lateprompt.state_cache.settings import StatesSettings
+        >>> states = StatesSettings("states", states_dtype="bfloat16", states_limit_gb=5.0)
+        >>> states.check(trunk_dropout=False)
+        >>> states.folder.name, StatesSettings("off").folder
+        ('states', None)
     """
 
     states: str = "on"

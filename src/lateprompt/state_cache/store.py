@@ -46,14 +46,16 @@ class TrunkStates(RowStore):
         facts: what `store.json` says; the first fill writes it.
 
     Example:
-        >>> import tempfile, torch
+        >>> import tempfile
         >>> from transformers import BertConfig, BertModel
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
-        >>> model, folder = BertModel(BertConfig(vocab_size=30, **shape)), tempfile.TemporaryDirectory()
-        >>> states = TrunkStates.open(folder.name, model, prompt_layer=1)
-        >>> rows = states.fill([[2, 7, 9, 3], [2, 7, 3]])
-        >>> states.get(rows).shape
-        torch.Size([2, 4, 8])
+        >>> from lateprompt import TrunkStates
+        >>> sizes = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+        >>> model = BertModel(BertConfig(vocab_size=100, **sizes)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     states = TrunkStates.open(folder, model, prompt_layer=2)
+        ...     rows = states.fill([[2, 7, 9, 3], [2, 8, 3], [2, 7, 9, 3]])  # the same tokens are computed once
+        ...     len(states), bool(rows[0] == rows[2]), states.get(rows[:2]).shape  # (batch, longest, hidden)
+        (2, True, torch.Size([2, 4, 16]))
     """
 
     def __init__(

@@ -25,6 +25,13 @@ class DataSettings:
         label_column: the column with the labels.
         target_column: the column with the texts that are to be written.
         dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
+
+    Example:
+        >>> from lateprompt.training.data_settings import DataSettings
+        >>> data = DataSettings("train.csv", dev=["dev.csv"], text_column="review", label_column="stars")
+        >>> data.check()
+        >>> data.columns
+        {'text': 'review', 'text_pair': None, 'label': 'stars', 'target': None}
     """
 
     train: str

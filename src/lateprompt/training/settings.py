@@ -36,6 +36,13 @@ class ModelSettings:
         dtype: float type of the frozen model's weights: float32, bfloat16 or float16.
         device: cpu, cuda, … ; default a GPU if there is one.
         compile: compile the layers above the prompt (torch.compile): slower to start, faster on most GPUs.
+
+    Example:
+        >>> from lateprompt.training.settings import ModelSettings
+        >>> settings = ModelSettings("roberta-large", method="npg", prompt_layer=12, num_prompt_tokens=5)
+        >>> settings.check()  # raises LatePromptError for values that cannot be; loads nothing
+        >>> settings.dtype
+        'float32'
     """
 
     model: str
@@ -99,6 +106,13 @@ class RecipeSettings:
         eval_batch_size: rows in a batch when evaluating.
         precision: fp32, or bf16 for bfloat16 autocast.
         seed: seed of initialisation, order of rows and dropout.
+
+    Example:
+        >>> from lateprompt.training.settings import RecipeSettings
+        >>> recipe = RecipeSettings(epochs=3, batch_size=16, seed=13)
+        >>> recipe.check()
+        >>> recipe.resolved(rows=500, method="npg").lr  # what is left out follows from rows and method
+        0.005
     """
 
     recipe: Annotated[str, OneOf(RECIPES)] = "auto"

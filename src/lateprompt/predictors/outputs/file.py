@@ -54,9 +54,13 @@ class PredictionFile:
         LatePromptError: a place that cannot be written, a full disk, or a table whose columns change on the way.
 
     Example:
-        >>> with PredictionFile("labels.csv", labels=classifier.task.labels) as file:
-        ...     for window in predict_windows(classifier, rows):
-        ...         file.write(window)
+        >>> from lateprompt.data import Row
+        >>> from lateprompt.predictors.outputs.file import PredictionFile
+        >>> from lateprompt.predictors.predicting import predict_windows
+        >>> def label(classifier, texts: list[str], output: str) -> None:
+        ...     with PredictionFile(output, labels=classifier.task.labels) as file:
+        ...         for window in predict_windows(classifier, [Row(text) for text in texts]):
+        ...             file.write(window)
     """
 
     def __init__(
