@@ -17,7 +17,7 @@ import torch
 from lateprompt import readout
 from lateprompt.data import load_task, read_rows
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.readouts import PhraseReadout
+from lateprompt.readouts import MultiTokenReadout
 from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.settings import ModelSettings
 
@@ -37,9 +37,9 @@ def main() -> None:
     settings = ModelSettings(args.model, prompt_layer=args.prompt_layer, readout="label")
     classifier = TextClassifier.build(settings, task, seed=1)
     ours = classifier.readout
-    if not isinstance(ours, PhraseReadout):  # words of one token each: one pass is all there is
+    if not isinstance(ours, MultiTokenReadout):  # words of one token each: one pass is all there is
         base, words = classifier.model.get_base_model(), classifier.encoder.label_tokens
-        ours = PhraseReadout(base, classifier.layer, words, "labels")
+        ours = MultiTokenReadout(base, classifier.layer, words, "labels")
     feed = classifier.feed(read_rows(args.data, task=task)[: args.rows])
     times: dict[bool, list[float]] = {True: [], False: []}
     scores: dict[bool, torch.Tensor] = {}

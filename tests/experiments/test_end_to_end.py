@@ -222,7 +222,7 @@ def test_states_that_do_not_fit(masked_lm, data, tmp_path, monkeypatch):
         (["bench", "--repeats", "3", "job"], "--repeats 3 stands before 'job'"),
         (["bench", "--seed", "3", "steps"], "--seed 3 stands before 'steps'"),
         (["bench", "--json", "end-to-end"], "--json True stands before 'end-to-end'"),
-        (["bench", "job", "--model", "x", "--train", "y", "--baselines", "adapters"], "baseline 'adapters'"),
+        (["bench", "job", "--model", "x", "--train", "y", "--baselines", "adapters"], "baselines 'adapters'"),
         (["bench", "job", "--model", "x", "--train", "y", "--baseline-epochs", "0"], "baseline_epochs 0"),
         (["bench", "job", "--model", "x", "--train", "y", "--method", "head"], "method 'head'"),
         (["bench", "job", "--model", "x", "--train", "y", "--states", "off"], "states 'off'"),

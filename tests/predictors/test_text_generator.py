@@ -16,7 +16,7 @@ from tiny_models import DECODERS, tiny_model
 from lateprompt import LatePromptClassifier
 from lateprompt.cli.app import main
 from lateprompt.data import Row, TargetEncoder, Task, TextTask, few_shot, load_task, plain_text_task, read_rows
-from lateprompt.data.batches import Feed
+from lateprompt.data.batches import Batches
 from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.loading import load_tokenizer
 from lateprompt.predictors.text_generator import TextWriter
@@ -407,7 +407,7 @@ def test_writing_is_what_the_likeliest_tokens_say(causal_lm):
     output = tuned.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert text == tuned.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
     target = output[0, ids.shape[1] :].tolist()
-    batch = Feed(
+    batch = Batches(
         [type(example)(np.array([*example.input_ids, *target[:-1]]), None, example.read, -1, np.array(target))], 0
     )
     with torch.no_grad():

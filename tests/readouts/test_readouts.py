@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lateprompt import LatePromptConfig
 from lateprompt.backbone.packed import can_pack
-from lateprompt.readouts import Batch, HeadReadout, LMHead, PhraseReadout, WordReadout, pool_states, word_readout
+from lateprompt.readouts import Batch, HeadReadout, LMHead, MultiTokenReadout, WordReadout, pool_states, word_readout
 
 WORDS = [7, 30, 55]
 LORA = {"generator": "npg", "tuner": {"peft_type": "LORA", "target_modules": "all-linear", "r": 2}}
@@ -79,7 +79,7 @@ def test_phrases_score_like_one_pass_per_label(name, config):
     model, base, layer = tuned(name, "AutoModelForCausalLM", **config)
     raw, batch = right_padded()
     readout = word_readout(base, layer, PHRASES, "causal_lm", "vocabulary")
-    assert isinstance(readout, PhraseReadout)
+    assert isinstance(readout, MultiTokenReadout)
     scores = readout.scores(batch)
     expected = torch.empty(3, len(PHRASES))
     for row in range(3):
@@ -104,7 +104,7 @@ def test_phrases_score_like_one_pass_per_label(name, config):
 @torch.no_grad()
 def test_all_labels_take_one_pass(name, monkeypatch):
     _, base, layer = tuned(name, "AutoModelForCausalLM")
-    readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
+    readout = MultiTokenReadout(base, layer, PHRASES, "vocabulary")
     monkeypatch.setattr(readout, "_one_by_one", None)
     assert can_pack(layer)
     assert readout.scores(right_padded()[1]).shape == (3, 4)
@@ -113,7 +113,7 @@ def test_all_labels_take_one_pass(name, monkeypatch):
 @torch.no_grad()
 def test_phrases_without_a_late_prompt_take_a_pass_each():
     model, base, layer = tuned("gpt2", "AutoModelForCausalLM")
-    readout = PhraseReadout(base, layer, PHRASES, "vocabulary")
+    readout = MultiTokenReadout(base, layer, PHRASES, "vocabulary")
     with model.disable_adapter():
         assert not can_pack(layer)
         assert readout.scores(right_padded()[1]).shape == (3, 4)
@@ -122,7 +122,7 @@ def test_phrases_without_a_late_prompt_take_a_pass_each():
 @torch.no_grad()
 def test_tokens_that_all_labels_share_do_not_count():
     _, base, layer = tuned("gpt2", "AutoModelForCausalLM")
-    readout = PhraseReadout(base, layer, [[5, 7], [5, 8]], "vocabulary")
+    readout = MultiTokenReadout(base, layer, [[5, 7], [5, 8]], "vocabulary")
     assert readout.counted.tolist() == [[0, 1], [0, 1]]
 
 

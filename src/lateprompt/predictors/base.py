@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from lateprompt.backbone.families import FAMILIES
 from lateprompt.data import AnyTask, Example, Row, TargetEncoder, TaskEncoder
-from lateprompt.data.batches import Feed
+from lateprompt.data.batches import Batches
 from lateprompt.data.row_checks import unknown_labels
 from lateprompt.methods import adapter_config, check_method, is_late
 from lateprompt.peft_method.config import LatePromptConfig
@@ -142,7 +142,7 @@ class TunedModel:
     def check_task(task: AnyTask, source: object) -> None:
         """Raise LatePromptError for a task of another kind."""
 
-    def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, float]:
         """Metrics that training does not compute at each evaluation; none here."""
         return {}
 
@@ -203,7 +203,7 @@ class TunedModel:
             self._offloaded.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
             self._offloaded = None
 
-    def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Feed:
+    def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Batches:
         """The rows, encoded.
 
         Args:
@@ -217,11 +217,11 @@ class TunedModel:
         if unknown:
             pairs = zip(rows, examples, strict=True)
             examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
-        return Feed(examples, self.tokenizer.pad_token_id or 0)
+        return Batches(examples, self.tokenizer.pad_token_id or 0)
 
     def kept(
-        self, feeds: Sequence[tuple[Feed, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
-    ) -> tuple[list[Feed], float]:
+        self, feeds: Sequence[tuple[Batches, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
+    ) -> tuple[list[Batches], float]:
         """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took.
 
         A method that changes what lies below the prompt layer has no states to keep: its feeds come back as they are.
@@ -231,12 +231,12 @@ class TunedModel:
             return [feed for feed, _ in feeds], 0.0
         return cache_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
 
-    def evaluate(self, rows: Sequence[Row] | Feed, *, batch_size: int = 64) -> dict[str, float]:
+    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, float]:
         """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
 
         A label that the task does not have counts as wrong.
         """
-        feed = rows if isinstance(rows, Feed) else self.feed(rows, any_label=True)
+        feed = rows if isinstance(rows, Batches) else self.feed(rows, any_label=True)
         if not isinstance(feed, CachedBatches):
             self.restore()
         values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)

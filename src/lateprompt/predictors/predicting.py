@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lateprompt.data import Example, Row
-from lateprompt.data.batches import Feed
+from lateprompt.data.batches import Batches
 from lateprompt.data.rows import BadRow
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.text_generator import TextWriter
@@ -259,7 +259,7 @@ class _Labelling(_Answers):
 
     def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
         classifier, labels = self.classifier, self.classifier.task.labels
-        feed = Feed(examples, classifier.tokenizer.pad_token_id or 0)
+        feed = Batches(examples, classifier.tokenizer.pad_token_id or 0)
         scores = predict_scores(
             classifier.readout, feed, batch_size=self.batch_size, device=classifier.device, progress=progress
         )

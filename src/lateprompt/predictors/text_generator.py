@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lateprompt.data import AnyTask, Example, Row, TargetEncoder, TextTask
-from lateprompt.data.batches import Feed, sorted_batches
+from lateprompt.data.batches import Batches, sorted_batches
 from lateprompt.data.padding import pad
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.loading import causal_readout
@@ -141,7 +141,7 @@ class TextWriter(TunedModel):
             return batches
         return [part for rows in batches for part in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)]
 
-    def measure_more(self, feed: Feed, *, batch_size: int) -> dict[str, float]:
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, float]:
         """The metrics for which the texts must be written; processes that train together share the rows."""
         if not self.task.written:
             return {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lateprompt.data.batches import Feed
+from lateprompt.data.batches import Batches
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import kind_of
 from lateprompt.predictors.saved_run import asked_by
@@ -76,7 +76,7 @@ class Pipeline:
     quiet: bool = True
 
     tuned: TextClassifier | TextWriter = field(init=False, repr=False)
-    feeds: dict[str, Feed] = field(init=False, repr=False)
+    feeds: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
     metrics: dict[str, Any] = field(init=False, repr=False)

@@ -41,13 +41,17 @@ def empty(batch: int, length: int, width: int, dtype: str) -> torch.Tensor:
     return torch.from_numpy(zeros).view(kind)
 
 
-def decode(raw: np.ndarray, out: torch.Tensor, dtype: str) -> None:
-    """Fill `out` (length, hidden), a part of what `empty` made, from a row's bytes."""
+def bits_of(states: torch.Tensor) -> np.ndarray:
+    """What `empty` made, as numpy's array on the same memory for `decode` to fill."""
+    # numpy has no bfloat16: whole numbers of the same size carry the bits over.
+    return states.view(torch.int16).numpy() if states.element_size() == 2 else states.numpy()
+
+
+def decode(raw: np.ndarray, out: np.ndarray, dtype: str) -> None:
+    """Fill `out` (length, hidden), a part of `bits_of` what `empty` made, from a row's bytes."""
     length, width = out.shape
     if dtype == "int8":
         scale = raw[: 4 * length].copy().view("<f4").reshape(length, 1)
-        np.multiply(raw[4 * length :].view(np.int8).reshape(length, width), scale, out=out.numpy())
+        np.multiply(raw[4 * length :].view(np.int8).reshape(length, width), scale, out=out)
         return
-    # numpy has no bfloat16: whole numbers of the same size carry the bits over.
-    target = out.view(torch.int16).numpy() if out.element_size() == 2 else out.numpy()
-    target[...] = raw.view(target.dtype).reshape(length, width)
+    out[...] = raw.view(out.dtype).reshape(length, width)

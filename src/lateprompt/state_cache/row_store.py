@@ -119,10 +119,9 @@ class RowStore:
             )
         places = self._rows.places[numbers]
         out = codec.empty(len(numbers), length or int(places["length"].max(initial=0)), self.width, self.dtype)
-        for own, segment, offset, tokens in zip(
-            out, *(places[name].tolist() for name in ("segment", "offset", "length")), strict=True
-        ):
-            codec.decode(self._segments[segment].read(offset, tokens), own[:tokens], self.dtype)
+        bits, lies = codec.bits_of(out), (places[name].tolist() for name in ("segment", "offset", "length"))
+        for row, segment, offset, tokens in zip(bits, *lies, strict=True):
+            codec.decode(self._segments[segment].read(offset, tokens), row[:tokens], self.dtype)
         return out
 
     def hold(self, rows: Sequence[int] | np.ndarray) -> set[Path]:

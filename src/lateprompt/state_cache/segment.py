@@ -74,7 +74,7 @@ class Segment:
         self.path = path
         self.index_path = path.with_suffix(".idx")
         self.row_bytes = row_bytes
-        self._map: np.memmap | None = None
+        self._map: np.ndarray | None = None
         self._read_index = 0  # the inode of the index file that was read
         self._read_records = 0  # how many of its records were
 
@@ -225,7 +225,7 @@ class Segment:
         """The bytes of a row, as a view on the mapped file."""
         end = offset + length * self.row_bytes
         if self._map is None or len(self._map) < end:
-            self._map = np.memmap(self.path, np.uint8, "r")
+            self._map = np.asarray(np.memmap(self.path, np.uint8, "r"))  # slices of a plain array are cheaper
         return self._map[offset:end]
 
     @property

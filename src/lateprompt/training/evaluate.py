@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lateprompt.data.batches import Feed, sorted_batches
+from lateprompt.data.batches import Batches, sorted_batches
 from lateprompt.readouts import Readout, TextReadout
 from lateprompt.training.distributed import processes
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
@@ -16,7 +16,7 @@ from lateprompt.utils.randomness import TURN
 
 def predict_scores(
     readout: Readout,
-    feed: Feed,
+    feed: Batches,
     *,
     batch_size: int,
     device: torch.device,
@@ -57,7 +57,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 def evaluate(
     readout: Readout,
-    feed: Feed,
+    feed: Batches,
     metrics: Sequence[str],
     *,
     batch_size: int,

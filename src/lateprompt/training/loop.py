@@ -16,7 +16,7 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from lateprompt.backbone.kernels.cpu_mode import CpuKernels
-from lateprompt.data.batches import Feed, batch_order
+from lateprompt.data.batches import Batches, batch_order
 from lateprompt.readouts import Batch, Readout
 from lateprompt.training.accelerator import RunAccelerator
 from lateprompt.training.checkpoint import Progress, Weights, load_checkpoint, save_checkpoint
@@ -68,7 +68,7 @@ def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
     return per_epoch, recipe.max_steps if recipe.max_steps is not None else per_epoch * (recipe.epochs or PAPER_EPOCHS)
 
 
-def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
+def rows_needed(feed: Batches, recipe: RecipeSettings) -> np.ndarray:
     """The rows that training will see: all, unless it stops within the first epoch."""
     per_epoch, total = plan_steps(len(feed), recipe)
     if total >= per_epoch:
@@ -78,7 +78,7 @@ def rows_needed(feed: Feed, recipe: RecipeSettings) -> np.ndarray:
 
 
 def _step_batches(
-    feed: Feed, recipe: RecipeSettings, first_step: int, total: int
+    feed: Batches, recipe: RecipeSettings, first_step: int, total: int
 ) -> Generator[list[tuple[Batch, float]], None, None]:
     """This process's batches of each optimiser step from `first_step` on, and the share of the step's rows in each."""
     own = processes()
@@ -145,8 +145,8 @@ class Trainer:
         self,
         model: nn.Module,
         readout: Readout,
-        train: Feed,
-        dev: Feed | None,
+        train: Batches,
+        dev: Batches | None,
         recipe: RecipeSettings,
         *,
         metrics: Sequence[str],
@@ -298,7 +298,7 @@ class Trainer:
         self._loss_sum.zero_()
         return mean
 
-    def _evaluate_dev(self, dev: Feed) -> dict[str, float]:
+    def _evaluate_dev(self, dev: Batches) -> dict[str, float]:
         """Metrics of the dev rows; the weights are kept if they are the best so far."""
         values = evaluate(
             self.readout,
@@ -368,8 +368,8 @@ class Trainer:
 def fit(
     model: nn.Module,
     readout: Readout,
-    train: Feed,
-    dev: Feed | None,
+    train: Batches,
+    dev: Batches | None,
     recipe: RecipeSettings,
     *,
     metrics: Sequence[str],
