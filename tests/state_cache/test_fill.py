@@ -64,8 +64,8 @@ def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
     again, _ = train(causal_lm, StatesSettings(str(tmp_path)), replace(RECIPE, epochs=1), **settings)
     assert len(again.store) == len(feed.store)  # nothing was computed twice
     batch = feed.batch(np.array([0, 5]))
-    assert batch.branch_states is not None
-    assert batch.branch_states.shape[1] == 2
+    assert batch.packed_states is not None
+    assert batch.packed_states.shape[1] == 2
 
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "full", "prompt-tuning", "npg+lora"])
@@ -142,7 +142,7 @@ def test_trunk_dropout_with_states_off(masked_lm, data, tmp_path):
 
 
 def test_label_words_that_cannot_be_packed_need_the_trunk(causal_lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("lateprompt.readouts.label_words.can_branch", lambda layer: False)
+    monkeypatch.setattr("lateprompt.readouts.label_words.can_pack", lambda layer: False)
     task = default_task(["negative", "positive"], pair=False, label_words=["so terrible", "so great"])
     tuned = classifier(causal_lm, task)
     feed = tuned.feed(ROWS)

@@ -23,7 +23,7 @@ class Batch:
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), cached hidden states at the prompt layer, or None.
-        branch_states: (batch, labels, width, hidden), the same for label words of several tokens (without the last
+        packed_states: (batch, labels, width, hidden), the same for label words of several tokens (without the last
             token of each word), or None.
         padded: whether any row is padded; kept here because asking the mask would wait for the GPU.
         targets: (batch, width) token ids of the texts to be written, -100 after their ends, or None.
@@ -43,7 +43,7 @@ class Batch:
     labels: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
-    branch_states: torch.Tensor | None = None
+    packed_states: torch.Tensor | None = None
     padded: bool = True
     targets: torch.Tensor | None = None
     weights: torch.Tensor | None = None

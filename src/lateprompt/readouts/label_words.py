@@ -133,7 +133,7 @@ class MultiTokenReadout(Readout):
     def scores(self, batch: Batch) -> torch.Tensor:
         tokens = self.tokens.to(batch.input_ids.device).expand(len(batch.input_ids), -1, -1)
         if can_pack(self.layer):
-            return self._packed(batch, tokens, batch.branch_states, self.counted)
+            return self._packed(batch, tokens, batch.packed_states, self.counted)
         return self._one_by_one(batch, tokens, self.filled, self.counted)
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -145,7 +145,7 @@ class MultiTokenReadout(Readout):
             table.to(labels.device)[labels][:, None] for table in (self.tokens, self.counted, self.filled)
         )
         if can_pack(self.layer):
-            states = batch.branch_states
+            states = batch.packed_states
             own = None if states is None else states[torch.arange(len(labels), device=labels.device), labels][:, None]
             scores = self._packed(batch, tokens, own, counted)
         else:

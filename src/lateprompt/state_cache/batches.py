@@ -14,7 +14,7 @@ from lateprompt.state_cache.store import TrunkStates
 
 
 class CachedBatches(Batches):
-    """`Batches` that carry `trunk_states`, and `branch_states` where labels have several tokens.
+    """`Batches` that carry `trunk_states`, and `packed_states` where labels have several tokens.
 
     Args:
         batches: the rows.
@@ -41,7 +41,7 @@ class CachedBatches(Batches):
         behind = self.store.get(self.label_numbers[rows].reshape(-1), width)
         states = behind.new_zeros(len(rows), len(self.continued), width, behind.shape[-1])
         states[:, labels] = behind.reshape(len(rows), len(labels), width, behind.shape[-1])
-        return replace(batch, branch_states=states)
+        return replace(batch, packed_states=states)
 
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The batches of an order; the next one is read while the model works on this one."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from lateprompt.backbone.late_backbone import LateBackbone
-from lateprompt.backbone.packed import branch_trunk
+from lateprompt.backbone.packed import packed_trunk
 from lateprompt.data.padding import pad
 from lateprompt.state_cache.batches import CachedBatches as CachedBatches
 from lateprompt.state_cache.keys import row_key
@@ -54,7 +54,7 @@ class LabelWordStates(NeededStates):
         found: list[dict[bytes, torch.Tensor]] = []
         for store in stores:
             self.layer.late_mode(store.prompt_layer)  # the trunk in eval mode: a pure function of the text
-            states = branch_trunk(self.layer, store.prompt_layer, *given).cpu()
+            states = packed_trunk(self.layer, store.prompt_layer, *given).cpu()
             behind = states[:, ids.shape[1] :].unflatten(1, self.tokens.shape)
             found.append({})
             for i, source, own, words in zip(sequences, sources, states, behind, strict=True):
