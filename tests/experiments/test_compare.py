@@ -135,7 +135,7 @@ def test_failed_runs_are_shown_and_done_again(headless, folder, tmp_path, monkey
     rows = compare(broken, results)
     assert [row["status"] for row in rows] == ["failed", "failed"]
     assert "prompt_layer 9 is out of range" in rows[0]["error"]
-    assert read_results(results).failed
+    assert not read_results(results).failed.empty
     spec = plan.runs()[0]
     target = results / "runs" / spec.folder
     worker_module.fail(target, "no memory")
