@@ -40,7 +40,7 @@ def main() -> None:
     if not isinstance(ours, MultiTokenReadout):  # words of one token each: one pass is all there is
         base, words = classifier.model.get_base_model(), classifier.encoder.label_tokens
         ours = MultiTokenReadout(base, classifier.layer, words, "labels")
-    feed = classifier.feed(read_rows(args.data, task=task)[: args.rows])
+    feed = classifier.batches(read_rows(args.data, task=task)[: args.rows])
     times: dict[bool, list[float]] = {True: [], False: []}
     scores: dict[bool, torch.Tensor] = {}
     for turn in range(args.repeats + 1):

@@ -1,4 +1,4 @@
-"""Where a training step's time goes: prompt tuning by PEFT, a late prompt from kept states as it was, and as it is.
+"""Where a training step's time goes: prompt tuning by PEFT, a late prompt from cached states as it was, and as it is.
 
     python benchmarks/profile_step.py [--model roberta-base] [--batch 16] [--length 64] [--prompt-layer 6]
 

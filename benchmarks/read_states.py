@@ -1,4 +1,4 @@
-"""How long reading a random batch of kept states takes: 32 rows of 32 tokens of width 1024 from a 2 GB store.
+"""How long reading a random batch of cached states takes: 32 rows of 32 tokens of width 1024 from a 2 GB store.
 
 .venv/bin/python benchmarks/read_states.py [FOLDER]
 

@@ -33,7 +33,7 @@ def main() -> None:
     for layer in args.prompt_layers:
         for method in ("fixed", "npg", "mppg", "atpg"):
             tuned = TextClassifier.build(ModelSettings(args.model, method=method, prompt_layer=layer), task, seed=1)
-            batch = tuned.feed(rows).batch(np.arange(len(rows)))
+            batch = tuned.batches(rows).batch(np.arange(len(rows)))
             call = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
             states = tuned.layer.run_trunk(layer, call)
             prompt = tuned.layer.generate_prompt("default", states, batch.attention_mask)

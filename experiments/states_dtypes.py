@@ -1,4 +1,4 @@
-"""Dev accuracy by the type that kept trunk states have on disk: float32, bfloat16, int8.
+"""Dev accuracy by the type that cached trunk states have on disk: float32, bfloat16, int8.
 
 LATEPROMPT_TASKS=folder python experiments/states_dtypes.py MODEL [--tasks sst2 trec] [--seeds 13 21 42]
 """

@@ -120,7 +120,7 @@ def _fill(rows: Rows, states: StatesSettings, seed: int, quiet: bool) -> float:
     pipeline = Pipeline(_settings("npg"), rows, RecipeSettings(seed=seed), states, quiet=quiet)
     pipeline.build()
     pipeline.encode()
-    pipeline.keep_states()
+    pipeline.cache_states()
     return pipeline.fill_seconds
 
 

@@ -168,8 +168,8 @@ def test_a_model_that_a_user_holds_gets_its_weights_back(interrupt, headless, mo
         fit(
             tuned.model,
             tuned.readout,
-            tuned.feed(rows),
-            tuned.feed(rows),
+            tuned.batches(rows),
+            tuned.batches(rows),
             recipe,
             metrics=["accuracy"],
             device=tuned.device,

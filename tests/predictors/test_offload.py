@@ -1,4 +1,4 @@
-"""Training from kept states frees what it does not need, gives the same weights, and puts all back when asked."""
+"""Training from cached states frees what it does not need, gives the same weights, and puts all back when asked."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_freed_trained_and_restored(kind, loss, request, tmp_path):
     results = {}
     for release in (True, False):
         tuned = build(model, loss=loss)
-        feed = tuned.feed(ROWS)
-        (feed,), _ = tuned.kept([(feed, np.arange(len(ROWS)))], StatesSettings(str(tmp_path)))
+        feed = tuned.batches(ROWS)
+        (feed,), _ = tuned.cached([(feed, np.arange(len(ROWS)))], StatesSettings(str(tmp_path)))
         before = held(tuned)
         frozen = {name: p.detach().clone() for name, p in tuned.model.named_parameters() if not p.requires_grad}
         if release:
@@ -70,7 +70,7 @@ def test_freed_trained_and_restored(kind, loss, request, tmp_path):
 def test_a_released_trunk_says_so(masked_lm, tmp_path):
     tuned = build(masked_lm)
     tuned.release()
-    batch = tuned.feed(ROWS).batch(np.arange(4))
+    batch = tuned.batches(ROWS).batch(np.arange(4))
     with pytest.raises(ValueError, match="offloaded"):
         tuned.readout.scores(batch)
     with pytest.raises(ValueError, match="offloaded"):

@@ -256,7 +256,7 @@ def test_the_loss_is_transformers_own(causal_lm):
     tuned = writer(causal_lm)
     tuned.model.eval()
     for row in rows(3):
-        feed = tuned.feed([row])
+        feed = tuned.batches([row])
         batch = feed.batch(np.arange(1))
         example = feed.examples[0]
         ids = torch.tensor([[*example.input_ids.tolist(), int(example.target[-1])]])
@@ -268,7 +268,7 @@ def test_the_loss_is_transformers_own(causal_lm):
 
 def test_padding_changes_nothing(causal_lm):
     tuned = writer(causal_lm)
-    feed = tuned.feed([Row("say it", None, None, {}, "x"), Row("say a long thing", None, None, {}, "one two three")])
+    feed = tuned.batches([Row("say it", None, None, {}, "x"), Row("say a long thing", None, None, {}, "one two three")])
     with torch.no_grad():
         together = tuned.readout.scores(feed.batch(np.arange(2)))
         alone = torch.cat([tuned.readout.scores(feed.batch(np.array([i]))) for i in range(2)])
@@ -286,7 +286,7 @@ def test_no_method_reads_the_target(method, chat_lm):
         for parameter in tuned.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    feed = tuned.feed([Row("say it", None, None, {}, answer) for answer in ("red", "red it is")])
+    feed = tuned.batches([Row("say it", None, None, {}, answer) for answer in ("red", "red it is")])
     first = []
     for i in range(2):
         batch = feed.batch(np.array([i]))
@@ -301,8 +301,8 @@ def test_kept_states_give_the_same_loss(name, tmp_path, monkeypatch):
     tokenizer = tiny_tokenizers.gpt_tokenizer()
     folder = save_tiny(tmp_path / "model", name, "AutoModelForCausalLM", tokenizer)
     tuned = writer(folder, method="mppg")
-    plain = tuned.feed(rows(9))
-    (kept,), seconds = tuned.kept([(plain, np.arange(9))], StatesSettings(states=str(tmp_path / "states")))
+    plain = tuned.batches(rows(9))
+    (kept,), seconds = tuned.cached([(plain, np.arange(9))], StatesSettings(states=str(tmp_path / "states")))
     assert isinstance(kept, CachedBatches)
     assert seconds > 0
     order = np.array([4, 1, 7])
@@ -320,7 +320,7 @@ def test_kept_states_give_the_same_loss(name, tmp_path, monkeypatch):
 
 def test_perplexity_counts_tokens(causal_lm):
     tuned = writer(causal_lm)
-    feed = tuned.feed([Row("say it", None, None, {}, "x"), Row("say that", None, None, {}, "one two three")])
+    feed = tuned.batches([Row("say it", None, None, {}, "x"), Row("say that", None, None, {}, "one two three")])
     values = evaluate(tuned.readout, feed, ("perplexity",), batch_size=2, device=tuned.device)
     with torch.no_grad():
         scores = tuned.readout.scores(feed.batch(np.arange(2)))
@@ -331,7 +331,7 @@ def test_rows_without_targets_cannot_be_scored(causal_lm):
     tuned = writer(causal_lm)
     with pytest.raises(ValueError, match="no targets to score"):
         tuned.evaluate([Row("a")])
-    mixed = tuned.feed([Row("a", None, None, {}, "b"), Row("a")])
+    mixed = tuned.batches([Row("a", None, None, {}, "b"), Row("a")])
     with pytest.raises(ValueError, match="others have none"):
         mixed.batch(np.arange(2))
 
@@ -388,7 +388,7 @@ def test_processes_share_the_writing(causal_lm, monkeypatch):
     tuned = writer(causal_lm, task=replace(plain_text_task(pair=False), metrics=("exact_match",)))
     answers = tuned.write(rows(5))
     targets = [answer if i in (0, 3) else answer + "!" for i, answer in enumerate(answers)]
-    feed = tuned.feed([replace(row, target=target) for row, target in zip(rows(5), targets, strict=True)])
+    feed = tuned.batches([replace(row, target=target) for row, target in zip(rows(5), targets, strict=True)])
     assert tuned.measure_more(feed, batch_size=4) == {"exact_match": 0.4}
     asked = []
     whole = tuned.write
@@ -401,7 +401,7 @@ def test_processes_share_the_writing(causal_lm, monkeypatch):
 def test_writing_is_what_the_likeliest_tokens_say(causal_lm):
     """Greedy text scored as a target: each token is the likeliest after those before it."""
     tuned = writer(causal_lm, method="mppg")
-    example = tuned.feed([Row("say it")]).examples[0]
+    example = tuned.batches([Row("say it")]).examples[0]
     ids = torch.tensor([example.input_ids.tolist()])
     text = tuned.write([Row("say it")], max_new_tokens=5)[0]
     output = tuned.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0)

@@ -19,7 +19,7 @@ from lateprompt.training.loop import fit
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
-STAGES = ["build", "encode", "keep_states", "free_weights", "fit", "evaluate"]
+STAGES = ["build", "encode", "cache_states", "free_weights", "fit", "evaluate"]
 TASK = default_task(["negative", "positive"], pair=False)
 CLOCKS = {"train_seconds", "tokens_per_second", "trunk_fill_seconds", "peak_memory_bytes"}
 
@@ -64,15 +64,15 @@ def test_each_stage_leaves_what_the_next_one_needs(masked_lm, tmp_path):
     one.build()
     assert isinstance(one.tuned, TextClassifier)
     one.encode()
-    assert {name: len(feed) for name, feed in one.feeds.items()} == {
+    assert {name: len(feed) for name, feed in one.batches.items()} == {
         "train": 32,
         "dev": 12,
         "more.csv": 10,
         "test.csv": 14,
     }
-    assert not any(isinstance(feed, CachedBatches) for feed in one.feeds.values())
-    one.keep_states()
-    assert all(isinstance(feed, CachedBatches) for feed in one.feeds.values())
+    assert not any(isinstance(feed, CachedBatches) for feed in one.batches.values())
+    one.cache_states()
+    assert all(isinstance(feed, CachedBatches) for feed in one.batches.values())
     assert one.fill_seconds > 0
     before = sum(value.numel() for value in one.tuned.model.parameters())
     one.free_weights()
@@ -90,10 +90,10 @@ def test_no_weights_are_freed_that_a_step_still_reads(masked_lm):
     one.build()
     one.encode()
     before = sum(value.numel() for value in one.tuned.model.parameters())
-    one.keep_states()
+    one.cache_states()
     one.free_weights()
     assert sum(value.numel() for value in one.tuned.model.parameters()) == before
-    assert not any(isinstance(feed, CachedBatches) for feed in one.feeds.values())
+    assert not any(isinstance(feed, CachedBatches) for feed in one.batches.values())
     assert one.fill_seconds == 0.0
 
 
@@ -101,9 +101,9 @@ def test_only_rows_that_training_reaches_get_states(masked_lm, tmp_path):
     one = pipeline(masked_lm, tmp_path, steps=2)
     one.build()
     one.encode()
-    one.keep_states()
-    assert (one.feeds["train"].numbers >= 0).sum() == 16  # two batches of eight
-    assert (one.feeds["dev"].numbers >= 0).all()
+    one.cache_states()
+    assert (one.batches["train"].numbers >= 0).sum() == 16  # two batches of eight
+    assert (one.batches["dev"].numbers >= 0).all()
 
 
 def test_from_a_later_stage_on(masked_lm, tmp_path):
@@ -112,14 +112,14 @@ def test_from_a_later_stage_on(masked_lm, tmp_path):
     first.run()
     trained = weights(first.tuned)
     second = pipeline(masked_lm, tmp_path)
-    second.tuned, second.feeds = first.tuned, first.feeds
+    second.tuned, second.batches = first.tuned, first.batches
     second.fit()
     assert not all(np.array_equal(value, trained[name]) for name, value in weights(second.tuned).items())
     by_hand = pipeline(masked_lm, tmp_path)
     by_hand.build()
     by_hand.encode()
     for _ in range(2):
-        tuned, feeds = by_hand.tuned, by_hand.feeds
+        tuned, feeds = by_hand.tuned, by_hand.batches
         arguments = (tuned.model, tuned.readout, feeds["train"], feeds["dev"], by_hand.recipe)
         result = fit(*arguments, metrics=TASK.metrics, device=tuned.device)
     assert result.metrics["loss"] == pytest.approx(second.result.metrics["loss"], abs=1e-5)
@@ -130,8 +130,8 @@ def test_weights_of_rows(masked_lm, tmp_path):
     weighted.weights = np.linspace(0, 2, 32, dtype=np.float32)
     losses = [one.run() and one.result.history[0]["train_loss"] for one in (plain, weighted)]
     assert losses[0] != losses[1]
-    np.testing.assert_array_equal(weighted.feeds["train"].weights, weighted.weights)  # with kept states, too
-    assert weighted.feeds["dev"].weights is None
+    np.testing.assert_array_equal(weighted.batches["train"].weights, weighted.weights)  # with cached states, too
+    assert weighted.batches["dev"].weights is None
 
 
 def test_what_is_saved(masked_lm, tmp_path):

@@ -1,4 +1,4 @@
-"""Training from kept states ends where training with the trunk does; what may not be kept is not."""
+"""Training from cached states ends where training with the trunk does; what may not be kept is not."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def classifier(model, task=None, **settings):
 
 def train(model, states, recipe=RECIPE, **settings):
     tuned = classifier(model, **settings)
-    feed = tuned.feed(ROWS)
-    (feed,), _ = tuned.kept([(feed, rows_needed(feed, recipe))], states)
+    feed = tuned.batches(ROWS)
+    (feed,), _ = tuned.cached([(feed, rows_needed(feed, recipe))], states)
     fit(tuned.model, tuned.readout, feed, None, recipe, metrics=("accuracy",), device=tuned.device)
     return feed, {name: p.detach() for name, p in trainable_parameters(tuned.model).items()}
 
@@ -77,8 +77,8 @@ def test_methods_below_the_prompt_layer_have_no_states(headless, method, tmp_pat
 
 def test_the_trunk_does_not_run(masked_lm, tmp_path):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    (feed,), seconds = tuned.kept([(feed, np.arange(len(feed)))], StatesSettings(str(tmp_path)))
+    feed = tuned.batches(ROWS)
+    (feed,), seconds = tuned.cached([(feed, np.arange(len(feed)))], StatesSettings(str(tmp_path)))
     assert seconds > 0
     split = tuned.layer.split_at(2)
 
@@ -88,7 +88,7 @@ def test_the_trunk_does_not_run(masked_lm, tmp_path):
     split.trunk.__dict__["forward"] = never
     fit(tuned.model, tuned.readout, feed, feed, RECIPE, metrics=("accuracy",), device=tuned.device)
     again = classifier(masked_lm, method="fixed")
-    _, seconds = again.kept([(again.feed(ROWS), np.arange(40))], StatesSettings(str(tmp_path)))
+    _, seconds = again.cached([(again.batches(ROWS), np.arange(40))], StatesSettings(str(tmp_path)))
     assert seconds == 0.0
 
 
@@ -145,21 +145,21 @@ def test_label_words_that_cannot_be_packed_need_the_trunk(causal_lm, tmp_path, m
     monkeypatch.setattr("lateprompt.readouts.label_words.can_pack", lambda layer: False)
     task = default_task(["negative", "positive"], pair=False, label_words=["so terrible", "so great"])
     tuned = classifier(causal_lm, task)
-    feed = tuned.feed(ROWS)
-    (same,), seconds = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+    feed = tuned.batches(ROWS)
+    (same,), seconds = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     assert same is feed
     assert seconds == 0.0
 
 
 def test_what_does_not_fit_is_said(masked_lm, tmp_path, monkeypatch):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     with pytest.warns(UserWarning, match="do not fit"):
-        (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
+        (same,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
     assert same is feed
     monkeypatch.setattr(fill, "SPARE_BYTES", 1 << 60)
     with pytest.warns(UserWarning, match="do not fit"):
-        tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+        tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
 
 
 def test_states_on_the_command_line(masked_lm, data, tmp_path, capsys):

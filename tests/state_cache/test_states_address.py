@@ -1,4 +1,4 @@
-"""What the address of kept states depends on, and how far results depend on what a store held before."""
+"""What the address of cached states depends on, and how far results depend on what a store held before."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_the_attention_kernel_is_part_of_the_address(filled):
 
 def trained(model, folder, states_dtype, dtype, past):
     tuned = classifier(model, dtype=dtype)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     if past:  # a few rows at a time, among shorter and longer ones
         texts = [" ".join([row["text"]] * (1 + i % 4)) for i, row in enumerate(make_rows(60, 100))]
-        others = tuned.feed([Row(text, None, "positive", {}) for text in texts])
+        others = tuned.batches([Row(text, None, "positive", {}) for text in texts])
         store = TrunkStates.open(folder, tuned.model, 2, dtype=states_dtype)
         for i in range(0, 40, 3):
             store.fill([e.input_ids for e in (*feed.examples[i : i + 3], *others.examples[i : i + 7])])
-    (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(folder), states_dtype=states_dtype))
+    (kept,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(folder), states_dtype=states_dtype))
     assert isinstance(kept, CachedBatches)
     states = [kept.store.get([number])[0].float() for number in kept.numbers]
     recipe = replace(RECIPE, max_steps=30)

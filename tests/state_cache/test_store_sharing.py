@@ -200,8 +200,8 @@ def test_a_crowd_that_fills_reads_and_prunes_one_folder(tmp_path, small_segments
 def train(model: str, folder: Path, layer: int, limit_gb: float) -> None:
     tuned = classifier(model, prompt_layer=layer)
     for _ in range(6):
-        feed = tuned.feed(ROWS)
-        (feed,), _ = tuned.kept([(feed, np.arange(len(feed)))], StatesSettings(str(folder), states_limit_gb=limit_gb))
+        feed = tuned.batches(ROWS)
+        (feed,), _ = tuned.cached([(feed, np.arange(len(feed)))], StatesSettings(str(folder), states_limit_gb=limit_gb))
         assert isinstance(feed, CachedBatches)
         for batch in feed.batches([np.arange(i, i + 8) for i in range(0, 40, 8)] * 3):
             assert batch.trunk_states.abs().sum() > 0
@@ -425,12 +425,12 @@ def as_reader(folder: Path):
 
 def test_a_store_that_may_only_be_read_is_read(masked_lm, shared):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    tuned.kept([(feed, np.arange(40))], StatesSettings(str(shared)))
+    feed = tuned.batches(ROWS)
+    tuned.cached([(feed, np.arange(40))], StatesSettings(str(shared)))
     before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
     with as_reader(shared), warnings.catch_warnings():
         warnings.simplefilter("error")
-        (kept,), seconds = tuned.kept([(feed, np.arange(40))], StatesSettings(str(shared)))
+        (kept,), seconds = tuned.cached([(feed, np.arange(40))], StatesSettings(str(shared)))
         assert isinstance(kept, CachedBatches)
         assert seconds == 0.0
         assert kept.batch(np.arange(4)).trunk_states is not None
@@ -442,21 +442,21 @@ def test_full_disks_and_small_limits_do_not_matter_where_all_is_kept(masked_lm, 
     from lateprompt.training import kept
 
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+    feed = tuned.batches(ROWS)
+    tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     monkeypatch.setattr(kept, "SPARE_BYTES", 1 << 60)
-    (again,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
+    (again,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path), states_limit_gb=1e-6))
     assert isinstance(again, CachedBatches)
 
 
 @pytest.mark.parametrize("there", ["nothing", "some rows"])
 def test_a_store_that_cannot_be_written_means_one_warning_and_the_trunk(there, masked_lm, shared):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     if there == "some rows":
-        tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+        tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     with as_reader(shared), pytest.warns(UserWarning, match="the trunk is computed at each step") as said:
-        (same,), seconds = tuned.kept([(feed, np.arange(40))], StatesSettings(str(shared)))
+        (same,), seconds = tuned.cached([(feed, np.arange(40))], StatesSettings(str(shared)))
     assert len(said) == 1
     assert "--states off" in str(said[0].message)
     assert same is feed
@@ -472,13 +472,13 @@ def test_a_store_that_cannot_be_written_means_one_warning_and_the_trunk(there, m
 
 def test_a_store_that_may_not_be_read(masked_lm, shared, capsys):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    feed = tuned.batches(ROWS)
+    tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     (closed,) = shared.iterdir()
     shared.chmod(0o755)
     closed.chmod(0)
     with _not_root(), pytest.warns(UserWarning, match="cannot be read"):
-        (same,), _ = tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+        (same,), _ = tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     assert same is feed
     with _not_root():
         (listed,) = list_stores(shared)
@@ -490,13 +490,13 @@ def test_a_store_that_may_not_be_read(masked_lm, shared, capsys):
 
 def test_facts_that_may_not_be_read(masked_lm, shared):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    feed = tuned.batches(ROWS)
+    tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     (closed,) = shared.glob(f"*/{STORE_FILE}")
     shared.chmod(0o755)
     closed.chmod(0)
     with _not_root(), pytest.warns(UserWarning, match="cannot be read"):
-        (same,), _ = tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+        (same,), _ = tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     assert same is feed
 
 
@@ -516,12 +516,12 @@ def test_a_full_disk_leaves_whole_rows_and_training_goes_on(masked_lm, tmp_path,
     """A limit on the size of files, which the kernel enforces as it does the disk's end."""
     monkeypatch.setattr(store_module, "BATCH_TOKENS", 64)
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_001, hard))
     try:
         with pytest.warns(UserWarning, match="no room for trunk states") as said:
-            (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+            (same,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(said) == 1
@@ -531,18 +531,18 @@ def test_a_full_disk_leaves_whole_rows_and_training_goes_on(masked_lm, tmp_path,
     assert (found.dropped, found.problem) == (0, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing to repair
-        (kept,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+        (kept,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     assert isinstance(kept, CachedBatches)
 
 
 def test_a_disk_that_is_full_already_is_no_reason_to_stop(masked_lm, tmp_path):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.warns(UserWarning, match="no room for trunk states"):
-            (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+            (same,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert same is feed
@@ -586,19 +586,19 @@ def test_a_segment_of_another_user_is_read_and_left_alone(model, tmp_path, monke
 
 def test_facts_that_may_not_be_read_mean_a_warning_and_the_trunk(masked_lm, shared):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
-    tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+    feed = tuned.batches(ROWS)
+    tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     for path in shared.rglob("store.json"):
         path.chmod(0)
     with _not_root(), pytest.warns(UserWarning, match="cannot be read"):
-        (same,), _ = tuned.kept([(feed, np.arange(10))], StatesSettings(str(shared)))
+        (same,), _ = tuned.cached([(feed, np.arange(10))], StatesSettings(str(shared)))
     assert same is feed
 
 
 @pytest.mark.parametrize("when", ["store.json", "segment"])
 def test_a_store_that_is_removed_while_it_is_filled(when, masked_lm, tmp_path, monkeypatch):
     tuned = classifier(masked_lm)
-    feed = tuned.feed(ROWS)
+    feed = tuned.batches(ROWS)
     if when == "segment":
         append = TrunkStates.append
 
@@ -610,7 +610,7 @@ def test_a_store_that_is_removed_while_it_is_filled(when, masked_lm, tmp_path, m
     else:
         monkeypatch.setattr(row_store, "write_json", lambda path, facts: (path.parent / "gone").stat())
     with pytest.warns(UserWarning, match="removed while they were filled"):
-        (same,), _ = tuned.kept([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
+        (same,), _ = tuned.cached([(feed, np.arange(40))], StatesSettings(str(tmp_path)))
     assert same is feed
 
 

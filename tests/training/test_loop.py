@@ -43,8 +43,8 @@ def prepared(model, recipe=RECIPE, *, checkpoint=None, **settings):
     trainer = Trainer(
         tuned.model,
         tuned.readout,
-        tuned.feed(rows(40)),
-        tuned.feed(rows(16, 100)),
+        tuned.batches(rows(40)),
+        tuned.batches(rows(16, 100)),
         recipe,
         metrics=tuned.task.metrics,
         device=tuned.device,
@@ -172,7 +172,7 @@ def test_runs_of_two_precisions_take_turns(masked_lm):
 def test_only_the_adapter_changes(masked_lm):
     tuned = classifier(masked_lm)
     before = {name: p.detach().clone() for name, p in tuned.model.named_parameters()}
-    fit(tuned.model, tuned.readout, tuned.feed(rows(16)), None, RECIPE, metrics=("accuracy",), device=tuned.device)
+    fit(tuned.model, tuned.readout, tuned.batches(rows(16)), None, RECIPE, metrics=("accuracy",), device=tuned.device)
     for name, parameter in tuned.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
 
@@ -229,7 +229,7 @@ def test_an_interrupted_run_ends_the_same(masked_lm, tmp_path, monkeypatch, stop
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, masked_lm):
     folder = tmp_path / "checkpoint"
     tuned = classifier(masked_lm)
-    arguments = (tuned.model, tuned.readout, tuned.feed(rows(16)), None, replace(RECIPE, eval_every=1, max_steps=2))
+    arguments = (tuned.model, tuned.readout, tuned.batches(rows(16)), None, replace(RECIPE, eval_every=1, max_steps=2))
     fit(*arguments, metrics=("accuracy",), device=tuned.device, checkpoint=folder, settings=json.dumps({"lr": 1}))
     assert (folder / "state.json").exists()
     optimizer = make_optimizer(trainable_parameters(tuned.model), RECIPE)
@@ -245,7 +245,7 @@ def test_accumulation_is_one_large_batch(masked_lm):
     whole, parts = (classifier(masked_lm, prompt_dropout=0.0) for _ in range(2))
     for tuned, size, times in ((whole, 40, 1), (parts, 8, 5)):
         tuned.readout.layer.train = lambda mode=True, layer=tuned.readout.layer: layer  # stay without dropout
-        arguments = (tuned.model, tuned.readout, tuned.feed(rows(40)), None)
+        arguments = (tuned.model, tuned.readout, tuned.batches(rows(40)), None)
         one = replace(recipe, batch_size=size, grad_accumulation=times)
         fit(*arguments, one, metrics=("accuracy",), device=tuned.device)
     for name, value in weights(whole).items():

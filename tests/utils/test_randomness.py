@@ -361,6 +361,6 @@ def test_gradient_checkpointing_and_rivals_draw_from_the_seed_too(headless, unch
         tuned = TextClassifier.build(ModelSettings(headless, prompt_layer=2), task, seed=1)
         tuned.model.get_base_model().gradient_checkpointing_enable()
         tuned.readout.layer.train()
-        fit(tuned.model, tuned.readout, tuned.feed(rows), None, recipe, metrics=["accuracy"], device=tuned.device)
+        fit(tuned.model, tuned.readout, tuned.batches(rows), None, recipe, metrics=["accuracy"], device=tuned.device)
         found.append({name: p.detach().clone() for name, p in trainable_parameters(tuned.model).items()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

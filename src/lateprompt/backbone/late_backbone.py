@@ -148,7 +148,7 @@ class LateBackbone(nn.Module):
         """Raise LatePromptError where the trunk has no weights to run, or hash, with."""
         if self.trunk_offloaded:
             raise LatePromptError(
-                "the trunk's weights are offloaded while kept states are trained from: restore them first"
+                "the trunk's weights are offloaded while cached states are trained from: restore them first"
             )
 
     # -- calls -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ COMMANDS = {
         "list the methods that train takes, and their options", "compare:methods", ("lateprompt methods",)
     ),
     "states": Command(
-        "fill, list, verify or prune kept trunk states",
+        "fill, list, verify or prune cached trunk states",
         "states:states",
         (
             "lateprompt states fill --model roberta-base --task sst2 --data train.jsonl",

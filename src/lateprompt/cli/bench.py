@@ -105,7 +105,7 @@ def _steps(args: Namespace) -> None:
         speed, size, share = (row[key] for key in _AGAINST_BASELINE)
         rows.append(
             (
-                row["method"] + (", kept states" if row["states"] else ""),
+                row["method"] + (", cached states" if row["states"] else ""),
                 row["dtype"],
                 f"{row['step_ms']:.0f}",
                 f"{row['tokens_per_second']:,.0f}",

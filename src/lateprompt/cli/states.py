@@ -1,4 +1,4 @@
-"""The arguments of `lateprompt states`, and what it does: fill, list, verify or prune kept trunk states."""
+"""The arguments of `lateprompt states`, and what it does: fill, list, verify or prune cached trunk states."""
 
 from __future__ import annotations
 
@@ -108,5 +108,5 @@ def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str
         device=args.device,
     )
     tuned = kind_of(task).build(settings, task, seed=0)
-    stores = fill_layers(tuned.model, tuned.readout, tuned.feed(rows), args.prompt_layer, folder, args.dtype)
+    stores = fill_layers(tuned.model, tuned.readout, tuned.batches(rows), args.prompt_layer, folder, args.dtype)
     return [store.describe() for store in stores], []

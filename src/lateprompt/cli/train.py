@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lateprompt.cli.parser import Parser
 
 _MACHINE = ("dtype", "device", "compile")
-_KEPT = "kept states"
+_KEPT = "cached states"
 
 
 def add_train(parser: Parser) -> None:

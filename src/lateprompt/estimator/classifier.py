@@ -223,7 +223,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         )
         pipeline.build()
         pipeline.encode()
-        pipeline.keep_states()
+        pipeline.cache_states()
         pipeline.fit()  # no weights were freed: `predict` needs all of them
         fitted = {
             "classifier_": pipeline.tuned,

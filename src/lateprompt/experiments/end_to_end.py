@@ -81,7 +81,7 @@ class EndToEndSettings:
         baselines: PEFT methods to compare with: prompt-tuning, lora, both, or none.
         baseline_epochs: stop PEFT's methods after so many epochs and extrapolate their time; default they go to the
             end.
-        states: folder of kept states; default a fresh one, so that the first run fills it; removed at the end.
+        states: folder of cached states; default a fresh one, so that the first run fills it; removed at the end.
         readout: masked_lm, causal_lm, head or auto.
         head_pooling: what a trained head reads, of all methods: cls, mean or last; default mean for encoders, last for
             decoders.
@@ -202,7 +202,7 @@ class MethodRun:
     @classmethod
     def of_late_prompt(cls, name: str, pipeline: Pipeline) -> MethodRun:
         """A late prompt, from a pipeline that has built it and encoded the rows."""
-        tuned, batches = pipeline.tuned, (pipeline.feeds[TRAIN], pipeline.feeds.get(DEV))
+        tuned, batches = pipeline.tuned, (pipeline.batches[TRAIN], pipeline.batches.get(DEV))
         facts: dict[str, Any] = {"metrics": tuned.task.metrics, "device": tuned.device, "pipeline": pipeline}
         return cls(name, tuned.model, tuned.readout, batches, pipeline.recipe, **facts)
 
@@ -270,14 +270,14 @@ class MethodRun:
 
 def _cached_batches(pipeline: Pipeline) -> tuple[Batches, Batches | None]:
     """The training and dev rows with stored trunk states, without the weights that training does not read then."""
-    pipeline.keep_states()
-    if not isinstance(pipeline.feeds[TRAIN], CachedBatches):
+    pipeline.cache_states()
+    if not isinstance(pipeline.batches[TRAIN], CachedBatches):
         raise LatePromptError(
             f"trunk states do not fit on the disk of {pipeline.states.states!r}; "
             "give a folder on another disk with --states"
         )
     pipeline.free_weights()
-    return pipeline.feeds[TRAIN], pipeline.feeds.get(DEV)
+    return pipeline.batches[TRAIN], pipeline.batches.get(DEV)
 
 
 def make_runs(settings: EndToEndSettings, rows: Rows, states: Path) -> list[MethodRun]:
@@ -303,8 +303,8 @@ def make_runs(settings: EndToEndSettings, rows: Rows, states: Path) -> list[Meth
             )
         if feeds is None:
             pipeline.encode()
-            feeds = dict(pipeline.feeds)
-        pipeline.feeds = dict(feeds)  # all methods get the very same rows
+            feeds = dict(pipeline.batches)
+        pipeline.batches = dict(feeds)  # all methods get the very same rows
         late_prompts.append(MethodRun.of_late_prompt(name, pipeline))
     assert late_prompts[0].pipeline is not None
     first = cast(TextClassifier, late_prompts[0].pipeline.tuned)

@@ -32,7 +32,7 @@ class InputPrompt:
 
     module: nn.Module
     late = False
-    """Whether it may start from kept trunk states."""
+    """Whether it may start from cached trunk states."""
 
     def __call__(self, layer: LateBackbone, call: LateCall) -> Any:
         """The backbone's output for the text positions, or for those that the call reads.

@@ -189,9 +189,9 @@ class TunedModel:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def release(self) -> None:
-        """Free the weights that training and evaluation from kept states do not touch: trunk, embeddings, LM head rows.
+        """Free the weights that training and evaluation from cached states do not touch: trunk, embeddings, LM head rows.
 
-        What needs them later (rows without kept states) loads them again by itself.
+        What needs them later (rows without cached states) loads them again by itself.
         """
         if self._offloaded is None:
             base, layer = self.model.get_base_model(), self.layer
@@ -203,7 +203,7 @@ class TunedModel:
             self._offloaded.restore(load_base(self.settings.model, self.settings.readout, dtype=self.settings.dtype))
             self._offloaded = None
 
-    def feed(self, rows: Sequence[Row], *, any_label: bool = False) -> Batches:
+    def batches(self, rows: Sequence[Row], *, any_label: bool = False) -> Batches:
         """The rows, encoded.
 
         Args:
@@ -219,28 +219,30 @@ class TunedModel:
             examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
         return Batches(examples, self.tokenizer.pad_token_id or 0)
 
-    def kept(
-        self, feeds: Sequence[tuple[Batches, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
+    def cached(
+        self, batches: Sequence[tuple[Batches, np.ndarray]], settings: StatesSettings, *, quiet: bool = True
     ) -> tuple[list[Batches], float]:
-        """Feeds (each with the rows that will be read) with kept trunk states, and the seconds that filling took.
+        """Batches (each with the rows that will be read) with cached trunk states, and the seconds that filling took.
 
-        A method that changes what lies below the prompt layer has no states to keep: its feeds come back as they are.
+        A method that changes what lies below the prompt layer has no states to keep: its batches come back as they are.
         """
         self.restore()
         if not is_late(self.settings.method):
-            return [feed for feed, _ in feeds], 0.0
-        return cache_states(self.model, self.readout, int(self.settings.prompt_layer), feeds, settings, quiet=quiet)
+            return [part for part, _ in batches], 0.0
+        return cache_states(self.model, self.readout, int(self.settings.prompt_layer), batches, settings, quiet=quiet)
+
+    feed, kept = batches, cached  # their names in earlier releases
 
     def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, float]:
-        """The task's metrics on rows with answers, or on a feed of them (with kept states, perhaps).
+        """The task's metrics on rows with answers, or on batches of them (with cached states, perhaps).
 
         A label that the task does not have counts as wrong.
         """
-        feed = rows if isinstance(rows, Batches) else self.feed(rows, any_label=True)
-        if not isinstance(feed, CachedBatches):
+        batches = rows if isinstance(rows, Batches) else self.batches(rows, any_label=True)
+        if not isinstance(batches, CachedBatches):
             self.restore()
-        values = evaluate(self.readout, feed, self.task.metrics, batch_size=batch_size, device=self.device)
-        return {**values, **self.measure_more(feed, batch_size=batch_size)}
+        values = evaluate(self.readout, batches, self.task.metrics, batch_size=batch_size, device=self.device)
+        return {**values, **self.measure_more(batches, batch_size=batch_size)}
 
     # -- the run folder's own files ----------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class TextClassifier(TunedModel):
         self.restore()
         parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
         for start in range(0, len(rows), _TOGETHER):
-            feed = self.feed(rows[start : start + _TOGETHER])
+            feed = self.batches(rows[start : start + _TOGETHER])
             parts.append(
                 predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
             )

@@ -1,4 +1,4 @@
-"""Free the weights that training from kept states never touches, and put them back."""
+"""Free the weights that training from cached states never touches, and put them back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OffloadedWeights:
 
     @classmethod
     def offload(cls, model: Any, layer: LateBackbone, prompt_layer: int, readout: Readout) -> OffloadedWeights:
-        """Free what training from kept states does not need; tied weights that the LM head still needs stay.
+        """Free what training from cached states does not need; tied weights that the LM head still needs stay.
 
         Args:
             model: the Hugging Face model (with its head) that holds `layer`.

@@ -181,7 +181,7 @@ class MultiTokenReadout(Readout):
         """The same by a whole pass for each label, for architectures that cannot pack them."""
         if batch.trunk_states is not None:
             raise LatePromptError(
-                "label words of several tokens cannot be scored from kept trunk states on this architecture; "
+                "label words of several tokens cannot be scored from cached trunk states on this architecture; "
                 f"use {option('states', 'off')}"
             )
         rows, labels, width = tokens.shape

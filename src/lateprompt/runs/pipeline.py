@@ -46,8 +46,8 @@ class Pipeline:
 
     Attributes:
         tuned: the classifier or writer (`build`).
-        feeds: the encoded rows by the name of their set (`encode`), with their trunk states (`keep_states`).
-        fill_seconds: seconds in which trunk states were computed; 0 if all were there (`keep_states`).
+        batches: the encoded rows by the name of their set (`encode`), with their trunk states (`cache_states`).
+        fill_seconds: seconds in which trunk states were computed; 0 if all were there (`cache_states`).
         result: history, dev metrics and times of the training (`fit`).
         metrics: what goes to `metrics.json` (`evaluate`).
 
@@ -76,7 +76,7 @@ class Pipeline:
     quiet: bool = True
 
     tuned: TextClassifier | TextWriter = field(init=False, repr=False)
-    feeds: dict[str, Batches] = field(init=False, repr=False)
+    batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
     metrics: dict[str, Any] = field(init=False, repr=False)
@@ -90,7 +90,7 @@ class Pipeline:
         """Call all stages but `save`; return what goes to `metrics.json`."""
         self.build()
         self.encode()
-        self.keep_states()
+        self.cache_states()
         self.free_weights()
         self.fit()
         return self.evaluate()
@@ -110,29 +110,29 @@ class Pipeline:
             LatePromptError: a row that cannot be encoded, or a training row with a label that the task does not have.
         """
         sets = self.rows.sets().items()
-        self.feeds = {name: self.tuned.feed(rows, any_label=name != TRAIN) for name, rows in sets if rows}
-        self.feeds[TRAIN].weights = self.weights
+        self.batches = {name: self.tuned.batches(rows, any_label=name != TRAIN) for name, rows in sets if rows}
+        self.batches[TRAIN].weights = self.weights
 
-    def keep_states(self) -> None:
+    def cache_states(self) -> None:
         """Compute the trunk states that no earlier run has kept, so that no later stage runs the trunk.
 
-        Of the training rows these are the ones that the recipe's steps will reach. The feeds stay as they are if
+        Of the training rows these are the ones that the recipe's steps will reach. The batches stay as they are if
         states are off, do not fit on the disk, or depend on what is trained.
         """
         wanted = [
-            (feed, rows_needed(feed, self.recipe) if name == TRAIN else np.arange(len(feed)))
-            for name, feed in self.feeds.items()
+            (part, rows_needed(part, self.recipe) if name == TRAIN else np.arange(len(part)))
+            for name, part in self.batches.items()
         ]
         with processes().main_first():  # it fills; the others find the states there
-            kept, self.fill_seconds = self.tuned.kept(wanted, self.states, quiet=self.quiet)
-        self.feeds = dict(zip(self.feeds, kept, strict=True))
+            cached, self.fill_seconds = self.tuned.cached(wanted, self.states, quiet=self.quiet)
+        self.batches = dict(zip(self.batches, cached, strict=True))
 
     def free_weights(self) -> None:
-        """Free trunk, embeddings and unread rows of the LM head, if all rows have kept states.
+        """Free trunk, embeddings and unread rows of the LM head, if all rows have cached states.
 
         Predicting other rows loads them again.
         """
-        if all(isinstance(feed, CachedBatches) for feed in self.feeds.values()):
+        if all(isinstance(part, CachedBatches) for part in self.batches.values()):
             self.tuned.release()
 
     def fit(self) -> None:
@@ -144,8 +144,8 @@ class Pipeline:
         self.result = fit(
             self.tuned.model,
             self.tuned.readout,
-            self.feeds[TRAIN],
-            self.feeds.get(DEV),
+            self.batches[TRAIN],
+            self.batches.get(DEV),
             self.recipe,
             metrics=self.tuned.task.metrics,
             device=self.tuned.device,
@@ -161,11 +161,11 @@ class Pipeline:
         """
         tuned, batch_size = self.tuned, self.recipe.eval_batch_size
         scores = {
-            name: tuned.evaluate(feed, batch_size=batch_size)
-            for name, feed in self.feeds.items()
+            name: tuned.evaluate(part, batch_size=batch_size)
+            for name, part in self.batches.items()
             if name not in (TRAIN, DEV)
         }
-        more = tuned.measure_more(self.feeds[DEV], batch_size=batch_size) if DEV in self.feeds else {}
+        more = tuned.measure_more(self.batches[DEV], batch_size=batch_size) if DEV in self.batches else {}
         self.metrics = {
             **self.result.metrics,
             **more,

@@ -117,7 +117,7 @@ def train_model(
     pipeline.encode()
     pipeline.data |= check_sets(rows)
     pipeline.checkpoint = prepare()
-    pipeline.keep_states()
+    pipeline.cache_states()
     pipeline.free_weights()
     pipeline.fit()
     return pipeline

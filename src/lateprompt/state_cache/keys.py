@@ -1,4 +1,4 @@
-"""What a kept state depends on: the trunk's weights, settings and code (the store), the token sequence (the row)."""
+"""What a cached state depends on: the trunk's weights, settings and code (the store), the token sequence (the row)."""
 
 from __future__ import annotations
 

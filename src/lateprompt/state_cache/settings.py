@@ -1,4 +1,4 @@
-"""The settings of kept trunk states. Nothing heavy is imported: the command line shows them in its help."""
+"""The settings of cached trunk states. Nothing heavy is imported: the command line shows them in its help."""
 
 from __future__ import annotations
 

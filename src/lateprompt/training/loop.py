@@ -133,7 +133,7 @@ class Trainer:
         >>> from lateprompt.predictors.classifier import TextClassifier
         >>> from lateprompt.training.settings import ModelSettings
         >>> tuned = TextClassifier.build(ModelSettings(installed_encoder(), readout="head"), load_task("sst2"), seed=1)
-        >>> rows = tuned.feed([Row("a gem .", label="positive"), Row("so dull", label="negative")])
+        >>> rows = tuned.batches([Row("a gem .", label="positive"), Row("so dull", label="negative")])
         >>> recipe = RecipeSettings(max_steps=4, eval_every=2)
         >>> trainer = Trainer(tuned.model, tuned.readout, rows, rows, recipe, metrics=["accuracy"], device=tuned.device)
         >>> trainer.step()

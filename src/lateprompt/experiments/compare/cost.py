@@ -1,7 +1,7 @@
 """What a comparison will cost: a model in layers, made seconds by finished runs, or by a measured product.
 
 A step crosses a layer with each of its tokens: once forward, once backward through frozen weights (to the lowest
-trained place), once more for weight gradients (full tuning). Kept states leave the tail alone.
+trained place), once more for weight gradients (full tuning). Cached states leave the tail alone.
 """
 
 from __future__ import annotations

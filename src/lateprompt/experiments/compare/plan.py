@@ -115,7 +115,7 @@ class Plan:
         dev_rows: rows of the training file that choose the best weights, class-proportional.
         recipe: recipe settings of all methods.
         settings: model settings of all methods.
-        states: settings of kept states.
+        states: settings of cached states.
         search: how settings are chosen, or None.
     """
 

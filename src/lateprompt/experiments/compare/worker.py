@@ -61,7 +61,7 @@ def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]
     """Metrics of the test sets by path, from one pass over their rows that gives the file of predictions too."""
     tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
     for path, rows in pipeline.rows.test.items():
-        feed = pipeline.feeds[pipeline.rows.name_of(path, TEST)]
+        feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
         scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
         values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
         probabilities, labels = softmax(scores), tuned.task.labels
