@@ -56,6 +56,7 @@ def positions_of(name, batch):
 # -- a drop-in ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("generator", list(GENERATORS))
 @torch.no_grad()
@@ -122,6 +123,7 @@ def test_a_text_of_the_longest_length(name):
     assert late(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("generator", list(GENERATORS))
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -139,6 +141,7 @@ def test_padding_changes_nothing(name, generator, padding):
             torch.testing.assert_close(padded[row, mask], alone, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @torch.no_grad()
@@ -236,6 +239,7 @@ def test_no_prompt_active_is_the_bare_backbone():
 # -- KV cache ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("generator", list(GENERATORS))
 @pytest.mark.parametrize("prompt_layer", [1, 3])

@@ -45,6 +45,7 @@ def test_generate(name, beams):
 GENERATION = {"max_new_tokens": 7, "eos_token_id": None, "pad_token_id": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("generator", ["npg", "mppg", "appg", "atpg", "rpg", "fixed"])
 @pytest.mark.parametrize("beams", [1, 3])

@@ -44,6 +44,7 @@ def outputs(model: Any, batch: dict[str, torch.Tensor], read: torch.Tensor | Non
     return hidden.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_same_states_and_gradients(name: str, padding: str) -> None:
@@ -276,6 +277,7 @@ class _NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "right"])
 @pytest.mark.parametrize("generator", ["npg", "mppg"])
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {*EAGER_ONLY, "opt"}))

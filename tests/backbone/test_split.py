@@ -25,6 +25,7 @@ def test_every_family_has_a_tiny_model():
     assert set(CONFIGS) == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kernel"), KERNELS)
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @torch.no_grad()

@@ -72,6 +72,7 @@ def train(model, readout, batch: Batch, steps: int = 3) -> None:
     model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "readout", "method"), CASES)
 def test_train_save_load(family, readout, method, tmp_path):
     model = make(family, readout, method)
@@ -105,6 +106,7 @@ NO_DROPOUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(NO_DROPOUT))
 @pytest.mark.parametrize("method", [name for name in ALL if is_late(name)])
 def test_late_methods_train_from_trunk_states(family, method):

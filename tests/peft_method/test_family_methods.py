@@ -19,6 +19,7 @@ def test_every_family_has_a_tiny_model():
     assert set(CONFIGS) == {name for name in FAMILIES if not name.startswith("my_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TUNERS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_defaults_of_every_family(family, method, tmp_path):

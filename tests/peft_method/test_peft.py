@@ -46,6 +46,7 @@ from lateprompt.utils.errors import LatePromptError
 # -- every family under every head -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "auto"), MODELS)
 def test_life_cycle(name, auto, tmp_path):
     base = tiny_model(name, auto)
@@ -502,6 +503,7 @@ def test_mixed_batches_that_make_no_sense():
 # -- source mask, trunk states, labels ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "auto"), MODELS)
 def test_our_arguments_reach_the_backbone_through_every_head(name, auto):
     batch = plain_batch(name)

@@ -168,6 +168,7 @@ def test_adapters_go_behind_both_outputs_of_every_layer(name):
         assert widths == {D}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "auto"), CASES)
 def test_life_cycle(kind, name, auto, tmp_path):
     base, batch = biased_model(name, auto), plain_batch(name)
@@ -608,6 +609,7 @@ def late_on(base, auto):
     return shake(get_peft_model(base, late_config(auto, prompt_layer=2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "auto"), BENEATH)
 def test_a_tuner_of_the_tail_leaves_the_trunk_pure(kind, name, auto):
     batch = plain_batch(name)

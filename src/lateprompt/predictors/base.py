@@ -189,7 +189,7 @@ class TunedModel:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def release(self) -> None:
-        """Free the weights that training and evaluation from cached states do not touch: trunk, embeddings, LM head rows.
+        """Free the weights that training and evaluation from cached states do not use: trunk, embeddings, LM head rows.
 
         What needs them later (rows without cached states) loads them again by itself.
         """
