@@ -181,7 +181,7 @@ def family_of(backbone: nn.Module) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise LatePromptError(
-            f"architecture {model_type!r} ({type(backbone).__name__}) is not in lateprompt.backbone.families.FAMILIES "
+            f"architecture {model_type!r} ({type(backbone).__name__}) is not in lateprompt.FAMILIES "
             f"({', '.join(sorted(FAMILIES))}); add it with lateprompt.register_family(model_type, Family(...))"
         )
     return FAMILIES[model_type]

@@ -108,7 +108,7 @@ COMMANDS = {
         "bench:bench",
         (
             "lateprompt bench --model roberta-base --batch 16 --length 64",
-            "lateprompt bench end-to-end --model roberta-base --train train.csv --dev dev.csv",
+            "lateprompt bench end-to-end --model roberta-base \\\n      --train train.csv --dev dev.csv",
         ),
         arguments="bench:add_bench",
     ),
