@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lateprompt.data import read_rows
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.runs.pipeline import DataSettings, train_run
+from lateprompt.runs.train import DataSettings, train_run
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 
 ROOMS = ("kitchen", "bedroom", "hall", "garage", "bathroom", "study", "garden", "attic")
