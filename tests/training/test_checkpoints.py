@@ -42,7 +42,7 @@ def auto_of(model) -> str:
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_auto_readout_is_what_loading_can_serve(family, tmp_path):
-    words = "mask" if family in ENCODERS else "label"
+    words = "masked_lm" if family in ENCODERS else "causal_lm"
     head = "AutoModelForMaskedLM" if family in ENCODERS else "AutoModelForCausalLM"
     whole, bare = tiny_model(family, head), tiny_model(family, "AutoModel")
     whole.save_pretrained(tmp_path / "whole")
@@ -65,14 +65,14 @@ def test_auto_readout_of_shards_and_of_names_from_tensorflow(tmp_path):
     model = tiny_model("bert", "AutoModelForMaskedLM")
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert (tmp_path / "shards" / INDEX).exists()
-    assert auto_of(tmp_path / "shards") == "mask"
+    assert auto_of(tmp_path / "shards") == "masked_lm"
     model.save_pretrained(tmp_path / "old")
     tensors = load_file(tmp_path / "old" / WEIGHTS)
     renamed = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
                for k, v in tensors.items()}  # fmt: skip
     assert renamed.keys() != tensors.keys()
     save_file(renamed, tmp_path / "old" / WEIGHTS, {"format": "pt"})
-    assert auto_of(tmp_path / "old") == "mask"
+    assert auto_of(tmp_path / "old") == "masked_lm"
     load_base(str(tmp_path / "old"), "masked_lm")
 
 

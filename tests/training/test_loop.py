@@ -128,8 +128,8 @@ def test_to_the_next_evaluation_at_a_time_is_the_same(masked_lm):
 
 
 def test_step_by_step_is_the_same(masked_lm):
-    whole, result = run(masked_lm, replace(RECIPE, steps=8))
-    tuned, trainer = prepared(masked_lm, replace(RECIPE, steps=8))
+    whole, result = run(masked_lm, replace(RECIPE, max_steps=8))
+    tuned, trainer = prepared(masked_lm, replace(RECIPE, max_steps=8))
     for done in range(8):
         assert (trainer.steps_done, trainer.total_steps, trainer.finished) == (done, 8, False)
         trainer.step()
