@@ -111,7 +111,7 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(place, before, headle
     state = dict(vars(estimator))
     target, name = {
         "build": (TextClassifier, "build"),
-        "fill": (TextClassifier, "kept"),
+        "fill": (TextClassifier, "cached"),
         "first step": (torch.optim.AdamW, "step"),
         "evaluation": (fit_module, "evaluate"),
         "end": (estimator_module, "asdict"),
