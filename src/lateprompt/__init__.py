@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lateprompt._old_names import install, todays_name
 from lateprompt.peft_method.registry import register_with_peft
+from lateprompt.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lateprompt.backbone.families import FAMILIES, Family, register_family
@@ -43,28 +44,29 @@ __all__ = [
     "split_backbone",
 ]
 
-_HOMES = {
-    "FAMILIES": "backbone.families",
-    "GENERATORS": "prompts",
-    "AdapterConfig": "peft_method.extra",
-    "BitFitConfig": "peft_method.extra",
-    "Family": "backbone.families",
-    "LateBackbone": "backbone.late_backbone",
-    "LatePromptClassifier": "estimator",
-    "LatePromptConfig": "peft_method.config",
-    "LatePromptError": "utils.errors",
-    "LatePromptModel": "peft_method.model",
-    "TrunkStates": "state_cache",
-    "register_family": "backbone.families",
-    "split_backbone": "backbone.split",
-}
+_public = lazy_names(
+    __name__,
+    {
+        "FAMILIES": "lateprompt.backbone.families",
+        "GENERATORS": "lateprompt.prompts",
+        "AdapterConfig": "lateprompt.peft_method.extra",
+        "BitFitConfig": "lateprompt.peft_method.extra",
+        "Family": "lateprompt.backbone.families",
+        "LateBackbone": "lateprompt.backbone.late_backbone",
+        "LatePromptClassifier": "lateprompt.estimator",
+        "LatePromptConfig": "lateprompt.peft_method.config",
+        "LatePromptError": "lateprompt.utils.errors",
+        "LatePromptModel": "lateprompt.peft_method.model",
+        "TrunkStates": "lateprompt.state_cache",
+        "register_family": "lateprompt.backbone.families",
+        "split_backbone": "lateprompt.backbone.split",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f"lateprompt.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
+    if name in __all__:
+        return _public(name)
     module = f"lateprompt.{name}"
     if not name.startswith("_") and (todays_name(module) is not None or find_spec(module) is not None):
         return import_module(module)

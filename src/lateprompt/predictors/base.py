@@ -254,10 +254,7 @@ class TunedModel:
         Raises:
             LatePromptError: a file of one of its names is there that no run wrote.
         """
-        run = RunFolder(folder)
-        with run.locked():
-            run.settle(locked=True)
-            run.replace(lambda place: self.write_files(place, facts))
+        RunFolder(folder).put(lambda place: self.write_files(place, facts))
 
     def write_files(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
         """Write the files of `save` straight into `folder`."""

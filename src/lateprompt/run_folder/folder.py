@@ -189,6 +189,12 @@ class RunFolder:
 
     # -- a new run ---------------------------------------------------------------------------------------------------
 
+    def put(self, write: Callable[[Path], None]) -> None:
+        """Take the lock, finish what was interrupted here, and `replace` the run that is here."""
+        with self.locked():
+            self.settle(locked=True)
+            self.replace(write)
+
     def replace(self, write: Callable[[Path], None]) -> None:
         """Replace the run that is here by the files that `write` writes. The lock must be held.
 

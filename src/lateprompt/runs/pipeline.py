@@ -184,10 +184,7 @@ class Pipeline:
         Raises:
             LatePromptError: a file of one of its names is there that no run wrote.
         """
-        run = RunFolder(folder)
-        with run.locked():
-            run.settle(locked=True)
-            run.replace(self.write_files)
+        RunFolder(folder).put(self.write_files)
 
     # -- what is known of the run ------------------------------------------------------------------------------------
 
