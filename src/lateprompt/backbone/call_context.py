@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -17,20 +17,28 @@ BASE = "__base__"
 """The adapter name of rows that get no prompt (PEFT's own convention)."""
 
 
+States = torch.Tensor | Mapping[int, torch.Tensor]
+"""States (batch, length, hidden) at the prompt layer, or several such by layer."""
+
+
 @dataclass(frozen=True)
 class CallExtras:
     """Arguments of ours that a head's `forward` would not pass on to its backbone.
 
     Args:
         source_mask: (batch, length), positions the generator may read; None: all attended ones.
-        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped.
+        trunk_states: (batch, length, hidden), hidden states at the prompt layer: the trunk is skipped. Or several such
+            by the number of layers below them.
+        anchor: (batch,), the position that a prompt stands for; None: the first one of an encoder, the last source
+            position of a decoder.
         adapter_names: one adapter a row (`__base__`: no prompt).
         source_length: while generating, how many positions the source has, padding included: what follows was
             generated, and is not read by the generator.
     """
 
     source_mask: torch.Tensor | None = None
-    trunk_states: torch.Tensor | None = None
+    trunk_states: States | None = None
+    anchor: torch.Tensor | None = None
     adapter_names: Sequence[str] | None = None
     source_length: int | None = None
 
@@ -65,19 +73,40 @@ class LateCall:
     Args:
         arguments: the Hugging Face backbone's own (`input_ids`, `attention_mask`, …).
         source_mask: (batch, length), what the generator may read; None: what is attended to.
-        trunk_states: (batch, length, hidden): the trunk is skipped.
+        trunk_states: (batch, length, hidden): the trunk is skipped; or several such by layer.
         read: (batch, reads), the positions that are looked at; None: all.
+        anchor: (batch, 1), the position that a prompt stands for, or None.
     """
 
     arguments: dict[str, Any]
     source_mask: torch.Tensor | None = None
-    trunk_states: torch.Tensor | None = None
+    trunk_states: States | None = None
     read: torch.Tensor | None = None
+    anchor: torch.Tensor | None = None
+
+    @property
+    def some_states(self) -> torch.Tensor | None:
+        """States (batch, length, hidden) that the call brings along, at whatever layer."""
+        states = self.trunk_states
+        return next(iter(states.values()), None) if isinstance(states, Mapping) else states
+
+    def states_after(self, layer: int) -> torch.Tensor | None:
+        """The states after so many layers, if the call has some.
+
+        Raises:
+            LatePromptError: it has states, but not these.
+        """
+        states = self.trunk_states
+        if not isinstance(states, Mapping):
+            return states
+        if layer not in states:
+            raise LatePromptError(f"trunk_states have layers {sorted(states)}; give those of layer {layer}")
+        return states[layer]
 
     @property
     def text(self) -> torch.Tensor:
         """Whatever stands for the text: (batch, length, …)."""
-        value = first(self.arguments.get("input_ids"), self.arguments.get("inputs_embeds"), self.trunk_states)
+        value = first(self.arguments.get("input_ids"), self.arguments.get("inputs_embeds"), self.some_states)
         if value is None:
             raise LatePromptError("give input_ids, inputs_embeds or trunk_states")
         return value  # type: ignore[no-any-return]
@@ -95,9 +124,16 @@ class LateCall:
             self,
             arguments={key: select_rows(value, rows, batch) for key, value in self.arguments.items()},
             source_mask=select_rows(self.source_mask, rows, batch),
-            trunk_states=select_rows(self.trunk_states, rows, batch),
+            trunk_states=self._states_of(rows, batch),
             read=select_rows(self.read, rows, batch),
+            anchor=select_rows(self.anchor, rows, batch),
         )
+
+    def _states_of(self, rows: torch.Tensor, batch: int) -> States | None:
+        states = self.trunk_states
+        if not isinstance(states, Mapping):
+            return select_rows(states, rows, batch)  # type: ignore[no-any-return]
+        return {layer: select_rows(own, rows, batch) for layer, own in states.items()}
 
     def check(self, width: int) -> None:
         """Raise LatePromptError where mask or states do not fit the rows and positions of the text.
@@ -105,7 +141,7 @@ class LateCall:
         Args:
             width: the backbone's hidden size.
         """
-        mask, states, ids = self.arguments.get("attention_mask"), self.trunk_states, self.arguments.get("input_ids")
+        mask, states, ids = self.arguments.get("attention_mask"), self.some_states, self.arguments.get("input_ids")
         if mask is not None:
             if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
                 shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__

@@ -63,6 +63,12 @@ class Family:
             do without them (`lateprompt.backbone.kernels.absorbed_attention`).
         counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
         fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
+        attention: how a read-only prompt's attention gets at the text: by transformers' attention interface
+            (`interface`), by a module of ours in the attention's place, which its layers give back in a tuple (`own`),
+            or not at all: its layers run on text and prompt together (`whole`).
+        attention_scaling: what `own` attention multiplies its scores with; None: width^-1/2.
+        relative: the scores' relative positions of a text, from the backbone and its hidden states (batch, length,
+            hidden): biases (batch, heads, length, length) for `own`, distances for `whole` (…, length, length).
 
     Example:
         >>> from lateprompt import FAMILIES
@@ -88,6 +94,14 @@ class Family:
     absorbs: bool = False
     counts_in_mask: bool = False
     fixed_length: bool = False
+    attention: Literal["interface", "own", "whole"] = "interface"
+    attention_scaling: float | None = None
+    relative: Callable[[Any, torch.Tensor], torch.Tensor | None] | None = None
+
+    @property
+    def attention_path(self) -> str:
+        """The path in a layer of the module that holds its projections."""
+        return self.projections[0].rpartition(".")[0]
 
 
 def _under(path: str, names: str) -> tuple[str, ...]:
@@ -137,14 +151,14 @@ FAMILIES: dict[str, Family] = {
     "roberta": _bert(positions_after_padding=True),
     "xlm-roberta": _bert(positions_after_padding=True),
     "camembert": _bert(positions_after_padding=True),
-    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), adapters=("attention.attn.o", "output.dense"), reads=False, absorbs=False),  # noqa: E501
+    "mpnet": replace(_bert(positions_after_padding=True), projections=_under("attention.attn", "q k v"), adapters=("attention.attn.o", "output.dense"), reads=False, attention="own", relative=lambda backbone, hidden: backbone.encoder.compute_position_bias(hidden)),  # noqa: E501
     "electra": Family("encoder.layer", {}, {"embeddings": "embeds", "embeddings_project": "identity"}, projections=_BERT_QKV, adapters=_BERT_OUTPUTS, reads=True, absorbs=True),  # noqa: E501
-    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin"), adapters=("attention.out_lin", "ffn.lin2")),  # noqa: E501
-    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj"), adapters=_BERT_OUTPUTS),  # noqa: E501
+    "distilbert": Family("transformer.layer", {}, {"embeddings": "embeds"}, dropout="dropout", projections=_under("attention", "q_lin k_lin v_lin"), adapters=("attention.out_lin", "ffn.lin2"), absorbs=True),  # noqa: E501
+    "deberta-v2": Family("encoder.layer", {}, {"embeddings": "embeds", "encoder.conv": "none"}, projections=_under("attention.self", "query_proj key_proj value_proj"), adapters=_BERT_OUTPUTS, attention="whole", relative=lambda backbone, hidden: backbone.encoder.get_rel_pos(hidden)),  # noqa: E501
     "modernbert": Family("layers", {"final_norm": "identity"}, {"embeddings": "embeds"}, window="by_type", dropout="mlp_dropout", projections=("attn.Wqkv",), adapters=("attn.Wo", "mlp.Wo")),  # noqa: E501
-    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert, projections=_under("albert_layers.0.attention", "query key value"), adapters=_under("albert_layers.0", "attention.dense ffn_output")),  # noqa: E501
+    "albert": Family("encoder.albert_layer_groups", {"pooler": "none"}, {"embeddings": "embeds", "encoder.embedding_hidden_mapping_in": "identity"}, unroll=True, pool=_pool_albert, projections=_under("albert_layers.0.attention", "query key value"), adapters=_under("albert_layers.0", "attention.dense ffn_output"), absorbs=True),  # noqa: E501
     "gpt2": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, dropout="resid_pdrop", projections=("attn.c_attn",), adapters=("attn.c_proj", "mlp.c_proj"), reads=True, fixed_length=True),  # noqa: E501
-    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj"), adapters=("attn.attention.out_proj", "mlp.c_proj")),  # noqa: E501
+    "gpt_neo": Family("h", {"ln_f": "identity"}, {"wpe": "zero", "drop": "identity"}, causal=True, window="buffer", dropout="resid_dropout", layer_lists=("attention_layers",), projections=_under("attn.attention", "q_proj k_proj v_proj"), adapters=("attn.attention.out_proj", "mlp.c_proj"), attention="own", attention_scaling=1.0),  # noqa: E501
     "gpt_neox": Family("layers", {"final_layer_norm": "identity"}, {"emb_dropout": "identity"}, causal=True, dropout="hidden_dropout", projections=("attention.query_key_value",), adapters=("attention.dense", "mlp.dense_4h_to_h"), reads=True),  # noqa: E501
     "opt": Family("layers", {"final_layer_norm": "none", "project_out": "none"}, {"embed_positions": "zero", "project_in": "none"}, core="decoder", causal=True, dropout="dropout", output_width="word_embed_proj_dim", projections=_LLAMA_QKV, adapters=("self_attn.out_proj", "fc2"), reads=True, counts_in_mask=True),  # noqa: E501
     "llama": _llama(),

@@ -14,13 +14,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from lateprompt.backbone.call_context import BASE, LateCall, current_extras, first, gathered, generation_source
+from lateprompt.backbone.call_context import (
+    BASE,
+    LateCall,
+    current_extras,
+    first,
+    gathered,
+    generation_source,
+    replace_hidden,
+    states_at,
+)
 from lateprompt.backbone.families import family_of, num_layers_of
 from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
-from lateprompt.backbone.late_pass import Prompts, late_pass, run_trunk
+from lateprompt.backbone.late_pass import Prompts, late_pass, pooled, run_trunk
 from lateprompt.backbone.multi_adapter import check_names, forward_mixed, rows_by_layer
+from lateprompt.backbone.read_only.generation import decode_behind, keep_prompts, with_cache
+from lateprompt.backbone.read_only.rows import Read, read_rows
+from lateprompt.backbone.read_only.views import FrozenViews
 from lateprompt.backbone.text import PlainText, Text
 from lateprompt.backbone.views import LateSplit, Views
 from lateprompt.backbone.views import PromptSlot as PromptSlot
@@ -68,6 +81,7 @@ class LateBackbone(nn.Module):
         self.active: str | None = None
         self.compile_tail = False
         self.trunk_offloaded = False
+        self.__dict__["_frozen"] = None
         self.family = family_of(backbone)
         if getattr(backbone.config, "is_decoder", False) and not self.family.causal:
             raise LatePromptError(  # the tail's masks are those of the family
@@ -124,6 +138,18 @@ class LateBackbone(nn.Module):
     def placement(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of the tail's last layer."""
         return self.views.placement
+
+    @property
+    def frozen(self) -> FrozenViews:
+        """The backbone without adapters of ours, in eval mode."""
+        frozen: FrozenViews | None = self.__dict__["_frozen"]
+        if frozen is None or frozen.backbone is not self.base_layer or frozen.is_stale:
+            frozen = self.__dict__["_frozen"] = FrozenViews(self.base_layer, self.tuned_modules())
+        return frozen
+
+    def tuned_modules(self) -> Sequence[nn.Module]:
+        """Modules of ours in the backbone that stand there for their `get_base_layer()`."""
+        return ()
 
     def split_at(self, prompt_layer: int) -> LateSplit:
         """Trunk and tail for a prompt layer, built once and again when the backbone has changed."""
@@ -216,10 +242,9 @@ class LateBackbone(nn.Module):
         source_mask = first(given.pop("source_mask", None), extras.source_mask)
         trunk_states = first(given.pop("trunk_states", None), extras.trunk_states)
         names = first(given.pop("adapter_names", None), extras.adapter_names)
-        read = given.pop("read", None)
-        if read is not None and read.ndim == 1:
-            read = read[:, None]
-        call = LateCall(given, source_mask, trunk_states, read)
+        read, anchor = given.pop("read", None), first(given.pop("anchor", None), extras.anchor)
+        read = read[:, None] if read is not None and read.ndim == 1 else read
+        call = LateCall(given, source_mask, trunk_states, read, None if anchor is None else anchor.reshape(-1, 1))
         if extras.source_length is not None and not call.cached_length:
             mask = generation_source(source_mask, given.get("attention_mask"), call.text, extras.source_length)
             call = replace(call, source_mask=mask)
@@ -233,7 +258,12 @@ class LateBackbone(nn.Module):
             raise LatePromptError("trunk_states were given, but no late prompt is active: they are states at no layer")
         if selected in self.input_prompts:
             return self.input_prompts[selected](self, call)
-        return self.run_text(selected, self._text(selected, call), call.trunk_states, call.read)
+        slot = self.slots[selected]
+        if slot.read_only and selected in self.late_prompt_generators:
+            return self._run_read_only(selected, call)
+        return self.run_text(
+            selected, self._text(selected, call), call.states_after(slot.prompt_layer), call.read, anchor=call.anchor
+        )
 
     def _run_bare(self, call: LateCall) -> Any:
         output = self.views.leave(self.training)(**call.arguments)
@@ -241,9 +271,61 @@ class LateBackbone(nn.Module):
 
     def _run_rows(self, names: Sequence[str], call: LateCall) -> ModelOutput:
         """Rows of several adapters whose prompts all enter after the same layer, or which all have none."""
+        if any(name in self.slots and self.slots[name].read_only for name in names):
+            return self._run_read_only(names, call)
         if names[0] not in self.slots:
             return self._run_bare(replace(call, arguments={**call.arguments, "return_dict": True}))  # type: ignore[no-any-return]
-        return self.run_text(names[0], self._text(names[0], call), call.trunk_states, call.read, names=names)
+        states = call.states_after(self.slots[names[0]].prompt_layer)
+        return self.run_text(names[0], self._text(names[0], call), states, call.read, names=names, anchor=call.anchor)
+
+    # -- read-only prompts -------------------------------------------------------------------------------------------
+
+    def read(self, names: str | Sequence[str], call: LateCall, *, whole: bool = False) -> Read:
+        """Let read-only prompts read their texts: of one adapter for all rows, or of each row's own.
+
+        Args:
+            names: the adapter, or one a row.
+            call: the call.
+            whole: whether the frozen model's own output is wanted too.
+        """
+        slots = {name: self.slots[name] for name in ([names] if isinstance(names, str) else set(names) - {BASE})}
+        generators = {name: self.late_prompt_generators[name] for name in slots if name in self.late_prompt_generators}
+        return read_rows(self.views, self.frozen, slots, generators, names, call, training=self.training, whole=whole)
+
+    def read_call(self, name: str, *, whole: bool = False, **arguments: Any) -> Read:
+        """`read` of a call's arguments, as `forward` takes them, with the CPU's fast kernels."""
+        call, _ = self._call_of(**arguments)
+        if call.trunk_states is None:
+            self.check_trunk()
+        call.check(self.config.hidden_size)
+        with self.kernels():
+            return self.read(name, call, whole=whole)
+
+    def _run_read_only(self, names: str | Sequence[str], call: LateCall) -> ModelOutput:
+        """The frozen model's output with each row's prompt at its anchor."""
+        if call.cached_length:
+            return decode_behind(self.views, self.slots, self.late_prompt_generators, names, call, self.training)
+        call, cache = with_cache(call, self.views, training=self.training)
+        at_anchor = call.read is not None and call.anchor is not None and _same(call.read, call.anchor)
+        read = self.read(names, call, whole=not (at_anchor and cache is None))
+        if at_anchor and read.rows is None and cache is None:
+            return BaseModelOutputWithPooling(last_hidden_state=read.mean[:, None])
+        if read.text.last is None:
+            read = self.read(names, call, whole=True)
+        if cache is not None:
+            keep_prompts(cache, read)
+        hidden = read.output()
+        hidden = hidden if call.read is None else states_at(hidden, call.read)
+        kind, found = BaseModelOutputWithPooling, {}
+        if read.text.output is not None:
+            kind, found = type(read.text.output), dict(read.text.output)
+        if not first(call.arguments.get("output_hidden_states"), self.config.output_hidden_states):
+            found.pop("hidden_states", None)
+        output = kind(**{**found, "last_hidden_state": hidden})
+        output = replace_hidden(output, hidden, pooled(self.views, hidden) if call.read is None else None)
+        if cache is not None:
+            output["past_key_values"] = cache
+        return output  # type: ignore[no-any-return]
 
     def _text(self, name: str, call: LateCall) -> PlainText:
         return PlainText.of(call, self.views, self.slots[name].prompt_layer, training=self.training)
@@ -256,20 +338,29 @@ class LateBackbone(nn.Module):
         read: torch.Tensor | None,
         *,
         names: Sequence[str] | None = None,
+        anchor: torch.Tensor | None = None,
     ) -> ModelOutput:
-        """`late_pass` of a text with the prompt of the adapter `name`, or of each row's own among `names`."""
+        """`late_pass` of a text with the prompt of the adapter `name`, or of each row's own among `names`.
+
+        `anchor` (batch, 1) is where a prompt starts from, if it does (`PromptSlot.start`).
+        """
         used = sorted({name, *(names or ())})
         generators = {key: self.late_prompt_generators[key] for key in used if key in self.late_prompt_generators}
         return late_pass(
             self.views,
             self.slots[name],
-            Prompts(generators, names),
+            Prompts(generators, names, self.slots, None if anchor is None else anchor[:, 0]),
             text,
             trunk_states,
             read,
             training=self.training,
             compiled=self.compile_tail,
         )
+
+
+def _same(read: torch.Tensor, anchor: torch.Tensor) -> bool:
+    """Whether both are the same positions, told without waiting for a GPU."""
+    return read.shape == anchor.shape and read.data_ptr() == anchor.data_ptr()
 
 
 _INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask")

@@ -13,6 +13,7 @@ from lateprompt.backbone.call_context import replace_hidden, states_at
 from lateprompt.backbone.masks import widen_buffers
 from lateprompt.backbone.text import Text
 from lateprompt.backbone.views import LateSplit, PromptSlot, Views
+from lateprompt.prompts.base import read_state
 from lateprompt.utils.errors import LatePromptError
 
 
@@ -22,11 +23,21 @@ class Prompts:
     Args:
         generators: the adapters' generators by name; adapters without one have no prompt.
         names: each row's adapter; None: all rows have the only one.
+        slots: the adapters' places, which say what a prompt starts from; None: from nothing.
+        anchor: (batch,), the position that a prompt stands for, where one starts from there.
     """
 
-    def __init__(self, generators: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        generators: Mapping[str, nn.Module],
+        names: Sequence[str] | None = None,
+        slots: Mapping[str, PromptSlot] | None = None,
+        anchor: torch.Tensor | None = None,
+    ) -> None:
         self.generators = generators
         self.names = names
+        self.slots = slots or {}
+        self.anchor = anchor
         self._lengths = {name: int(generator.num_prompt_tokens) for name, generator in generators.items()}  # type: ignore[arg-type]
         self.length = max(self._lengths.values(), default=0)
         """k, the longest prompt's."""
@@ -48,15 +59,64 @@ class Prompts:
                 f"source_mask has shape {tuple(mask.shape)}, the text {tuple(states.shape[:2])}; give (batch, length)"
             )
         if self.names is None:
-            (generator,) = self.generators.values()
-            return _generate(generator, states, mask)
+            ((name, generator),) = self.generators.items()
+            return self._make(name, generator, states, mask, self.anchor)
         prompt = states.new_zeros(len(states), self.length, states.shape[-1])
         for name, generator in self.generators.items():
             rows = torch.tensor([i for i, own in enumerate(self.names) if own == name], device=states.device)
-            own = _generate(generator, states[rows], None if mask is None else mask[rows])
+            anchor = None if self.anchor is None else self.anchor[rows]
+            own = self._make(name, generator, states[rows], None if mask is None else mask[rows], anchor)
             slots = torch.arange(self.length - self._lengths[name], self.length, device=rows.device)
             prompt = prompt.index_put((rows[:, None], slots), own)
         return prompt
+
+    def _make(
+        self,
+        name: str,
+        generator: nn.Module,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        anchor: torch.Tensor | None,
+    ) -> torch.Tensor:
+        slot = self.slots.get(name)
+        if slot is None or slot.start == "none":
+            return _generate(generator, states, mask)
+        return prompt_of(generator, slot, states, mask, anchor)
+
+
+def prompt_of(
+    generator: nn.Module,
+    slot: PromptSlot,
+    states: torch.Tensor,
+    mask: torch.Tensor | None,
+    anchor: torch.Tensor | None,
+) -> torch.Tensor:
+    """A prompt (batch, k, hidden): what the generator makes, added to what the slot says that it starts from.
+
+    Args:
+        generator: the adapter's generator.
+        slot: its place.
+        states: (batch, length, hidden) at the prompt layer.
+        mask: (batch, length), what may be read, or None: all.
+        anchor: (batch,), the position that the prompt stands for; needed where it starts from there.
+    """
+    prompt = _generate(generator, states, mask)
+    if slot.start == "anchor":
+        if anchor is None:
+            last = bool(getattr(getattr(generator, "spec", None), "reads_last", False))
+            return prompt + read_state(states, mask, last=last)[:, None]
+        return prompt + states[torch.arange(len(states), device=states.device), anchor][:, None]
+    if slot.start == "mean":
+        return prompt + mean_state(states, mask)[:, None]
+    return prompt
+
+
+def mean_state(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean (batch, hidden) of states (batch, length, hidden) over the marked positions."""
+    if mask is None:
+        return states.mean(1)
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def _generate(generator: nn.Module, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

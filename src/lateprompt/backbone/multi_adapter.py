@@ -15,14 +15,20 @@ from lateprompt.backbone.views import PromptSlot, Views
 from lateprompt.utils.errors import LatePromptError
 
 Rows = dict[int | None, list[int]]
-"""The rows of a batch by the layer after which their prompts enter (None: no prompt)."""
+"""The rows of a batch by the layer after which their prompts enter (None: no prompt; `READ_ONLY`: read-only ones)."""
+READ_ONLY = -1
+"""Stands for the prompt layers of read-only prompts, whatever they are: one pass serves them all."""
 
 
 def rows_by_layer(names: Sequence[str], slots: Mapping[str, PromptSlot]) -> Rows:
-    """The rows of `adapter_names`."""
+    """The rows of `adapter_names`; those without a prompt go along with read-only ones."""
     groups: Rows = {}
     for row, name in enumerate(names):
-        groups.setdefault(slots[name].prompt_layer if name in slots else None, []).append(row)
+        slot = slots.get(name)
+        layer = None if slot is None else READ_ONLY if slot.read_only else slot.prompt_layer
+        groups.setdefault(layer, []).append(row)
+    if READ_ONLY in groups and None in groups:
+        groups[READ_ONLY] = sorted(groups[READ_ONLY] + groups.pop(None))
     return groups
 
 
@@ -68,7 +74,7 @@ def forward_mixed(
         LatePromptError: the call has what only one prompt layer can have: trunk states, a KV cache, attentions.
     """
     layers = sorted(groups, key=lambda p: p or 0)
-    if call.trunk_states is not None and (None in groups or len(groups) > 1):
+    if isinstance(call.trunk_states, torch.Tensor) and (None in groups or len(groups) > 1):
         raise LatePromptError(
             f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -110,6 +111,17 @@ def _reindexed(module: nn.Module, low: int, originals: list[nn.Module]) -> nn.Mo
     return new
 
 
+def copied_without(module: nn.Module, wrappers: Collection[int]) -> nn.Module:
+    """`module` copied to its leaves, with a train mode of its own; what is in `wrappers` (by id) gives way to its
+    `get_base_layer()`."""
+    while id(module) in wrappers:
+        module = module.get_base_layer()  # type: ignore[operator]
+    new = shallow_copy(module)
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else copied_without(child, wrappers)
+    return new
+
+
 def _copied(module: nn.Module, originals: list[nn.Module]) -> nn.Module:
     """`module` copied to its leaves: layers that run in trunk and tail (ALBERT's) have a train mode in each."""
     originals.append(module)
@@ -119,7 +131,16 @@ def _copied(module: nn.Module, originals: list[nn.Module]) -> nn.Module:
     return new
 
 
-def _view(core: nn.Module, family: Family, low: int, high: int, originals: list[nn.Module]) -> nn.Module:
+def view_of(core: nn.Module, low: int, high: int, originals: list[nn.Module] | None = None) -> nn.Module:
+    """A view of a backbone's layers above `low`, up to `high`, with what comes before or follows them if they are the
+    first or the last ones.
+
+    Args:
+        core: the module that owns embeddings and layers.
+        low, high: numbers of layers.
+        originals: gets the modules that were copied.
+    """
+    family, originals = family_of(core), [] if originals is None else originals
     total = num_layers_of(core)
     view = shallow_copy(core)
     for name in (
@@ -190,6 +211,15 @@ def _state_of(originals: list[nn.Module]) -> tuple[Any, ...]:
     )
 
 
+def install_capturing(core: nn.Module) -> None:
+    """Have transformers put its recording hooks on the original's layers, before a view copies them.
+
+    The views' layers share these hooks; a second set would record twice.
+    """
+    if hasattr(type(core), "_can_record_outputs"):
+        output_capturing.maybe_install_capturing_hooks(core)  # type: ignore[arg-type]
+
+
 class Split:
     """A trunk and a tail of one backbone, and whether they still show it as it is.
 
@@ -200,12 +230,10 @@ class Split:
 
     def __init__(self, core: nn.Module, prompt_layer: int) -> None:
         family = family_of(core)
-        # Installed once on the original: the views' layers share its hooks, a second set would record twice.
-        if hasattr(type(core), "_can_record_outputs"):
-            output_capturing.maybe_install_capturing_hooks(core)  # type: ignore[arg-type]
+        install_capturing(core)
         self._originals: list[nn.Module] = []
-        self.trunk = _view(core, family, 0, prompt_layer, self._originals)
-        self.tail = _view(core, family, prompt_layer, num_layers_of(core), self._originals)
+        self.trunk = view_of(core, 0, prompt_layer, self._originals)
+        self.tail = view_of(core, prompt_layer, num_layers_of(core), self._originals)
         self._state = _state_of(self._originals)
 
     def watch(self, originals: list[nn.Module]) -> None:

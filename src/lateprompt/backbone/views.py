@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -20,10 +21,26 @@ class PromptSlot:
     Args:
         prompt_layer: the layer after which it is inserted.
         trunk_dropout: whether the trunk keeps dropout while training.
+        read_only: whether the prompt reads the text and is not seen by it.
+        start: what the generator's vectors are added to: `none`, the `anchor`'s state, or the text's `mean` state.
     """
 
     prompt_layer: int
     trunk_dropout: bool = False
+    read_only: bool = False
+    start: str = "none"
+
+
+class FurtherView(Protocol):
+    """A view made from a tail.
+
+    Attributes:
+        view: the module.
+        originals: what it has copied.
+    """
+
+    view: nn.Module
+    originals: list[nn.Module]
 
 
 class LateSplit(Split):
@@ -40,7 +57,7 @@ class LateSplit(Split):
         if self.tail._modules.get("pooler") is not None:
             self.tail._modules["pooler"] = None
         self._family = family_of(backbone)
-        self._read_tails: dict[tuple[int, bool], ReadTail] = {}
+        self._further: dict[Hashable, FurtherView] = {}
 
     def read_tail(self, front: int, *, compiled: bool = False) -> ReadTail:
         """The tail for calls that do not need all of it, made once.
@@ -49,13 +66,17 @@ class LateSplit(Split):
             front: how many positions at the front want a gradient; 0: all may.
             compiled: whether its layers go through `torch.compile`.
         """
-        key = front, compiled
-        if key not in self._read_tails:
-            tail = ReadTail(self.tail, self._family, front, compiled=compiled)
-            self.watch(tail.originals)
-            tail.view.train(self.tail.training)
-            self._read_tails[key] = tail
-        return self._read_tails[key]
+        tail = self.further((front, compiled), lambda: ReadTail(self.tail, self._family, front, compiled=compiled))
+        return cast(ReadTail, tail)
+
+    def further(self, key: Hashable, make: Callable[[], FurtherView]) -> FurtherView:
+        """Another view of the tail, made once; it goes stale and changes its mode with the split."""
+        if key not in self._further:
+            made = make()
+            self.watch(made.originals)
+            made.view.train(self.tail.training)
+            self._further[key] = made
+        return self._further[key]
 
     @property
     def trains_trunk(self) -> bool:
@@ -70,7 +91,7 @@ class LateSplit(Split):
     def train(self, *, trunk: bool, tail: bool) -> None:
         """Put trunk and tail in train or eval mode."""
         self.trunk.train(trunk)
-        for view in (self.tail, *(made.view for made in self._read_tails.values())):
+        for view in (self.tail, *(made.view for made in self._further.values())):
             view.train(tail)
 
 

@@ -23,6 +23,9 @@ class Batch:
         labels: (batch,) class indices, or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), cached hidden states at the prompt layer, or None.
+        layer_states: cached hidden states (batch, length, hidden) of several layers by the number of layers below them,
+            as read-only prompts read them, or None.
+        pooled_states: (batch, hidden), the frozen model's own pooled state, cached, or None.
         packed_states: (batch, labels, width, hidden), the same for label words of several tokens (without the last
             token of each word), or None.
         padded: whether any row is padded; kept here because asking the mask would wait for the GPU.
@@ -43,6 +46,8 @@ class Batch:
     labels: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
+    layer_states: dict[int, torch.Tensor] | None = None
+    pooled_states: torch.Tensor | None = None
     packed_states: torch.Tensor | None = None
     padded: bool = True
     targets: torch.Tensor | None = None
@@ -50,19 +55,22 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`, without waiting for the copies to finish."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
 
-    def backbone_inputs(self) -> dict[str, torch.Tensor]:
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: moved(part) for key, part in value.items()}
+            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+        return Batch(**{name: moved(value) for name, value in vars(self).items()})
+
+    def backbone_inputs(self) -> dict[str, Any]:
         """Return the arguments of a call of the backbone, without those that are None or say nothing."""
-        inputs = {"input_ids": self.input_ids}
+        inputs: dict[str, Any] = {"input_ids": self.input_ids}
         if self.padded:
             inputs["attention_mask"] = self.attention_mask
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.token_type_ids
-        if self.trunk_states is not None:
-            inputs["trunk_states"] = self.trunk_states
+        states = self.trunk_states if self.layer_states is None else self.layer_states
+        if states is not None:
+            inputs["trunk_states"] = states
         return inputs

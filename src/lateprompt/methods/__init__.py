@@ -84,6 +84,12 @@ def parse_method(name: str) -> list[Part]:
         raise LatePromptError(
             f"method {name!r} cannot be: {other!r} takes another way through the backbone; use it alone"
         )
+    if prompt.method.read_only:
+        if tuner.method.name == "full":
+            raise LatePromptError(
+                f"method {name!r} cannot be: the text's states would change; put another tuner on the prompt's path"
+            )
+        tuner = Part(tuner.method, late=True)
     return [prompt, tuner]
 
 
@@ -112,9 +118,11 @@ def is_late(name: str) -> bool:
 
 def title_of(name: str) -> str:
     """Return a method's name for tables."""
+    parts = parse_method(name)
+    late = "" if parts[0].method.read_only else "late "
     return " + ".join(
-        f"late {part.method.title}" if part.late and part.method.kind == "tuner" else part.method.title
-        for part in parse_method(name)
+        f"{late}{part.method.title}" if part.late and part.method.kind == "tuner" else part.method.title
+        for part in parts
     )
 
 
@@ -175,7 +183,8 @@ def parameter_count(settings: ModelSettings, backbone: nn.Module, prompt_layer: 
     """
     shape = Shape.of(backbone, prompt_layer)
     parts = parse_method(settings.method)
-    total = 0 if labels is None else labels * (shape.output_width + 1)
+    reads = 2 if parts[0].method.read_only else 1
+    total = 0 if labels is None else labels * (reads * shape.output_width + 1)
     for part, options in zip(parts, _options_by_part(parts, settings.method, settings.options), strict=True):
         total += part.method.count(shape, options, settings, part.late)
     return total

@@ -79,6 +79,7 @@ class Method:
         fragment: makes the fields of `LatePromptConfig` (of a tuner: its `tuner`) from options and settings.
         count: counts the trained parameters, head aside, from the shape, the options, the settings, and whether only
             the layers above the prompt are tuned.
+        read_only: of a prompt, whether the text never sees it; a tuner beside it lies on the prompt's own path.
         late: of a tuner, whether it can be kept to the layers above the prompt; of a prompt, whether it enters there.
 
     Example:
@@ -95,3 +96,4 @@ class Method:
     count: Callable[[Shape, Options, ModelSettings, bool], int]
     options: Options = field(default_factory=dict)
     late: bool = True
+    read_only: bool = False

@@ -43,6 +43,26 @@ def _method(generator: str, title: str, source: str = SOURCE, **options: Any) ->
     )
 
 
+READ_ONLY = "read-"
+"""Begins the names of read-only prompts: the text never sees them (docs/read-only.md)."""
+
+
+def _read_only(generator: str, title: str, **options: Any) -> Method:
+    def fragment(options: Options, settings: ModelSettings) -> dict[str, Any]:
+        return {**_fragment(options, settings, generator=generator), "read_only": True}
+
+    return Method(
+        READ_ONLY + generator,
+        title,
+        "this library",
+        "prompt",
+        fragment,
+        partial(_count, generator=generator),
+        options,
+        read_only=True,
+    )
+
+
 METHODS = (
     _method("npg", "LPT npg"),
     _method("mppg", "LPT mppg", pool_last_source=True),
@@ -50,4 +70,10 @@ METHODS = (
     _method("atpg", "LPT attention pooling", "this library"),
     _method("rpg", "LPT residual prompt", "this library", fixed_init="normal"),
     _method("fixed", "LPT without generator", fixed_init="normal"),
+    _read_only("npg", "read-only npg"),
+    _read_only("mppg", "read-only mppg", pool_last_source=True),
+    _read_only("appg", "read-only appg", pool_last_source=True),
+    _read_only("atpg", "read-only attention pooling"),
+    _read_only("rpg", "read-only residual prompt", fixed_init="normal"),
+    _read_only("fixed", "read-only prompt without generator", fixed_init="normal"),
 )

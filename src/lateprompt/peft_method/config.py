@@ -23,6 +23,7 @@ SENTENCE = "sentence"
 
 _DEEPEST = 8
 FIXED_INITS = ("normal", "vocabulary")
+STARTS = ("none", "anchor", "mean")
 
 
 @dataclass
@@ -50,6 +51,13 @@ class LatePromptConfig(CheckedConfig):
             is saved with it.
         tuner_layers: where the tuner lies: `tail` (above the prompt layer: trunk states can be kept) or `all`.
         phm_n: n of the sentence generator's hypercomplex layers.
+        read_only: the prompt reads the text and is not seen by it: the text's states stay the frozen model's own at all
+            layers, and the output at one position, the anchor, is the prompt's (docs/read-only.md).
+        prompt_start: what the generator's vectors are added to: `none`, the `anchor`'s state at the prompt layer, or
+            the `mean` of the text's states there; None: none, or for a read-only prompt the mean under a head that
+            reads the mean, else the anchor's.
+        zero_init: whether a new generator makes (nearly) zero, so that the prompt begins as what it starts from; None:
+            where it starts from a state.
 
     Raises:
         LatePromptError: an unknown generator, initialisation or pooling, or a size below 1.
@@ -85,6 +93,10 @@ class LatePromptConfig(CheckedConfig):
     tuner_layers: Annotated[str, OneOf(LAYERS)] = field(default="tail", metadata={"help": "tail or all"})
     phm_n: Count = field(default=4, metadata={"help": "products of the sentence generator's hypercomplex layers"})
 
+    read_only: bool = field(default=False, metadata={"help": "the prompt reads the text and is not seen by it"})
+    prompt_start: Annotated[str, OneOf(STARTS)] | None = field(default=None, metadata={"help": "none, anchor or mean"})
+    zero_init: bool | None = field(default=None, metadata={"help": "a new generator makes zero"})
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
@@ -107,11 +119,40 @@ class LatePromptConfig(CheckedConfig):
             _check_tokens(self.tuner)
         if self.generator == SENTENCE and self.tuner is not None:
             raise LatePromptError(f"generator {SENTENCE!r} cannot be put together with a tuner; leave one of them out")
+        if self.read_only:
+            self._check_read_only(kind)
         trains = self.tuner is not None or self.head_labels is not None or bool(self.modules_to_save)
         if self.generator == NO_PROMPT and not trains:
             raise LatePromptError(
                 "generator 'none' trains nothing without head_labels, modules_to_save or a tuner; give one of them"
             )
+
+    def _check_read_only(self, tuner: str | None) -> None:
+        """Raise LatePromptError for what would change the states of a text that a read-only prompt reads."""
+        if self.generator in (NO_PROMPT, SENTENCE):
+            raise LatePromptError(f"read_only needs a late prompt, but generator is {self.generator!r}; choose another")
+        if self.trunk_dropout:
+            raise LatePromptError("read_only keeps the text's states as they are; leave out trunk_dropout")
+        if tuner == FULL or (tuner is not None and self.tuner_layers != "tail"):
+            what = f"tuner {tuner!r}" if tuner == FULL else f"tuner_layers {self.tuner_layers!r}"
+            raise LatePromptError(
+                f"read_only and {what} cannot be: the text's states would change; use a tuner such as LORA in the tail, "
+                "which then lies on the prompt's own path"
+            )
+
+    @property
+    def start(self) -> str:
+        """Return what the prompt starts from: `none`, `anchor` or `mean`."""
+        if self.prompt_start is not None:
+            return self.prompt_start
+        if not self.read_only:
+            return "none"
+        return "mean" if self.head_labels is not None and self.head_pooling == "mean" else "anchor"
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Return whether a new generator makes zero."""
+        return self.start != "none" if self.zero_init is None else self.zero_init
 
     @property
     def input_tokens(self) -> int:

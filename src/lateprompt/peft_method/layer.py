@@ -31,6 +31,9 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
         self.__dict__["tail_tuners"] = {}
         self.register_load_state_dict_pre_hook(check_weights)  # type: ignore[no-untyped-call]
 
+    def tuned_modules(self) -> list[nn.Module]:
+        return [module for tuner in self.tail_tuners.values() for module in tuner.layers]
+
     def selected_adapter(self) -> str | None:
         if self.disable_adapters:
             return None
@@ -68,7 +71,7 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
             room.check("num_prompt_tokens", k, partial(parameters_of, config.generator, room.width, 1))
             room.check("bottleneck_dim", m, lambda size: parameters_of(config.generator, room.width, size, k))
         if config.head_labels is not None:
-            width = int(getattr(base.config, self.family.output_width))
+            width = int(getattr(base.config, self.family.output_width)) * (2 if config.read_only else 1)
             room.check("head_labels", config.head_labels, lambda size: size * (width + 1))
         if config.tuner is not None:
             check_tuner(config.tuner, room, self.num_layers - (int(config.prompt_layer) if config.is_late else 0))
@@ -96,11 +99,15 @@ class LatePromptLayer(LateBackbone, BaseTunerLayer):
                 words = base.get_input_embeddings().weight
                 if words.shape[-1] == width and words.device.type != "meta":
                     generator.init_from_vocabulary(words)
-        self.add_prompt(name, generator, PromptSlot(p, config.trunk_dropout))
+        if generator is not None and config.starts_at_zero:
+            generator.start_at_zero()
+        slot = PromptSlot(p, config.trunk_dropout, config.read_only, "none" if generator is None else config.start)
+        self.add_prompt(name, generator, slot)
         if config.tuner is not None:
             self._add_tuner(name, config.tuner, p, late=config.is_late)
         if config.head_labels is not None:
-            head = nn.Linear(int(getattr(base.config, self.family.output_width)), config.head_labels)
+            reads = 2 if config.read_only else 1  # the prompt, and the frozen model's own pooled state
+            head = nn.Linear(reads * int(getattr(base.config, self.family.output_width)), config.head_labels)
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
             self.late_prompt_heads[name] = head

@@ -28,7 +28,7 @@ from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.utils.errors import LatePromptError
 
 PREFIX = "late_prompt_"
-_OURS = ("source_mask", "trunk_states", "adapter_names")
+_OURS = ("source_mask", "trunk_states", "anchor", "adapter_names")
 _CHECKPOINT_ROOT = "base_model.model."
 _NO_MERGE = (
     "a late prompt cannot be merged: it is extra positions made from each instance, not a change of weights; "
@@ -212,10 +212,11 @@ class LatePromptModel(BaseTuner):
         source_mask = kwargs.get("source_mask")
         if source_mask is None:
             source_mask = outer.source_mask if outer.source_mask is not None else self._source_of_labels(kwargs)
-        trunk_states, names = kwargs.get("trunk_states"), kwargs.get("adapter_names")
+        trunk_states, names, anchor = (kwargs.get(name) for name in ("trunk_states", "adapter_names", "anchor"))
         return CallExtras(
             source_mask=source_mask,
             trunk_states=outer.trunk_states if trunk_states is None else trunk_states,
+            anchor=outer.anchor if anchor is None else anchor,
             adapter_names=outer.adapter_names if names is None else names,
             source_length=outer.source_length,
         )

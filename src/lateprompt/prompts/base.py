@@ -68,6 +68,17 @@ class PromptGenerator(nn.Module):
         """
         return self.dropout(self.prompt_of(hidden, source_mask))  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        """Make zero from now on, until it is trained (a subclass of one's own says how, or starts as it was made).
+
+        Where vectors that are alike would stay alike, all but the first make little instead.
+        """
+        up = getattr(self, "up", None)
+        if isinstance(up, nn.Linear):
+            for parameter in up.parameters():
+                parameter.zero_()
+
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
         """Make the prompt (batch, k, hidden) without dropout; arguments as in `forward`."""
         raise TypeError(f"{type(self).__name__} must say how it makes a prompt: override prompt_of")

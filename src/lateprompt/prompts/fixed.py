@@ -38,5 +38,9 @@ class FixedPrompt(PromptGenerator):
         rows = torch.randint(embeddings.shape[0], (self.num_prompt_tokens,))
         self.prompt.copy_(embeddings[rows.to(embeddings.device)])
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        self.prompt[0] = 0.0
+
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
         return self.prompt.expand(hidden.shape[0], -1, -1)

@@ -29,6 +29,13 @@ class NaiveGenerator(PromptGenerator):
         self.down = nn.Linear(spec.hidden_size, spec.bottleneck_dim)
         self.up = nn.Linear(spec.bottleneck_dim, spec.num_prompt_tokens * spec.hidden_size)
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        rows = self.spec.hidden_size  # of the first vector
+        self.up.weight[:rows] = 0.0
+        self.up.bias.zero_()
+        self.up.weight[rows:] *= self.spec.init_std
+
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
         state = read_state(hidden, source_mask, last=self.spec.reads_last)
         return self.up(torch.relu(self.down(state))).view(hidden.shape[0], self.num_prompt_tokens, -1)  # type: ignore[no-any-return]

@@ -36,6 +36,11 @@ class ResidualGenerator(FixedPrompt):
         self.up = nn.Linear(spec.bottleneck_dim, spec.hidden_size, bias=False)
         nn.init.zeros_(self.up.weight)
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        super().start_at_zero()
+        self.up.weight.zero_()
+
     def prompt_of(self, hidden: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
         state = read_state(hidden, source_mask, last=self.spec.reads_last)
         low = torch.relu(self.down(F.rms_norm(state, state.shape[-1:])))

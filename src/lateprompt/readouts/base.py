@@ -52,8 +52,19 @@ class Readout:
         extra: dict[str, Any] = {"use_cache": False} if self.layer.family.causal else {}
         if read is None:
             return self.layer(**batch.backbone_inputs(), **extra).last_hidden_state  # type: ignore[no-any-return]
+        if isinstance(self.layer, LateBackbone):
+            extra["anchor"] = read
         output = self.layer(**batch.backbone_inputs(), **extra, read=read)
         return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    def read_only_adapter(self) -> str | None:
+        """The adapter whose read-only prompt answers; None: an ordinary one does, or none."""
+        name = self.layer.selected_adapter() if isinstance(self.layer, LateBackbone) else None
+        return name if name is not None and self.layer.slots[name].read_only else None
+
+    def pooled_layer(self) -> str | None:
+        """How the frozen model's own output is pooled for this readout (`mean`, `cls`, `last`), if it is read at all."""
+        return None
 
     def offload_head(self) -> nn.Module | None:
         """The output embedding, if this readout can do without it from now on."""

@@ -48,11 +48,20 @@ class TextReadout(Readout):
             raise LatePromptError("these rows have no targets to score; give them some, or have targets written")
         places = torch.arange(batch.input_ids.shape[1], device=targets.device)
         source = (places <= batch.read[:, :1]).to(batch.attention_mask.dtype)
-        output = self.layer(**batch.backbone_inputs(), source_mask=source, use_cache=False, read=batch.read)
-        logits = self.head(output.last_hidden_state).float()
+        logits = self.head(self._hidden(batch, source)).float()
         counted = targets != IGNORED
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         return torch.stack([-losses.view_as(counted).sum(1), counted.sum(1).to(losses.dtype)], 1)
+
+    def _hidden(self, batch: Batch, source: torch.Tensor) -> torch.Tensor:
+        """The output (batch, width, hidden) at the positions that predict targets."""
+        inputs = {**batch.backbone_inputs(), "source_mask": source, "anchor": batch.read[:, :1]}
+        name = self.read_only_adapter()
+        if name is None:
+            return self.layer(**inputs, use_cache=False, read=batch.read).last_hidden_state  # type: ignore[no-any-return]
+        read = self.layer.read_call(name, **inputs)
+        hidden = read.mean[:, None]
+        return hidden if read.written is None else torch.cat([hidden, read.written], 1)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         scores = self.scores(batch)

@@ -49,12 +49,29 @@ class HeadReadout(Readout):
         self.dropout = dropout
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        if self.pooling == "mean":
-            pooled = pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
-        else:
-            pooled = self.hidden(batch, read_position(batch.attention_mask, last=self.pooling == "last"))
+        pooled = self._pooled(batch) if self.read_only_adapter() is None else self._read(batch)
         pooled = F.dropout(pooled, self.dropout, self.layer.training)
         return self.head(pooled.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+
+    def _pooled(self, batch: Batch) -> torch.Tensor:
+        if self.pooling == "mean":
+            return pool_states(self.hidden(batch), batch.attention_mask, self.pooling)
+        return self.hidden(batch, read_position(batch.attention_mask, last=self.pooling == "last"))
+
+    def pooled_layer(self) -> str | None:
+        return None if self.read_only_adapter() is None else self.pooling
+
+    def _read(self, batch: Batch) -> torch.Tensor:
+        """The prompt's mean and the frozen model's own pooled state (batch, 2 · hidden)."""
+        name, last = self.read_only_adapter(), self.layer.family.causal or self.pooling == "last"
+        assert name is not None
+        anchor = read_position(batch.attention_mask, last=last)
+        read = self.layer.read_call(name, whole=batch.pooled_states is None, **batch.backbone_inputs(), anchor=anchor)
+        frozen = batch.pooled_states
+        if frozen is None:
+            assert read.text.last is not None
+            frozen = pool_states(read.text.last, batch.attention_mask, self.pooling)
+        return torch.cat([read.mean, frozen.to(read.mean.dtype)], 1)
 
 
 def pool_states(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

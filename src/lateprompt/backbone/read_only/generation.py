@@ -1,0 +1,117 @@
+"""Read-only prompts while a decoder writes: they lie in the KV cache of the layers above them.
+
+The cache has the frozen text's own keys and values, and in front of them, in the layers above p, the prompts'. What is
+written sees both, but for the anchor's own key: the prompt stands in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+from lateprompt.backbone.call_context import LateCall
+from lateprompt.backbone.late_pass import Prompts, late_pass
+from lateprompt.backbone.masks import tail_masks, with_prompt
+from lateprompt.backbone.read_only.rows import Read
+from lateprompt.backbone.text import PlainText
+from lateprompt.backbone.views import PromptSlot, Views
+from lateprompt.utils.errors import LatePromptError
+
+_ANCHOR = "lateprompt_anchor"
+
+
+def with_cache(call: LateCall, views: Views, *, training: bool) -> tuple[LateCall, Cache | None]:
+    """The call with a KV cache of its own if the backbone is to keep one, and the cache."""
+    if not views.family.causal:
+        return call, None
+    use, cache = call.arguments.get("use_cache"), call.arguments.get("past_key_values")
+    if call.trunk_states is not None and (use or cache is not None):
+        raise LatePromptError("trunk_states skip the trunk, which then has no keys to cache; use use_cache=False")
+    if use is None:
+        use = bool(getattr(views.backbone.config, "use_cache", False)) and not (
+            training or call.trunk_states is not None
+        )
+    if not (use or cache is not None):
+        return call, None
+    cache = DynamicCache(config=views.backbone.config) if cache is None else cache
+    return replace(call, arguments={**call.arguments, "past_key_values": cache}), cache
+
+
+def keep_prompts(cache: Any, read: Read) -> None:
+    """Put the prompts' keys and values in front of the text's in the layers that they went through.
+
+    Raises:
+        LatePromptError: texts with something written behind them, or rows without a prompt among others.
+    """
+    if read.written is not None or (read.rows is not None and len(read.rows) != len(read.text.mask)):
+        raise LatePromptError(
+            "a KV cache takes sources alone, all with read-only prompts of one layer; use use_cache=False"
+        )
+    order = None if read.rows is None else read.rows.argsort()
+    layers = cache.layers[len(cache.layers) - len(read.own_keys) :]
+    for layer, (keys, values) in zip(layers, read.own_keys, strict=True):
+        if order is not None:
+            keys, values = keys[order], values[order]
+        layer.keys = torch.cat([keys.to(layer.keys.dtype), layer.keys], 2)
+        layer.values = torch.cat([values.to(layer.values.dtype), layer.values], 2)
+    setattr(cache, _ANCHOR, read.text.anchor)
+
+
+def decode_behind(
+    views: Views,
+    slots: Mapping[str, PromptSlot],
+    generators: Mapping[str, nn.Module],
+    names: str | Sequence[str],
+    call: LateCall,
+    training: bool,
+) -> ModelOutput:
+    """The output for tokens behind a text that is in the KV cache with its prompt."""
+    cache = call.arguments["past_key_values"]
+    anchor = getattr(cache, _ANCHOR, None)
+    if anchor is None:
+        raise LatePromptError("past_key_values have no read-only prompt; begin with the whole text")
+    own = [names] if isinstance(names, str) else list(names)
+    slot = slots[own[0]]
+    text = PlainText.of(call, views, slot.prompt_layer, training=training)
+    behind = BehindPrompt(**{**vars(text), "anchor": anchor.expand(len(call.text)) if len(anchor) == 1 else anchor})
+    used = {name: generators[name] for name in dict.fromkeys(own) if name in generators}
+    prompts = Prompts(used, None if isinstance(names, str) else own)
+    return late_pass(views, slot, prompts, behind, read=call.read, training=training)
+
+
+@dataclass(frozen=True)
+class BehindPrompt(PlainText):
+    """Tokens behind a text whose prompt is in the cache, for `lateprompt.backbone.late_pass.late_pass`.
+
+    Args:
+        anchor: (batch,), the position that the prompt stands for.
+    """
+
+    anchor: torch.Tensor = torch.empty(0)
+
+    def tail_arguments(
+        self, tail: nn.Module, tail_input: torch.Tensor, num_prompt_tokens: int, lengths: Sequence[int] | None
+    ) -> dict[str, Any]:
+        below, cache = self.parts
+        assert below is not None
+        length, seen = tail_input.shape[1], int(below.get_seq_length())
+        mask = self.call.arguments.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(len(tail_input), seen, dtype=torch.long, device=tail_input.device)
+        mask = mask.scatter(1, self.anchor[:, None], 0)
+        mask = with_prompt(mask, lengths, tail_input, seen, num_prompt_tokens)
+        arguments: dict[str, Any] = {"past_key_values": cache}
+        if hasattr(tail, "rotary_emb"):
+            positions = self.call.arguments.get("position_ids")
+            if positions is None:
+                positions = torch.arange(seen - length, seen, device=tail_input.device)[None]
+            arguments["position_ids"] = positions
+        masks = tail_masks(tail, self.family, tail_input, mask, cache, num_prompt_tokens)
+        return {**arguments, "attention_mask": masks}
