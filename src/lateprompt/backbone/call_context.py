@@ -76,6 +76,8 @@ class LateCall:
         trunk_states: (batch, length, hidden): the trunk is skipped; or several such by layer.
         read: (batch, reads), the positions that are looked at; None: all.
         anchor: (batch, 1), the position that a prompt stands for, or None.
+        text_keys: the text's keys and values (batch, heads for keys, length, width) by the number of layers below the
+            layer that reads them, for read-only prompts: of all layers above the prompt, or None.
     """
 
     arguments: dict[str, Any]
@@ -83,6 +85,7 @@ class LateCall:
     trunk_states: States | None = None
     read: torch.Tensor | None = None
     anchor: torch.Tensor | None = None
+    text_keys: Mapping[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
     def some_states(self) -> torch.Tensor | None:
@@ -127,6 +130,7 @@ class LateCall:
             trunk_states=self._states_of(rows, batch),
             read=select_rows(self.read, rows, batch),
             anchor=select_rows(self.anchor, rows, batch),
+            text_keys=None,
         )
 
     def _states_of(self, rows: torch.Tensor, batch: int) -> States | None:

@@ -244,7 +244,8 @@ class LateBackbone(nn.Module):
         names = first(given.pop("adapter_names", None), extras.adapter_names)
         read, anchor = given.pop("read", None), first(given.pop("anchor", None), extras.anchor)
         read = read[:, None] if read is not None and read.ndim == 1 else read
-        call = LateCall(given, source_mask, trunk_states, read, None if anchor is None else anchor.reshape(-1, 1))
+        anchor = None if anchor is None else anchor.reshape(-1, 1)
+        call = LateCall(given, source_mask, trunk_states, read, anchor, given.pop("text_keys", None))
         if extras.source_length is not None and not call.cached_length:
             mask = generation_source(source_mask, given.get("attention_mask"), call.text, extras.source_length)
             call = replace(call, source_mask=mask)

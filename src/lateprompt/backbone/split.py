@@ -165,7 +165,7 @@ def view_of(core: nn.Module, low: int, high: int, originals: list[nn.Module] | N
             layers._modules[str(i)] = _reindexed(layer, low, originals) if low else layer
     replace_module(view, family.layers, layers, owned)
 
-    bypassed = {} if high - low == total else (family.trunk if high < total else family.tail)
+    bypassed = {**(family.trunk if high < total else {}), **(family.tail if low else {})}
     for path, kind in bypassed.items():
         parent_path, _, name = path.rpartition(".")
         parent = core.get_submodule(parent_path)

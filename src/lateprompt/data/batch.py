@@ -25,6 +25,8 @@ class Batch:
         trunk_states: (batch, length, hidden), cached hidden states at the prompt layer, or None.
         layer_states: cached hidden states (batch, length, hidden) of several layers by the number of layers below them,
             as read-only prompts read them, or None.
+        text_keys: keys and values (batch, heads for keys, length, width) of the text by the number of layers below the
+            layer that reads them, or None: they are made from `layer_states`.
         pooled_states: (batch, hidden), the frozen model's own pooled state, cached, or None.
         packed_states: (batch, labels, width, hidden), the same for label words of several tokens (without the last
             token of each word), or None.
@@ -47,6 +49,7 @@ class Batch:
     token_type_ids: torch.Tensor | None = None
     trunk_states: torch.Tensor | None = None
     layer_states: dict[int, torch.Tensor] | None = None
+    text_keys: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     pooled_states: torch.Tensor | None = None
     packed_states: torch.Tensor | None = None
     padded: bool = True
@@ -59,6 +62,8 @@ class Batch:
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: moved(part) for key, part in value.items()}
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
             return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
         return Batch(**{name: moved(value) for name, value in vars(self).items()})
@@ -73,4 +78,6 @@ class Batch:
         states = self.trunk_states if self.layer_states is None else self.layer_states
         if states is not None:
             inputs["trunk_states"] = states
+        if self.text_keys is not None:
+            inputs["text_keys"] = self.text_keys
         return inputs

@@ -206,12 +206,22 @@ class Bench:
         readout = WordReadout(model.get_base_model(), layer, WORDS, "masked_lm", "labels")
         batch = self.batch
         if method.states:
-            with torch.no_grad():
-                trunk = layer.split_at(self.prompt_layer).trunk.eval()
-                output = trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            batch = replace(batch, trunk_states=output.last_hidden_state)
+            batch = self._with_states(batch, layer, method)
             OffloadedWeights.offload(model.get_base_model(), layer, self.prompt_layer, readout)
         return self.stepper(model, lambda: readout.loss(batch))
+
+    @torch.no_grad()
+    def _with_states(self, batch: Batch, layer: Any, method: ComparedMethod) -> Batch:
+        """The batch with the states that a store would give: of the prompt layer, or of all layers above too."""
+        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if not method.layers:
+            trunk = layer.split_at(self.prompt_layer).trunk.eval()
+            return replace(batch, trunk_states=trunk(**arguments).last_hidden_state)
+        hidden = layer.frozen.above(0)(**arguments, output_hidden_states=True).hidden_states
+        states = {p: hidden[p] for p in range(self.prompt_layer, self.layers)}
+        if not method.keys:
+            return replace(batch, layer_states=states)
+        return replace(batch, trunk_states=states[self.prompt_layer], text_keys=layer.frozen.text_keys(states))
 
     def floating_operations(self, cost: Cost) -> float:
         """Matrix-product operations of a step: linear layers and attention, 2 per multiply-add."""
@@ -220,7 +230,8 @@ class Bench:
         linear = 2 * (4 * d * d + 2 * d * inner)
         attention = 4 * length * d  # two products forward, four backward
         layers = cost.forward * (linear + attention) + cost.backward * (linear + 2 * attention) + cost.weights * linear
-        return float(self.settings.batch * length * layers)
+        queries = 2 * cost.queries * (linear + 4 * length * d)
+        return float(self.settings.batch * (length * layers + queries))
 
     def ceiling(self, dtype: str) -> Callable[[], float]:
         """A matrix product of the model's own shape; returns its operations per second."""

@@ -21,12 +21,14 @@ LATE_PROMPT_TOKENS = 5
 
 @dataclass(frozen=True)
 class Cost:
-    """Layers that a step computes: forward, backward through frozen weights, weight gradients, and extra positions."""
+    """What a step computes, in layers: forward, backward through frozen weights, weight gradients, with so many extra
+    positions; and queries times layers of a read-only prompt, forward and backward."""
 
     forward: float
     backward: float
     weights: float = 0.0
     extra_positions: int = 0
+    queries: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class ComparedMethod:
         stock: run as PEFT's documentation has it, with the whole vocabulary at every position.
         fast_dropout: PEFT's method with our dropout, which is cheaper on a CPU.
         states: train from stored states, with the trunk's weights freed.
+        layers: of a read-only prompt with stored states: those of all layers that it reads, not of the prompt layer
+            alone.
+        keys: the text's keys and values are in memory, as they are from the second epoch on.
         compiled: compile the tail.
         dtype: its own float type, or None for that of the settings.
         by_default: measured unless methods are named.
@@ -51,6 +56,8 @@ class ComparedMethod:
     stock: bool = False
     fast_dropout: bool = False
     states: bool = False
+    layers: bool = False
+    keys: bool = False
     compiled: bool = False
     dtype: str | None = None
     by_default: bool = True
@@ -95,6 +102,9 @@ class ComparedMethod:
         if not self.is_late_prompt:
             return Cost(layers, layers, layers if self.method == "full" else 0, self.input_tokens)
         tail = layers - prompt_layer - 1
+        if KNOWN[self.method].read_only:
+            text = 0 if self.layers else layers - prompt_layer if self.states else layers
+            return Cost(text, 0, queries=LATE_PROMPT_TOKENS * (layers - prompt_layer))
         return Cost(tail if self.states else layers - 1, tail - 3 / 12, 0, LATE_PROMPT_TOKENS)
 
 
@@ -112,6 +122,15 @@ METHODS: dict[str, ComparedMethod] = {
     "mppg-states": ComparedMethod("LPT mppg", "mppg", states=True),
     "appg-states": ComparedMethod("LPT appg", "appg", states=True),
     "npg-states-bf16": ComparedMethod("LPT npg", "npg", states=True, dtype="bfloat16"),
+    "read-npg": ComparedMethod("read-only npg", "read-npg"),
+    "read-npg-prompt-layer": ComparedMethod(
+        "read-only npg, prompt layer kept", "read-npg", states=True, by_default=False
+    ),
+    "read-npg-all-layers": ComparedMethod("read-only npg, all layers kept", "read-npg", states=True, layers=True),
+    "read-npg-states": ComparedMethod("read-only npg", "read-npg", states=True, layers=True, keys=True),
+    "read-npg-states-bf16": ComparedMethod(
+        "read-only npg", "read-npg", states=True, layers=True, keys=True, dtype="bfloat16", by_default=False
+    ),
     "npg-states-compiled": ComparedMethod(
         "LPT npg, compiled tail", "npg", states=True, compiled=True, by_default=False
     ),

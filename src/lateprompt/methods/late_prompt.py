@@ -18,6 +18,10 @@ TOKENS = {"fixed": 20, "rpg": 20}
 """Default number of prompt tokens by generator; the others have 5, as in the paper."""
 
 
+_START: dict[str, Any] = {"prompt_start": None, "zero_init": None}
+"""What a prompt starts from, and whether its generator starts at zero; None: the method's own choice."""
+
+
 def tokens_of(generator: str, settings: ModelSettings) -> int:
     """Return k, the number of prompt tokens: the one in the settings, or the generator's default."""
     return settings.num_prompt_tokens or TOKENS.get(generator, 5)
@@ -39,7 +43,7 @@ def _method(generator: str, title: str, source: str = SOURCE, **options: Any) ->
         "prompt",
         partial(_fragment, generator=generator),
         partial(_count, generator=generator),
-        options,
+        {**options, **_START},
     )
 
 
@@ -58,7 +62,7 @@ def _read_only(generator: str, title: str, **options: Any) -> Method:
         "prompt",
         fragment,
         partial(_count, generator=generator),
-        options,
+        {**options, **_START},
         read_only=True,
     )
 

@@ -24,6 +24,7 @@ from lateprompt.state_cache.locking import CannotCache
 from lateprompt.state_cache.settings import FOLDER_VARIABLE as FOLDER_VARIABLE
 from lateprompt.state_cache.settings import StatesSettings as StatesSettings
 from lateprompt.state_cache.store import NeededStates, SourceStates, TrunkStates
+from lateprompt.state_cache.text_keys import TextKeys
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError
 
@@ -96,40 +97,80 @@ def cache_states(
     started = time.perf_counter()
     limit = settings.states_limit_gb * 1e9
     try:
-        store = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
         needed = needed_states(readout, [batches.examples[i] for batches, rows in parts for i in rows])
-        missing = needed.missing(store)
-        _check_room(store, needed, missing, limit)
-        with Bar("trunk states", len(needed.keys), quiet=quiet or not len(missing)) as bar:
-            (numbers,) = needed.fill([store], progress=bar.advance)
+        stores = _stores(model, readout, prompt_layer, needed, folder, settings)
+        missing = [needed.missing(store) for store in stores]
+        _check_room(stores, needed, missing, limit)
+        computed = any(map(len, missing))
+        with Bar("trunk states", len(needed.keys), quiet=quiet or not computed) as bar:
+            numbers = needed.fill(stores, progress=bar.advance)
     except CannotCache as reason:
         warnings.warn(f"{reason}; until then the trunk is computed at each step", stacklevel=2)
         return uncached, 0.0
-    seconds = time.perf_counter() - started if len(missing) else 0.0
-    if len(missing):
+    seconds = time.perf_counter() - started if computed else 0.0
+    if computed:
         with contextlib.suppress(LatePromptError):  # a folder that may be written, but not listed
-            prune_stores(folder, limit, keep=store.hold(numbers.reshape(-1)))
+            held = (store.hold(own.reshape(-1)) for store, own in zip(stores, numbers, strict=True))
+            prune_stores(folder, limit, keep=set().union(*held))
     cached: list[Batches] = []
+    start = 0
     for batches, rows in parts:
-        own = np.full((len(batches), needed.per_sequence), -1, dtype=np.int64)
-        own[rows], numbers = numbers[: len(rows)], numbers[len(rows) :]
-        cached.append(CachedBatches(batches, store, own, readout.continuations()))
+        of_stores = []
+        for store, found in zip(stores, numbers, strict=True):
+            own = np.full((len(batches), needed.per_sequence), -1, dtype=np.int64)
+            own[rows] = found[start : start + len(rows)]
+            of_stores.append((store, own))
+        start += len(rows)
+        (store, own), *more = of_stores
+        above = [(other, others[:, 0]) for other, others in more if other.pooling is None]
+        pooled = next(((other, others[:, 0]) for other, others in more if other.pooling is not None), None)
+        keys = TextKeys(readout.layer, settings.keys_memory_gb * 1e9 / len(parts)) if above else None
+        cached.append(CachedBatches(batches, store, own, readout.continuations(), above, pooled, keys))
     return cached, seconds
+
+
+def _stores(
+    model: nn.Module,
+    readout: Readout,
+    prompt_layer: int,
+    needed: NeededStates,
+    folder: Path,
+    settings: StatesSettings,
+) -> list[TrunkStates]:
+    """The stores that a run reads: the prompt layer's first, for read-only prompts those of the layers above too."""
+    first = TrunkStates.open(folder, model, prompt_layer, dtype=settings.states_dtype)
+    if readout.read_only_adapter() is None or settings.states_layers == "prompt" or readout.continuations():
+        return [first]
+    layers = range(prompt_layer + 1, readout.layer.num_layers)
+    in_all = int(needed.stored.sum()) * first.row_bytes * (len(layers) + 1)
+    half = settings.states_limit_gb * 1e9 / 2
+    if settings.states_layers == "auto" and (in_all > half or in_all > _free_bytes(folder) - SPARE_BYTES):
+        return [first]
+    stores = [first, *(TrunkStates.open(folder, model, layer, dtype=settings.states_dtype) for layer in layers)]
+    pooling = readout.pooled_layer()
+    return stores if pooling is None else [*stores, TrunkStates.open_pooled(folder, model, pooling)]
 
 
 keep_states = cache_states
 """Its name in earlier releases."""
 
 
-def _check_room(store: TrunkStates, needed: NeededStates, missing: np.ndarray, limit_bytes: float) -> None:
+def _check_room(
+    stores: Sequence[TrunkStates], needed: NeededStates, missing: Sequence[np.ndarray], limit_bytes: float
+) -> None:
     """Raise `CannotCache` where the missing rows do not fit on the disk, or all rows into the limit."""
-    if not len(missing):
+    if not any(map(len, missing)):
         return
-    in_all, more = (int(positions.sum()) * store.row_bytes for positions in (needed.stored, needed.stored[missing]))
-    if in_all > limit_bytes or more > _free_bytes(store.folder) - SPARE_BYTES:
+    in_all, more = 0, 0
+    for store, lacking in zip(stores, missing, strict=True):
+        stored = needed.stored if store.pooling is None else np.ones_like(needed.stored)
+        in_all += int(stored.sum()) * store.row_bytes
+        more += int(stored[lacking].sum()) * store.row_bytes
+    folder = stores[0].folder
+    if in_all > limit_bytes or more > _free_bytes(folder) - SPARE_BYTES:
         raise CannotCache(
             f"trunk states of {in_all / 1e9:.1f} GB do not fit ({limit_bytes / 1e9:g} GB allowed in "
-            f"{str(store.folder.parent)!r}, or its disk is full); raise --states-limit-gb or choose --states-dtype int8"
+            f"{str(folder.parent)!r}, or its disk is full); raise --states-limit-gb or choose --states-dtype int8"
         )
 
 

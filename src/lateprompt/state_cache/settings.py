@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from lateprompt.utils.errors import LatePromptError, option
-from lateprompt.utils.validation import check_types
+from lateprompt.utils.validation import OneOf, check_types
 
 FOLDER_VARIABLE = "LATEPROMPT_STATES"
 
@@ -23,6 +23,11 @@ class StatesSettings:
     Args:
         states: on (the folder of the variable LATEPROMPT_STATES, or ~/.cache/lateprompt/states), off, or a folder.
         states_dtype: how they lie on disk: auto (the backbone's type), float32, bfloat16, float16 or int8.
+        states_layers: which layers' states a read-only prompt has kept: all that it reads, prompt (those at the prompt
+            layer alone: the text then runs through the layers above without gradient), or auto: all, if they take at
+            most half of the limit. Other methods keep the prompt layer's.
+        keys_memory_gb: most memory, in 10^9 bytes, for the keys and values that read-only prompts read of kept states; 0:
+            they are made from the states at each step.
         states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
 
     Example:
@@ -35,6 +40,8 @@ class StatesSettings:
 
     states: str = "on"
     states_dtype: str = "auto"
+    states_layers: Annotated[str, OneOf(("auto", "all", "prompt"))] = "auto"
+    keys_memory_gb: Annotated[float, Ge(0)] = 2.0
     states_limit_gb: Annotated[float, Gt(0)] = 20.0
 
     def check(self, trunk_dropout: bool) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from lateprompt.backbone.families import core_of, num_layers_of
 from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
 from lateprompt.backbone.late_backbone import LateBackbone
-from lateprompt.backbone.split import Split, resolve_prompt_layer
+from lateprompt.backbone.read_only.views import FrozenViews
+from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.data.padding import pad
 from lateprompt.state_cache import codec
 from lateprompt.state_cache.facts import FORMAT, find_facts, read_facts
@@ -61,7 +62,7 @@ class TrunkStates(RowStore):
     def __init__(
         self,
         folder: Path,
-        split: Split | None,
+        split: FrozenTrunk | None,
         width: int,
         dtype: str,
         prompt_layer: int,
@@ -70,6 +71,8 @@ class TrunkStates(RowStore):
         super().__init__(folder, width, dtype, facts or {}, create=split is not None)
         self.split = split
         self.prompt_layer = prompt_layer
+        self.pooling: str | None = self._facts.get("pooling")
+        """How the whole model's output is pooled to one state; None: all states of the layer are kept."""
 
     @classmethod
     def open(
@@ -91,17 +94,43 @@ class TrunkStates(RowStore):
             LatePromptError: unknown dtype or architecture, a prompt layer out of range, or a folder that is no folder.
         """
         late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
-        if late is not None:
-            late.check_trunk()
         core: Any = core_of(model) if late is None else late.base_layer
         layer = resolve_prompt_layer(prompt_layer, num_layers_of(core))
-        split = Split(core, layer) if late is None else late.split_at(layer)
+        return cls._open(folder, core, late, layer, dtype)
+
+    @classmethod
+    def open_pooled(cls, folder: str | Path, model: nn.Module, pooling: str) -> TrunkStates:
+        """As `open`, the store of the frozen model's own output, pooled: one fp32 state a token sequence.
+
+        Args:
+            folder: where stores live.
+            model: as in `open`.
+            pooling: mean, or cls or last for the first or last token's state.
+        """
+        late = next((module for module in model.modules() if isinstance(module, LateBackbone)), None)
+        core: Any = core_of(model) if late is None else late.base_layer
+        return cls._open(folder, core, late, num_layers_of(core), "float32", pooling)
+
+    @classmethod
+    def _open(
+        cls,
+        folder: str | Path,
+        core: Any,
+        late: LateBackbone | None,
+        layer: int,
+        dtype: str,
+        pooling: str | None = None,
+    ) -> TrunkStates:
+        if late is not None:
+            late.check_trunk()
+        split: FrozenTrunk = FrozenTrunk((FrozenViews(core) if late is None else late.frozen).below(layer))
         if dtype == "auto":
             dtype = str(next(split.trunk.parameters()).dtype).removeprefix("torch.")
         codec.check_dtype(dtype)
         width = int(core.config.hidden_size)
         fingerprint = trunk_fingerprint(split.trunk, core.config, layer)
-        own = Path(folder) / f"{core.config.model_type}-p{layer}-{dtype}-{fingerprint[:16]}"
+        what = dtype if pooling is None else f"{dtype}-{pooling}"
+        own = Path(folder) / f"{core.config.model_type}-p{layer}-{what}-{fingerprint[:16]}"
         facts = {
             "format": FORMAT,
             "model_type": core.config.model_type,
@@ -109,6 +138,7 @@ class TrunkStates(RowStore):
             "hidden_size": width,
             "dtype": dtype,
             "fingerprint": fingerprint,
+            **({} if pooling is None else {"pooling": pooling}),
         }
         _check_place(Path(folder))
         found = find_facts(own)
@@ -255,9 +285,27 @@ class SourceStates(NeededStates):
         ids = [self.ids[i] for i in sequences]
         states = run_trunk(split, ids, [self.types[i] for i in sequences], layers)
         return [
-            {self.keys[i][0]: row[: len(row_ids)] for i, row, row_ids in zip(sequences, rows, ids, strict=True)}
-            for rows in states
+            {
+                self.keys[i][0]: _pooled(row[: len(row_ids)], store.pooling)
+                for i, row, row_ids in zip(sequences, rows, ids, strict=True)
+            }
+            for store, rows in zip(stores, states, strict=True)
         ]
+
+
+def _pooled(states: torch.Tensor, pooling: str | None) -> torch.Tensor:
+    """What is kept of a sequence's states (length, hidden): all, or one (1, hidden)."""
+    if pooling is None:
+        return states
+    states = states.float()
+    return states.mean(0, keepdim=True) if pooling == "mean" else states[-1:] if pooling == "last" else states[:1]
+
+
+class FrozenTrunk:
+    """A trunk that computes states: a view of the frozen model, always in eval mode."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        self.trunk: Any = trunk
 
 
 def fill_stores(
@@ -303,7 +351,7 @@ def batches_of(lengths: Sequence[int]) -> Iterator[range]:
 
 @in_turn
 def run_trunk(
-    split: Split, ids: Sequence[Ids], types: Sequence[Ids | None], prompt_layers: Sequence[int]
+    split: FrozenTrunk, ids: Sequence[Ids], types: Sequence[Ids | None], prompt_layers: Sequence[int]
 ) -> list[torch.Tensor]:
     """States (batch, length, hidden) of one batch at each prompt layer, the deepest of which is the split's."""
     weight = next(split.trunk.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone.families import Family
-from lateprompt.backbone.read_only.attention import READING, capture_keys, read_only_attention
+from lateprompt.backbone.read_only.attention import CAPTURING, READING, capture_keys, read_only_attention
 from lateprompt.backbone.split import own_module, replace_module
 
 
@@ -28,6 +28,9 @@ def replace_attention(layer: nn.Module, family: Family, interface: str) -> None:
         replace_module(layer, family.attention_path, OwnAttention(original, family, interface), {})
         return
     attention: Any = own_module(layer, family.attention_path, {})
+    if interface == CAPTURING and len(family.projections) == 3:
+        query = family.projections[0].rpartition(".")[2]
+        attention._modules[query] = _NoQuery(attention._modules[query])
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = interface
 
@@ -48,9 +51,11 @@ class OwnAttention(nn.Module):
         self.maps = [path.rpartition(".")[2] for path in (*family.projections, family.adapters[0])]
         self.heads = int(getattr(attention, "num_attention_heads", None) or attention.num_heads)
         self.scaling = family.attention_scaling
-        self.compute = read_only_attention if interface == READING else capture_keys
+        self.compute: Any = read_only_attention if interface == READING else capture_keys
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        if self.compute is capture_keys:
+            capture_keys(self, None, *(self._by_head(self._modules[name](hidden)) for name in self.maps[1:3]))  # type: ignore[misc]
         query, key, value = (self._by_head(self._modules[name](hidden)) for name in self.maps[:3])  # type: ignore[misc]
         rate = float(getattr(self._modules.get("dropout") or self._modules.get("attn_dropout"), "p", 0.0))
         rate = rate if self.training else 0.0
@@ -61,3 +66,14 @@ class OwnAttention(nn.Module):
 
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _NoQuery(nn.Module):
+    """Stands for the query projection where keys and values alone are wanted."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.width = int(linear.weight.shape[0])
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.new_zeros(()).expand(*hidden.shape[:-1], self.width)

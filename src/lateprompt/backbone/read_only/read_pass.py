@@ -47,7 +47,7 @@ def _layer_calls(frozen: FrozenViews, queries: Queries, text: FrozenText, layers
     table = None
     if family.relative is not None:
         with torch.no_grad():
-            table = family.relative(frozen.backbone, text.states[layers[0]][:1])
+            table = family.relative(frozen.backbone, next(iter(text.states.values()))[:1])
     seen: dict[int | None, torch.Tensor] = {}
     calls = []
     for i, layer in enumerate(layers):
@@ -85,6 +85,8 @@ def _text_keys(
     frozen: FrozenViews, modules: list[nn.Module], queries: Queries, text: FrozenText, layers: range
 ) -> list[TextKeys]:
     """Of each layer, what stands for the text's keys and values: absorbed where that is less work."""
+    if text.keys is not None:
+        return [TextKeys(*text.keys[layer]) for layer in layers]
     states = [text.states[layer] for layer in layers]
     absorbed = [
         _absorbed(module, frozen.family, hidden, queries) for module, hidden in zip(modules, states, strict=True)

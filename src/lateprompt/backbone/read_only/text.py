@@ -28,6 +28,8 @@ class FrozenText:
         anchor: (batch,), the position that a prompt stands for.
         positions: (batch or 1, length) of the call's `position_ids`, or None.
         output: the frozen model's own output object, where it has run as a whole.
+        keys: keys and values by layer, where the call brings them along; the states of the layers that only read them
+            may then be missing.
     """
 
     states: Mapping[int, torch.Tensor]
@@ -37,6 +39,7 @@ class FrozenText:
     anchor: torch.Tensor
     positions: torch.Tensor | None = None
     output: Any = None
+    keys: Mapping[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def rows(self, rows: torch.Tensor) -> FrozenText:
         """Some rows of the batch."""
@@ -52,6 +55,9 @@ class FrozenText:
             anchor=self.anchor[rows],
             positions=positions,
             output=None,
+            keys=None
+            if self.keys is None
+            else {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.keys.items()},
         )
 
     @property
@@ -76,34 +82,60 @@ def frozen_text(frozen: FrozenViews, call: LateCall, prompt_layer: int, *, whole
     mask, source, anchor = _marks(call, causal=frozen.family.causal)
     positions = call.arguments.get("position_ids")
     if given is None:
+        if not whole and call.arguments.get("past_key_values") is None:
+            return FrozenText(_run_below(frozen, call, prompt_layer), None, mask, source, anchor, positions)
         output = _run_whole(frozen, call, prompt_layer)
-        hidden = output.hidden_states
-        if len(hidden) != frozen.num_layers + 1:
-            raise LatePromptError(
-                f"{type(frozen.backbone).__name__} gives {len(hidden)} hidden states for {frozen.num_layers} layers, so "
-                "a read-only prompt cannot tell which are which; use an ordinary late prompt"
-            )
+        hidden = _hidden_states(frozen, output, frozen.num_layers)
         states = {layer: hidden[layer] for layer in wanted}
         return FrozenText(states, output.last_hidden_state, mask, source, anchor, positions, output)
     kept = dict(given) if isinstance(given, Mapping) else {prompt_layer: given}
     weight = next(frozen.above(wanted[-1]).parameters())
     kept = {layer: states.to(device=weight.device, dtype=weight.dtype) for layer, states in kept.items()}
+    if call.text_keys is not None and not whole:
+        return FrozenText(kept, None, mask, source, anchor, positions, keys=call.text_keys)
     missing = next((layer for layer in wanted if layer not in kept), frozen.num_layers)
+    if missing - 1 not in kept:
+        raise LatePromptError(f"trunk_states have layers {sorted(kept)}, but {prompt_layer} is read: give its states")
     last = None
-    if missing < frozen.num_layers or whole:
-        start = missing - 1
-        if start not in kept:
-            raise LatePromptError(
-                f"trunk_states have layers {sorted(kept)}, but {prompt_layer} is read: give its states"
-            )
-        above = frozen.above(start)
-        plain = PlainText(replace(call, trunk_states=None), frozen.family)
-        arguments = plain.tail_arguments(above, kept[start], 0, None)
-        extra = {"use_cache": False} if frozen.family.causal else {}
-        output = above(inputs_embeds=kept[start], **arguments, **extra, output_hidden_states=True, return_dict=True)
-        kept.update({start + i: states for i, states in enumerate(output.hidden_states[:-1])})
-        last = output.last_hidden_state
+    if whole:
+        more, last = _run_above(frozen, call, kept[missing - 1], missing - 1, frozen.num_layers)
+        kept |= more
+    elif missing < frozen.num_layers:
+        more, top = _run_above(frozen, call, kept[missing - 1], missing - 1, wanted[-1])
+        kept |= {**more, wanted[-1]: top}
     return FrozenText({layer: kept[layer] for layer in wanted}, last, mask, source, anchor, positions)
+
+
+def _run_above(
+    frozen: FrozenViews, call: LateCall, states: torch.Tensor, low: int, high: int
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """The states after the layers above `low`, up to `high`: of all but the last by layer, and the output."""
+    view = frozen.part(low, high)
+    arguments = PlainText(replace(call, trunk_states=None), frozen.family).tail_arguments(view, states, 0, None)
+    extra = {"use_cache": False} if frozen.family.causal else {}
+    output: Any = view(inputs_embeds=states, **arguments, **extra, output_hidden_states=True, return_dict=True)
+    return {low + i: hidden for i, hidden in enumerate(output.hidden_states[:-1])}, output.last_hidden_state
+
+
+def _run_below(frozen: FrozenViews, call: LateCall, prompt_layer: int) -> dict[int, torch.Tensor]:
+    """The states by layer, where nobody asks for the last layer's output: it is not computed."""
+    top = frozen.num_layers - 1
+    arguments = {**call.arguments, "output_hidden_states": top > prompt_layer, "return_dict": True}
+    if frozen.family.causal:
+        arguments["use_cache"] = False
+    output: Any = frozen.below(top)(**arguments)
+    hidden = () if top == prompt_layer else _hidden_states(frozen, output, top)
+    return {**{layer: hidden[layer] for layer in range(prompt_layer, top)}, top: output.last_hidden_state}
+
+
+def _hidden_states(frozen: FrozenViews, output: Any, layers: int) -> tuple[torch.Tensor, ...]:
+    hidden: tuple[torch.Tensor, ...] = output.hidden_states
+    if len(hidden) != layers + 1:
+        raise LatePromptError(
+            f"{type(frozen.backbone).__name__} gives {len(hidden)} hidden states for {layers} layers, so a read-only "
+            "prompt cannot tell which are which; use an ordinary late prompt"
+        )
+    return hidden
 
 
 def _run_whole(frozen: FrozenViews, call: LateCall, prompt_layer: int) -> Any:

@@ -38,7 +38,7 @@ class FrozenViews:
         self.num_layers = num_layers_of(backbone)
         install_capturing(backbone)
         self._bare = copied_without(backbone, {id(module) for module in tuned})
-        self._views: dict[int, nn.Module] = {}
+        self._views: dict[tuple[int, int], nn.Module] = {}
         self._key_views: dict[int, nn.Module] = {}
         self._modules = list(backbone.modules())
         self._state = self._state_now()
@@ -54,16 +54,40 @@ class FrozenViews:
 
     def above(self, layer: int) -> nn.Module:
         """The layers above one and what follows them; above 0: the whole backbone."""
-        if layer not in self._views:
-            view = view_of(self._bare, layer, self.num_layers)
+        return self.part(layer, self.num_layers)
+
+    def below(self, layer: int) -> nn.Module:
+        """The layers below one, without what follows the last one; below the top: the whole backbone."""
+        return self.part(0, layer)
+
+    def part(self, low: int, high: int) -> nn.Module:
+        """The layers above `low`, up to `high`, with what comes before the first or follows the last one."""
+        if (low, high) not in self._views:
+            view = view_of(self._bare, low, high)
             if view._modules.get("pooler") is not None:
                 view._modules["pooler"] = None  # applied by hand to what the caller gets
-            self._views[layer] = view.eval()
-        return self._views[layer]
+            self._views[low, high] = view.eval()
+        return self._views[low, high]
 
     def layers(self, above: int) -> list[nn.Module]:
         """The layers above one."""
         return list(self.above(above).get_submodule(self.family.layers).children())
+
+    def text_keys(self, states: Mapping[int, torch.Tensor]) -> dict[int, tuple[torch.Tensor, torch.Tensor]] | None:
+        """The text's keys and values by layer, from its states at all layers above the lowest one.
+
+        None where an architecture's attention cannot read a text from outside.
+        """
+        layers = sorted(states)
+        if not reads_outside(self.layers(layers[0])[0], self.family):
+            return None
+        found = self.keys(layers[0], [states[layer] for layer in layers], {})
+        pairs = {}
+        for layer, part in zip(layers, found, strict=True):
+            assert part.keys is not None
+            assert part.values is not None
+            pairs[layer] = part.keys.contiguous(), part.values.contiguous()
+        return pairs
 
     def keys(self, above: int, states: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> list[TextKeys]:
         """The text's keys and values in each layer.
