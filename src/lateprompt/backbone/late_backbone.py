@@ -305,7 +305,8 @@ class LateBackbone(nn.Module):
     def _run_read_only(self, names: str | Sequence[str], call: LateCall) -> ModelOutput:
         """The frozen model's output with each row's prompt at its anchor."""
         if call.cached_length:
-            return decode_behind(self.views, self.slots, self.late_prompt_generators, names, call, self.training)
+            generators = dict(self.late_prompt_generators.items())
+            return decode_behind(self.views, self.slots, generators, names, call, self.training)
         call, cache = with_cache(call, self.views, training=self.training)
         at_anchor = call.read is not None and call.anchor is not None and _same(call.read, call.anchor)
         read = self.read(names, call, whole=not (at_anchor and cache is None))

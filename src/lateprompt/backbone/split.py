@@ -229,7 +229,6 @@ class Split:
     """
 
     def __init__(self, core: nn.Module, prompt_layer: int) -> None:
-        family = family_of(core)
         install_capturing(core)
         self._originals: list[nn.Module] = []
         self.trunk = view_of(core, 0, prompt_layer, self._originals)

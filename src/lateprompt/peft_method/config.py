@@ -136,8 +136,8 @@ class LatePromptConfig(CheckedConfig):
         if tuner == FULL or (tuner is not None and self.tuner_layers != "tail"):
             what = f"tuner {tuner!r}" if tuner == FULL else f"tuner_layers {self.tuner_layers!r}"
             raise LatePromptError(
-                f"read_only and {what} cannot be: the text's states would change; use a tuner such as LORA in the tail, "
-                "which then lies on the prompt's own path"
+                f"read_only and {what} cannot be: the text's states would change; use a tuner such as LORA in the "
+                "tail, which then lies on the prompt's own path"
             )
 
     @property

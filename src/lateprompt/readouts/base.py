@@ -63,7 +63,7 @@ class Readout:
         return name if name is not None and self.layer.slots[name].read_only else None
 
     def pooled_layer(self) -> str | None:
-        """How the frozen model's own output is pooled for this readout (`mean`, `cls`, `last`), if it is read at all."""
+        """How the frozen model's own output is pooled for this readout (`mean`, `cls`, `last`), if it is read."""
         return None
 
     def offload_head(self) -> nn.Module | None:

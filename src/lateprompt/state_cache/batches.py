@@ -49,13 +49,14 @@ class CachedBatches(Batches):
     def batch(self, rows: np.ndarray) -> Batch:
         batch = super().batch(rows)
         length = batch.input_ids.shape[1]
-        batch = replace(batch, trunk_states=self.store.get(self.numbers[rows], length))
+        states = self.store.get(self.numbers[rows], length)
+        batch = replace(batch, trunk_states=states)
         keys = None if self.keys is None else self.keys.of(rows, length)
         if keys is not None:
             batch = replace(batch, text_keys=keys)
         elif self.above:
             further = {store.prompt_layer: store.get(numbers[rows], length) for store, numbers in self.above}
-            batch = replace(batch, layer_states={self.store.prompt_layer: batch.trunk_states, **further})
+            batch = replace(batch, layer_states={self.store.prompt_layer: states, **further})
         if self.pooled is not None:
             store, numbers = self.pooled
             batch = replace(batch, pooled_states=store.get(numbers[rows], 1)[:, 0])

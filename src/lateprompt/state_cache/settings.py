@@ -26,8 +26,8 @@ class StatesSettings:
         states_layers: which layers' states a read-only prompt has kept: all that it reads, prompt (those at the prompt
             layer alone: the text then runs through the layers above without gradient), or auto: all, if they take at
             most half of the limit. Other methods keep the prompt layer's.
-        keys_memory_gb: most memory, in 10^9 bytes, for the keys and values that read-only prompts read of kept states; 0:
-            they are made from the states at each step.
+        keys_memory_gb: most memory, in 10^9 bytes, for the keys and values that read-only prompts read of kept states;
+            0: they are made from the states at each step.
         states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
 
     Example:

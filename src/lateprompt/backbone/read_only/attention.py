@@ -141,7 +141,8 @@ def _text_scores(text: TextKeys, query: torch.Tensor) -> torch.Tensor:
     if text.keys is not None:
         scores = _grouped(query, text.keys) @ text.keys.transpose(-1, -2)
         return scores.view(batch, heads, queries, -1)
-    assert text.hidden is not None and text.key_weight is not None
+    assert text.hidden is not None
+    assert text.key_weight is not None
     size = text.hidden.shape[-1]
     # (heads, batch · queries, …): one product per head with its own rows of the projection.
     by_head = query.transpose(0, 1).reshape(heads, -1, width) @ text.key_weight.view(heads, width, size)
@@ -154,7 +155,8 @@ def _text_output(text: TextKeys, weights: torch.Tensor) -> torch.Tensor:
     if text.values is not None:
         mixed = weights.reshape(batch, text.values.shape[1], -1, length) @ text.values
         return mixed.view(batch, heads, queries, -1)
-    assert text.hidden is not None and text.value_weight is not None
+    assert text.hidden is not None
+    assert text.value_weight is not None
     size = text.hidden.shape[-1]
     mixed = (weights.flatten(1, 2) @ text.hidden).view(batch, heads, queries, size)
     by_head = mixed.transpose(0, 1).reshape(heads, -1, size)

@@ -94,7 +94,7 @@ class BehindPrompt(PlainText):
         anchor: (batch,), the position that the prompt stands for.
     """
 
-    anchor: torch.Tensor = torch.empty(0)
+    anchor: torch.Tensor | None = None
 
     def tail_arguments(
         self, tail: nn.Module, tail_input: torch.Tensor, num_prompt_tokens: int, lengths: Sequence[int] | None
@@ -105,6 +105,7 @@ class BehindPrompt(PlainText):
         mask = self.call.arguments.get("attention_mask")
         if mask is None:
             mask = torch.ones(len(tail_input), seen, dtype=torch.long, device=tail_input.device)
+        assert self.anchor is not None
         mask = mask.scatter(1, self.anchor[:, None], 0)
         mask = with_prompt(mask, lengths, tail_input, seen, num_prompt_tokens)
         arguments: dict[str, Any] = {"past_key_values": cache}

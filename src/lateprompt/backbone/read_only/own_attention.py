@@ -14,7 +14,7 @@ from lateprompt.backbone.split import own_module, replace_module
 
 
 def reads_outside(layer: nn.Module, family: Family) -> bool:
-    """Whether a layer's attention can read a text from outside: not where it is a stack of several, or computes alone."""
+    """Whether a layer's attention can read a text from outside: not where it stacks several, or computes alone."""
     if family.attention == "whole":
         return False
     several = getattr(layer, "albert_layers", None)
@@ -65,7 +65,8 @@ class OwnAttention(nn.Module):
         return (output if after is None else after(output)), None
 
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
-        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        by_head: torch.Tensor = projected.unflatten(-1, (self.heads, -1))
+        return by_head.transpose(1, 2)
 
 
 class _NoQuery(nn.Module):

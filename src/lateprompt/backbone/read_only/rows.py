@@ -112,7 +112,7 @@ def _prompts(
     slots: Mapping[str, PromptSlot], generators: Mapping[str, nn.Module], of_row: Sequence[str], text: FrozenText
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Each row's prompt (rows, k, hidden), and which of its vectors count where that differs."""
-    if len(of_row) == 1 and len(text.mask) != 1 or len(set(of_row)) == 1:
+    if len(set(of_row)) == 1:
         name = of_row[0]
         return prompt_of(
             generators[name], slots[name], text.states[slots[name].prompt_layer], text.source, text.anchor

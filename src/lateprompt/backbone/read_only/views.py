@@ -18,7 +18,7 @@ from torch import nn
 from lateprompt.backbone.families import Family, family_of, num_layers_of
 from lateprompt.backbone.read_only.attention import CAPTURING, READING, Captured, TextKeys
 from lateprompt.backbone.read_only.layer_call import LayerCall
-from lateprompt.backbone.read_only.own_attention import replace_attention, reads_outside
+from lateprompt.backbone.read_only.own_attention import reads_outside, replace_attention
 from lateprompt.backbone.split import copied_without, install_capturing, own_module, shallow_copy, view_of
 from lateprompt.backbone.views import LateSplit
 from lateprompt.utils.errors import LatePromptError
