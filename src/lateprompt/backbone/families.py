@@ -60,7 +60,8 @@ class Family:
         reads: the layer takes a KV cache whose keys and values it attends to with whatever mask it is given: the last
             one can then be computed at read positions alone (`lateprompt.backbone.kernels.read_positions`).
         absorbs: keys and values are linear maps of the layer's own input, without rotation or norm: a few queries can
-            do without them (`lateprompt.backbone.kernels.absorbed_attention`, `lateprompt.backbone.read_only.attention`).
+            do without them (`lateprompt.backbone.kernels.absorbed_attention`,
+            `lateprompt.backbone.read_only.attention`).
         counts_in_mask: the backbone counts positions in the 2-D mask, so it cannot be handed a ready one.
         fixed_length: the backbone gives its output the shape of its input, so the last layer must keep the length.
         attention: how a read-only prompt's attention gets at the text: by transformers' attention interface
