@@ -33,7 +33,7 @@ from lateprompt.predictors.base import pick_device
 from lateprompt.predictors.loading import DTYPES, load_base, load_config, max_positions
 from lateprompt.predictors.offload import OffloadedWeights
 from lateprompt.readouts import Batch, LMHead, WordReadout
-from lateprompt.runs.environment import peak_memory_bytes
+from lateprompt.runs.environment import memory_bytes, peak_memory_bytes, reset_peak_memory
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import borrowed, seeded
@@ -313,7 +313,10 @@ def _measure_steps(bench: Bench, settings: BenchSettings) -> dict[str, Any]:
 
 
 def peak_memory(settings: BenchSettings, method: str) -> int:
-    """Peak memory of a fresh process that makes three steps of one method: weights, activations, optimiser."""
+    """Peak memory of three training steps of one method in a fresh process: weights, activations, optimiser.
+
+    Without Python and its libraries, and without what building the model took for a while.
+    """
     arguments = json.dumps({"settings": asdict(settings), "method": method})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "lateprompt.experiments.bench", arguments],
@@ -332,11 +335,13 @@ def _measure_memory(arguments: str) -> int:
     given = json.loads(arguments)
     bench = Bench(BenchSettings(**given["settings"]))
     with borrowed(bench.settings.seed, bench.device):
+        before = memory_bytes(bench.device)
         step = bench.step_of(METHODS[given["method"]])
+        reset_peak_memory()
         for _ in range(3):
             step()
         bench.synchronize()
-    return peak_memory_bytes(bench.device)
+    return peak_memory_bytes(bench.device) - before
 
 
 if __name__ == "__main__":

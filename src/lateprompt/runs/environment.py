@@ -34,6 +34,18 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use now: of the GPU where one is used, else of this process (0 where the system does not say)."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    return 0
+
+
 def reset_peak_memory() -> None:
     """Let the peak begin anew, for another run in the same process; only Linux lets a process do so, and GPUs."""
     import torch

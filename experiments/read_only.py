@@ -1,0 +1,140 @@
+"""Read-only prompts beside other methods, few rows, several tasks and seeds: rates chosen on dev rows, test rows scored once.
+
+    LATEPROMPT_TASKS=folder python experiments/read_only.py MODEL RESULTS.jsonl [--kind encoder|decoder] [--methods NAME …]
+
+MODEL is a folder: MiniLM-L6 or all-mpnet-base-v2 (`--kind encoder`), SmolLM2-135M (`--kind decoder`, see convert_smollm2.py).
+One process, one line of RESULTS a run; what is there already is not run again, and the table is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+from lateprompt.runs.data import TEST, load_rows
+from lateprompt.runs.pipeline import Pipeline
+from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.data_settings import DataSettings
+from lateprompt.training.settings import ModelSettings, RecipeSettings
+
+SEEDS = (13, 21, 42)
+KINDS: dict[str, dict[str, Any]] = {
+    "encoder": {
+        "tasks": ("sst2", "subj", "trec", "mrpc", "rte"),
+        "steps": 150,
+        "methods": {
+            "read-npg": (2e-3, 5e-3),
+            "read-npg+lora": (2e-3, 5e-3),
+            "npg": (1e-3, 5e-3),
+            "late-lora": (1e-3, 5e-3),
+        },
+    },
+    "decoder": {
+        "tasks": ("sst2", "subj", "trec"),
+        "steps": 100,
+        "methods": {
+            "read-npg": (3e-3, 1e-2),
+            "read-npg+lora": (2e-3, 5e-3),
+            "lora": (1e-3, 3e-3),
+            "late-lora": (1e-3, 3e-3),
+            "npg@anchor": (1e-3, 5e-3),
+            "prompt-tuning": (3e-2, 1e-1),
+        },
+    },
+}
+SEARCH = (("sst2", 13), ("trec", 13))
+DEV_ROWS, TEST_ROWS = 200, 400
+
+
+def run(
+    model: str, kind: str, task: str, method: str, lr: float, seed: int, *, shots: int, test: bool
+) -> dict[str, Any]:
+    """Train once; dev accuracy, and test accuracy if asked for."""
+    folder = Path(os.environ["LATEPROMPT_TASKS"]) / task
+    data = DataSettings(
+        train=str(folder / "train.jsonl"),
+        test=[str(folder / "dev.jsonl")] if test else [],
+        task=None if kind == "encoder" else task,
+        shots=shots,
+        dev_rows=DEV_ROWS,
+    )
+    rows = load_rows(data, seed, "auto")
+    # The files are sorted by nothing that we know of, but the same rows for all methods are what counts.
+    for path, found in rows.test.items():
+        rows.test[path] = random.Random(0).sample(found, min(TEST_ROWS, len(found)))
+    name, _, start = method.partition("@")
+    options = {"prompt_start": start} if start else {}
+    readout = "head" if kind == "encoder" else "causal_lm"
+    settings = ModelSettings(model, name, options, "0.5", readout=readout, max_length=128, loss="labels")
+    steps = KINDS[kind]["steps"]
+    recipe = RecipeSettings(max_steps=steps, lr=lr, batch_size=16, seed=seed, eval_every=steps // 3)
+    pipeline = Pipeline(settings, rows, recipe, StatesSettings(os.environ.get("LATEPROMPT_STATES", "on")))
+    pipeline.run()
+    metrics = pipeline.metrics
+    tested = next(iter(metrics[TEST].values()), {}) if test else {}
+    return {
+        "dev": metrics["accuracy"],
+        "test": tested.get("accuracy"),
+        "train_seconds": metrics["train_seconds"],
+        "parameters": metrics["trainable_parameters"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--kind", choices=KINDS, default="encoder")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--shots", type=int, default=100)
+    given = parser.parse_args()
+    kind = KINDS[given.kind]
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if given.results.exists():
+        for line in given.results.read_text().splitlines():
+            entry = json.loads(line)
+            found[tuple(entry["key"])] = entry
+
+    def result(task: str, method: str, lr: float, seed: int, *, test: bool) -> dict[str, Any]:
+        key = (given.shots, task, method, lr, seed, test)
+        if key not in found:
+            found[key] = {
+                "key": key,
+                **run(given.model, given.kind, task, method, lr, seed, shots=given.shots, test=test),
+            }
+            with given.results.open("a") as file:
+                file.write(json.dumps(found[key]) + "\n")
+            print(key, found[key], flush=True)
+        return found[key]
+
+    table: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    methods = {name: rates for name, rates in kind["methods"].items() if not given.methods or name in given.methods}
+    best = {
+        method: max(rates, key=lambda lr: sum(result(t, method, lr, s, test=False)["dev"] for t, s in SEARCH))
+        for method, rates in methods.items()
+    }
+    for seed in SEEDS:
+        for task in kind["tasks"]:
+            for method in methods:
+                entry = result(task, method, best[method], seed, test=True)
+                table.setdefault(method, {}).setdefault(task, []).append(entry)
+    print(f"| method | rate | {' | '.join(kind['tasks'])} | mean | parameters | seconds |")
+    print("|---" * (len(kind["tasks"]) + 5) + "|")
+    for method, of_tasks in table.items():
+        means = [statistics.mean(entry["test"] for entry in of_tasks[task]) for task in kind["tasks"]]
+        every = [entry for entries in of_tasks.values() for entry in entries]
+        seconds = statistics.mean(entry["train_seconds"] for entry in every)
+        cells = " | ".join(f"{mean:.3f}" for mean in means)
+        print(
+            f"| {method} | {best[method]:g} | {cells} | {statistics.mean(means):.3f} | "
+            f"{every[0]['parameters']:,} | {seconds:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
