@@ -1,8 +1,8 @@
-"""Read-only prompts beside other methods, few rows, several tasks and seeds: rates chosen on dev rows, test rows scored once.
+"""Read-only prompts beside other methods on few rows: rates chosen on dev rows, test rows scored once.
 
-    LATEPROMPT_TASKS=folder python experiments/read_only.py MODEL RESULTS.jsonl [--kind encoder|decoder] [--methods NAME …]
+    LATEPROMPT_TASKS=folder python experiments/read_only.py MODEL RESULTS.jsonl [--kind decoder] [--methods NAME …]
 
-MODEL is a folder: MiniLM-L6 or all-mpnet-base-v2 (`--kind encoder`), SmolLM2-135M (`--kind decoder`, see convert_smollm2.py).
+MODEL is a folder: MiniLM-L6 or all-mpnet-base-v2, or with `--kind decoder` SmolLM2-135M (see convert_smollm2.py).
 One process, one line of RESULTS a run; what is there already is not run again, and the table is printed at the end.
 """
 
