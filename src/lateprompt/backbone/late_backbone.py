@@ -31,8 +31,8 @@ from lateprompt.backbone.families import family_of, num_layers_of
 from lateprompt.backbone.kernels.cpu_mode import cpu_kernels
 from lateprompt.backbone.late_pass import Prompts, late_pass, pooled, run_trunk
 from lateprompt.backbone.multi_adapter import check_names, forward_mixed, rows_by_layer
-from lateprompt.backbone.read_only.generation import decode_behind, keep_prompts, with_cache
-from lateprompt.backbone.read_only.rows import Read, read_rows
+from lateprompt.backbone.read_only.generation import ONE_CACHE, decode_behind, keep_prompts, with_cache
+from lateprompt.backbone.read_only.rows import Behind, Read, read_rows
 from lateprompt.backbone.read_only.views import FrozenViews
 from lateprompt.backbone.text import PlainText, Text
 from lateprompt.backbone.views import LateSplit, Views
@@ -281,41 +281,73 @@ class LateBackbone(nn.Module):
 
     # -- read-only prompts -------------------------------------------------------------------------------------------
 
-    def read(self, names: str | Sequence[str], call: LateCall, *, whole: bool = False) -> Read:
+    def read(
+        self, names: str | Sequence[str], call: LateCall, *, whole: bool = False, behind: Behind | None = None
+    ) -> Read:
         """Let read-only prompts read their texts: of one adapter for all rows, or of each row's own.
 
         Args:
             names: the adapter, or one a row.
             call: the call.
             whole: whether the frozen model's own output is wanted too.
+            behind: what stands behind the sources and is not in the call's text.
+
+        Raises:
+            LatePromptError: something else is trained in the backbone, which would get no gradient.
         """
+        self._check_trained()
         slots = {name: self.slots[name] for name in ([names] if isinstance(names, str) else set(names) - {BASE})}
         generators = {name: self.late_prompt_generators[name] for name in slots if name in self.late_prompt_generators}
-        return read_rows(self.views, self.frozen, slots, generators, names, call, training=self.training, whole=whole)
+        return read_rows(
+            self.views,
+            self.frozen,
+            slots,
+            generators,
+            names,
+            call,
+            training=self.training,
+            whole=whole,
+            behind=behind,
+        )
 
-    def read_call(self, name: str, *, whole: bool = False, **arguments: Any) -> Read:
+    def _check_trained(self) -> None:
+        """Raise LatePromptError while something in the text's states is trained: they are computed without gradient."""
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        ours = {id(parameter) for parameter in self.late_prompt_beneath.parameters()}
+        for name, parameter in self.base_layer.named_parameters():
+            if parameter.requires_grad and id(parameter) not in ours:
+                raise LatePromptError(
+                    f"{name!r} of the backbone is trained, but a read-only prompt reads the frozen model's states, "
+                    "which pass no gradient on; freeze it (requires_grad_(False)), give LoRA as the config's tuner, or "
+                    "use read_only=False"
+                )
+
+    def read_call(self, name: str, *, whole: bool = False, behind: Behind | None = None, **arguments: Any) -> Read:
         """`read` of a call's arguments, as `forward` takes them, with the CPU's fast kernels."""
         call, _ = self._call_of(**arguments)
         if call.trunk_states is None:
             self.check_trunk()
         call.check(self.config.hidden_size)
         with self.kernels():
-            return self.read(name, call, whole=whole)
+            return self.read(name, call, whole=whole, behind=behind)
 
     def _run_read_only(self, names: str | Sequence[str], call: LateCall) -> ModelOutput:
         """The frozen model's output with each row's prompt at its anchor."""
         if call.cached_length:
             generators = dict(self.late_prompt_generators.items())
             return decode_behind(self.views, self.slots, generators, names, call, self.training)
+        wants_cache = bool(call.arguments.get("use_cache")) or call.arguments.get("past_key_values") is not None
         call, cache = with_cache(call, self.views, training=self.training)
         at_anchor = call.read is not None and call.anchor is not None and _same(call.read, call.anchor)
-        read = self.read(names, call, whole=not (at_anchor and cache is None))
-        if at_anchor and read.rows is None and cache is None:
-            return BaseModelOutputWithPooling(last_hidden_state=read.mean[:, None])
-        if read.text.last is None:
-            read = self.read(names, call, whole=True)
-        if cache is not None:
-            keep_prompts(cache, read)
+        if at_anchor and cache is None and (isinstance(names, str) or BASE not in names):
+            read = self.read(names, call)
+            return BaseModelOutputWithPooling(last_hidden_state=read.by_row(read.mean)[:, None])
+        read = self.read(names, call, whole=True)
+        if cache is not None and not keep_prompts(cache, read):
+            if wants_cache:
+                raise LatePromptError(f"adapters {names!r} cannot begin one KV cache; {ONE_CACHE}")
+            cache = None
         hidden = read.output()
         hidden = hidden if call.read is None else states_at(hidden, call.read)
         kind, found = BaseModelOutputWithPooling, {}
@@ -323,6 +355,7 @@ class LateBackbone(nn.Module):
             kind, found = type(read.text.output), dict(read.text.output)
         if not first(call.arguments.get("output_hidden_states"), self.config.output_hidden_states):
             found.pop("hidden_states", None)
+        found.pop("past_key_values", None)
         output = kind(**{**found, "last_hidden_state": hidden})
         output = replace_hidden(output, hidden, pooled(self.views, hidden) if call.read is None else None)
         if cache is not None:

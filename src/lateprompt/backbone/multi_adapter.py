@@ -74,15 +74,16 @@ def forward_mixed(
         LatePromptError: the call has what only one prompt layer can have: trunk states, a KV cache, attentions.
     """
     layers = sorted(groups, key=lambda p: p or 0)
+    named = ["read-only" if layer == READ_ONLY else layer for layer in layers]
     if isinstance(call.trunk_states, torch.Tensor) and (None in groups or len(groups) > 1):
         raise LatePromptError(
-            f"trunk_states belong to one prompt layer, but adapter_names asks for {layers} ({BASE}: None)"
+            f"trunk_states belong to one prompt layer, but adapter_names asks for {named} ({BASE}: None)"
         )
     if len(groups) == 1:
         return run(names, call)
     if call.arguments.get("past_key_values") is not None or call.arguments.get("use_cache"):
         raise LatePromptError(
-            f"adapter_names mixes prompt layers {layers} in one cached generation; use adapters of one prompt "
+            f"adapter_names mixes prompt layers {named} in one cached generation; use adapters of one prompt "
             "layer, or use_cache=False"
         )
     if views.family.causal:

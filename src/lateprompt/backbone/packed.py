@@ -14,10 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lateprompt.backbone.call_context import LateCall, States
 from lateprompt.backbone.families import Family
 from lateprompt.backbone.late_backbone import LateBackbone
 from lateprompt.backbone.late_pass import run_trunk
 from lateprompt.backbone.masks import has_window
+from lateprompt.backbone.read_only.rows import Behind
+from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.randomness import in_turn
 
 
@@ -43,7 +46,8 @@ def packed_hidden(
     mask: torch.Tensor,
     ends: torch.Tensor,
     tokens: torch.Tensor,
-    states: torch.Tensor | None = None,
+    states: States | None = None,
+    word_states: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The tail's output (batch, 1 + labels · width, hidden) at the source's end and at each label's words.
 
@@ -51,16 +55,59 @@ def packed_hidden(
 
     Args:
         layer, input_ids, mask, ends, tokens: as in `packed_trunk`.
-        states: the trunk's states of sources and words, where they are kept.
+        states: (batch, n, hidden), the trunk's states of the sources, where they are kept; for a read-only prompt
+            perhaps several such by layer.
+        word_states: (batch, labels · width, hidden), the trunk's states of the words, where they are kept.
+
+    Raises:
+        LatePromptError: states of sources without those of the words.
     """
     if states is None:
         layer.check_trunk()
+    elif word_states is None:
+        raise LatePromptError(
+            f"trunk_states were given without those of the label words; use {option('states', 'off')}"
+        )
     name = layer.selected_adapter()
     assert name is not None
+    if layer.slots[name].read_only:
+        return _read_hidden(layer, name, input_ids, mask, ends, tokens, states, word_states)
+    if states is not None:
+        states = LateCall({}, trunk_states=states).states_after(layer.slots[name].prompt_layer)
+        assert states is not None
+        assert word_states is not None
+        states = torch.cat([states, word_states.to(states.dtype)], 1)
     text = PackedText(input_ids, mask, ends, tokens, layer.family)
     with layer.kernels():
         output: Any = layer.run_text(name, text, states, text.read)
     return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _read_hidden(
+    layer: LateBackbone,
+    name: str,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    ends: torch.Tensor,
+    tokens: torch.Tensor,
+    states: States | None,
+    word_states: torch.Tensor | None,
+) -> torch.Tensor:
+    """`packed_hidden` of a read-only prompt: the words are queries behind it, the source is the frozen text."""
+    prompt_layer, length = layer.slots[name].prompt_layer, input_ids.shape[1]
+    if states is None or word_states is None:
+        layer.late_mode(prompt_layer)
+        with torch.no_grad():
+            together = packed_trunk(layer, prompt_layer, input_ids, mask, ends, tokens)
+        states, word_states = together[:, :length], together[:, length:]
+    _, labels, width = tokens.shape
+    places = positions_of(length, ends, labels, width)[:, length:]
+    behind = Behind(word_states, places, among(labels, width, ends.device)[None])
+    read = layer.read_call(
+        name, behind=behind, input_ids=input_ids, attention_mask=mask, anchor=ends, trunk_states=states
+    )
+    assert read.written is not None
+    return torch.cat([read.mean[:, None], read.written], 1)
 
 
 @in_turn
@@ -177,16 +224,22 @@ def visible(mask: torch.Tensor, ends: torch.Tensor, labels: int, width: int, win
     source = (places <= places[:, None]) & mask.bool()[:, None]
     to_source = mask.bool()[:, None].expand(-1, labels * width, -1)
     step = torch.arange(width, device=device).repeat(labels)
-    which = torch.arange(labels, device=device).repeat_interleave(width)
-    among = (which == which[:, None]) & (step <= step[:, None])
+    words = among(labels, width, device)
     if window is not None:
         source = source & (places[:, None] - places < window)
         positions = ends[:, None] + 1 + step
         to_source = to_source & (positions[..., None] - places < window)
-        among = among & (step[:, None] - step < window)
+        words = words & (step[:, None] - step < window)
     nothing = source.new_zeros(batch, length, labels * width)
-    below = torch.cat([to_source, among.expand(batch, -1, -1)], 2)
+    below = torch.cat([to_source, words.expand(batch, -1, -1)], 2)
     return torch.cat([torch.cat([source, nothing], 2), below], 1)
+
+
+def among(labels: int, width: int, device: torch.device) -> torch.Tensor:
+    """Which words see each other (labels · width, the same): the earlier ones of their own label."""
+    step = torch.arange(width, device=device).repeat(labels)
+    which = torch.arange(labels, device=device).repeat_interleave(width)
+    return (which == which[:, None]) & (step <= step[:, None])
 
 
 def positions_of(length: int, ends: torch.Tensor, labels: int, width: int) -> torch.Tensor:

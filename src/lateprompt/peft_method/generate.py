@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from lateprompt.backbone.call_context import CallExtras, call_extras, first, select_rows
+from lateprompt.backbone.views import PromptSlot
 from lateprompt.utils.errors import LatePromptError
 
 
@@ -66,6 +67,15 @@ class GenerationWishes:
 
 
 _GROWING = ("dynamic", "offloaded", "quantized")
+
+
+def rows_of_one_cache(names: Sequence[str], slots: Mapping[str, PromptSlot]) -> list[list[int]]:
+    """The rows of `adapter_names` in groups that can share a KV cache: prompts of one layer and one kind, or none."""
+    groups: dict[tuple[int, bool] | None, list[int]] = {}
+    for row, name in enumerate(names):
+        slot = slots.get(name)
+        groups.setdefault(None if slot is None else (slot.prompt_layer, slot.read_only), []).append(row)
+    return list(groups.values())
 
 
 def generate_groups(

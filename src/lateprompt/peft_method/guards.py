@@ -8,6 +8,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from lateprompt.backbone.call_context import BASE
 from lateprompt.peft_method.layer import LatePromptLayer
@@ -39,6 +40,27 @@ def check_adapter_name(name: str, model: nn.Module) -> None:
         raise LatePromptError(
             f"adapter name {name!r} is taken: it is empty, has a dot, or names a part of the model; choose another"
         )
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise LatePromptError for a Hugging Face model whose head reads every position: a read-only prompt is at one."""
+    names = {kind.__name__ for kind in type(model).__mro__}
+    if names & _EVERY_POSITION:
+        raise LatePromptError(
+            f"the head of {type(model).__name__} reads every position, and a read-only prompt answers at one, the "
+            "anchor: all others are the frozen model's own and would learn nothing; use read_only=False"
+        )
+
+
+_EVERY_POSITION = {
+    name
+    for table in (
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    )
+    for name in table.values()
+}
+"""Classes whose heads read every position."""
 
 
 def transformers_call() -> str:

@@ -17,12 +17,11 @@ from torch import nn
 
 from lateprompt.backbone.call_context import BASE, CallExtras, call_extras, current_extras, first
 from lateprompt.backbone.families import core_of, family_of, num_layers_of
-from lateprompt.backbone.multi_adapter import rows_by_layer
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.peft_method.config import NO_PROMPT, PEFT_TYPE, LatePromptConfig
 from lateprompt.peft_method.extra.base import register
-from lateprompt.peft_method.generate import GenerationWishes, generate_groups
-from lateprompt.peft_method.guards import check_adapter_name, forget_failure, transformers_call
+from lateprompt.peft_method.generate import GenerationWishes, generate_groups, rows_of_one_cache
+from lateprompt.peft_method.guards import check_adapter_name, check_head, forget_failure, transformers_call
 from lateprompt.peft_method.headless import HeadlessModel, headless
 from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.utils.errors import LatePromptError
@@ -106,6 +105,8 @@ class LatePromptModel(BaseTuner):
         return peft_config  # there is no choice of target modules: the backbone is found in the model
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        if peft_config.read_only:
+            check_head(_base_model(model))
         existing = [name for name, module in model.named_modules() if isinstance(module, LatePromptLayer)]
         if existing:
             self.__dict__["_backbone_key"] = existing[0]
@@ -197,13 +198,13 @@ class LatePromptModel(BaseTuner):
         if extras.adapter_names is not None or self.layer.selected_adapter() is not None:
             wanted.check()
             kwargs = {**wanted.changes, **kwargs}
-        groups = rows_by_layer(extras.adapter_names or (), self.layer.slots)
+        groups = rows_of_one_cache(extras.adapter_names or (), self.layer.slots)
         if isinstance(source, torch.Tensor) and len(groups) > 1:
             if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
                 raise LatePromptError(
                     "adapter_names mixes prompt layers and modules_to_save; generate for one layer at a time"
                 )
-            return generate_groups(write, groups.values(), extras, source, args, kwargs, wanted.pad)
+            return generate_groups(write, groups, extras, source, args, kwargs, wanted.pad)
         with call_extras(extras):
             return write(*args, **kwargs)
 

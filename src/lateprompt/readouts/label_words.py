@@ -160,15 +160,14 @@ class MultiTokenReadout(Readout):
         A word is predicted by the one before it, the first by the source's end: the last word is no input.
         """
         rows, labels, width = tokens.shape
-        together = None
-        if batch.trunk_states is not None:
-            if states is None:
-                raise LatePromptError(
-                    f"trunk_states were given without those of the label words; use {option('states', 'off')}"
-                )
-            together = torch.cat([batch.trunk_states, states.flatten(1, 2).to(batch.trunk_states.dtype)], 1)
         hidden = packed_hidden(
-            self.layer, batch.input_ids, batch.attention_mask, batch.read, tokens[..., :-1], together
+            self.layer,
+            batch.input_ids,
+            batch.attention_mask,
+            batch.read,
+            tokens[..., :-1],
+            batch.trunk_states if batch.layer_states is None else batch.layer_states,
+            None if states is None else states.flatten(1, 2),
         )
         scores = self.head(hidden).float().log_softmax(-1)
         first = scores[:, 0].gather(1, tokens[..., 0])[..., None]
@@ -179,7 +178,7 @@ class MultiTokenReadout(Readout):
         self, batch: Batch, tokens: torch.Tensor, filled: torch.Tensor, counted: torch.Tensor
     ) -> torch.Tensor:
         """The same by a whole pass for each label, for architectures that cannot pack them."""
-        if batch.trunk_states is not None:
+        if batch.trunk_states is not None or batch.layer_states is not None:
             raise LatePromptError(
                 "label words of several tokens cannot be scored from cached trunk states on this architecture; "
                 f"use {option('states', 'off')}"

@@ -25,6 +25,7 @@ from lateprompt.backbone.views import PromptSlot, Views
 from lateprompt.utils.errors import LatePromptError
 
 _ANCHOR = "lateprompt_anchor"
+ONE_CACHE = "a KV cache takes sources alone, all with read-only prompts of one layer: use use_cache=False"
 
 
 def with_cache(call: LateCall, views: Views, *, training: bool) -> tuple[LateCall, Cache | None]:
@@ -44,24 +45,22 @@ def with_cache(call: LateCall, views: Views, *, training: bool) -> tuple[LateCal
     return replace(call, arguments={**call.arguments, "past_key_values": cache}), cache
 
 
-def keep_prompts(cache: Any, read: Read) -> None:
+def keep_prompts(cache: Any, read: Read) -> bool:
     """Put the prompts' keys and values in front of the text's in the layers that they went through.
 
-    Raises:
-        LatePromptError: texts with something written behind them, or rows without a prompt among others.
+    Returns:
+        Whether they are there: not where something is written behind the sources, nor where the rows' prompts enter
+        after different layers, or some rows have none.
     """
-    if read.written is not None or (read.rows is not None and len(read.rows) != len(read.text.mask)):
-        raise LatePromptError(
-            "a KV cache takes sources alone, all with read-only prompts of one layer; use use_cache=False"
-        )
-    order = None if read.rows is None else read.rows.argsort()
+    rows = len(read.text.mask)
+    if read.written is not None or any(len(keys) != rows for keys, _ in read.own_keys):
+        return False
     layers = cache.layers[len(cache.layers) - len(read.own_keys) :]
     for layer, (keys, values) in zip(layers, read.own_keys, strict=True):
-        if order is not None:
-            keys, values = keys[order], values[order]
-        layer.keys = torch.cat([keys.to(layer.keys.dtype), layer.keys], 2)
-        layer.values = torch.cat([values.to(layer.values.dtype), layer.values], 2)
+        layer.keys = torch.cat([read.by_row(keys).to(layer.keys.dtype), layer.keys], 2)
+        layer.values = torch.cat([read.by_row(values).to(layer.values.dtype), layer.values], 2)
     setattr(cache, _ANCHOR, read.text.anchor)
+    return True
 
 
 def decode_behind(
@@ -78,7 +77,9 @@ def decode_behind(
     if anchor is None:
         raise LatePromptError("past_key_values have no read-only prompt; begin with the whole text")
     own = [names] if isinstance(names, str) else list(names)
-    slot = slots[own[0]]
+    slot = slots.get(own[0])
+    if slot is None or any(slots.get(name, slot).prompt_layer != slot.prompt_layer for name in own):
+        raise LatePromptError(f"adapter_names {own} cannot go on from one KV cache; {ONE_CACHE}")
     text = PlainText.of(call, views, slot.prompt_layer, training=training)
     behind = BehindPrompt(**{**vars(text), "anchor": anchor.expand(len(call.text)) if len(anchor) == 1 else anchor})
     used = {name: generators[name] for name in dict.fromkeys(own) if name in generators}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lateprompt.backbone.call_context import LateCall, first
+from lateprompt.backbone.call_context import LateCall
 from lateprompt.backbone.kv_cache import cache_views
 from lateprompt.backbone.read_only.views import FrozenViews
 from lateprompt.backbone.text import PlainText
@@ -61,8 +61,13 @@ class FrozenText:
         )
 
     @property
-    def continuation(self) -> torch.Tensor:
-        """Positions (batch, length) behind the anchor that are no source: what a decoder writes, which sees prompts."""
+    def continuation(self) -> torch.Tensor | None:
+        """Positions (batch, length) behind the anchor that are no source: what a decoder writes, which sees prompts.
+
+        None: there cannot be any.
+        """
+        if self.source is self.mask:
+            return None
         places = torch.arange(self.mask.shape[1], device=self.mask.device)
         return self.mask & ~self.source & (places > self.anchor[:, None])
 
@@ -154,8 +159,7 @@ def _marks(call: LateCall, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor,
     text = call.text
     given = call.arguments.get("attention_mask")
     mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if given is None else given.bool()
-    source = first(call.source_mask, given)
-    source = mask if source is None else source.bool()
+    source = mask if call.source_mask is None else call.source_mask.bool()
     if source.shape != mask.shape:
         raise LatePromptError(
             f"source_mask has shape {tuple(source.shape)}, the text {tuple(mask.shape)}; give (batch, length)"
