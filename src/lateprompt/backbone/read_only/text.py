@@ -168,6 +168,10 @@ def _marks(call: LateCall, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor,
         anchor = call.anchor.reshape(-1).to(text.device)
         if len(anchor) != len(text):
             raise LatePromptError(f"anchor has {len(anchor)} positions for a batch of {len(text)} rows; give one a row")
+        if anchor.device.type == "cpu" and bool(((anchor < 0) | (anchor >= mask.shape[1])).any()):
+            raise LatePromptError(
+                f"anchor {anchor.tolist()} is not within the text's {mask.shape[1]} positions; count from 0"
+            )
     else:
         anchor = read_position(source if causal else mask, last=causal)
     return mask, source, anchor
