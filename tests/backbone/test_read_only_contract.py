@@ -128,17 +128,18 @@ def test_with_and_without_a_cache(name, changes, beams):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_cached_step_gives_the_logits_of_a_whole_pass(name):
-    model, batch = read_only(name, CAUSAL), tiny_batch(name, "left")
+    """Twice as many of them as a window is wide: what is written looks back so far, and at the prompt."""
+    model, batch = read_only(name, CAUSAL), tiny_batch(name, "left", length=16)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     positions = {} if name == "opt" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    cut = {key: value[:, :7] for key, value in positions.items()}
+    cut = {key: value[:, :8] for key, value in positions.items()}
     source = mask.clone()
-    source[:, 7:] = 0
+    source[:, 8:] = 0
     with torch.no_grad():
         whole = model(**batch, **positions, source_mask=source, use_cache=False).logits
-        first = model(input_ids=ids[:, :7], attention_mask=mask[:, :7], **cut, use_cache=True)
+        first = model(input_ids=ids[:, :8], attention_mask=mask[:, :8], **cut, use_cache=True)
         logits, cache = [first.logits], first.past_key_values
-        for i in range(7, 11):
+        for i in range(8, 16):
             step = {key: value[:, i : i + 1] for key, value in positions.items()}
             output = model(input_ids=ids[:, i : i + 1], attention_mask=mask[:, : i + 1], **step, past_key_values=cache)
             logits.append(output.logits)

@@ -14,7 +14,7 @@ from lateprompt.backbone.packed import can_pack, packed_trunk
 from lateprompt.data.batch import IGNORED
 from lateprompt.readouts import Batch, MultiTokenReadout, TextReadout
 
-PHRASES = [[7, 9], [7, 30, 41], [55], [11, 9, 9, 20]]
+PHRASES = [[7, 9], [7, 30, 41], [55], [11, 9, 9, 20, 31, 8, 5]]  # the last one is longer than a window
 PACKS = [name for name in DECODERS if name not in ("gpt_neo", "opt")]
 LORA = {"tuner": {"peft_type": "LORA", "target_modules": "all-linear", "r": 2, "init_lora_weights": False}}
 
