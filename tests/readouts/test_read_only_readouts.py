@@ -50,6 +50,12 @@ def kept(layer, batch, p):
     return replace(batch, layer_states={i: frozen.hidden_states[i] for i in range(p, LAYERS)})
 
 
+def with_keys(layer, batch):
+    """The batch with the texts' keys and values in the place of all states but the lowest layer's."""
+    states = batch.layer_states
+    return replace(batch, layer_states={2: states[2]}, text_keys=layer.frozen.text_keys(states))
+
+
 @pytest.mark.parametrize("loss", ["labels", "vocabulary"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_words_of_several_tokens_score_as_in_one_pass_a_label(name, loss):
@@ -84,6 +90,7 @@ def test_packed_words_from_kept_states(name, config):
         replace(kept(layer, batch, 2), packed_states=words),
         replace(batch, layer_states={2: states[:, :length]}, packed_states=words),
         replace(batch, trunk_states=states[:, :length], packed_states=words),
+        with_keys(layer, replace(kept(layer, batch, 2), packed_states=words)),
     ):
         torch.testing.assert_close(readout.scores(own), expected, atol=1e-5, rtol=1e-5)
         assert_same_gradients(model, readout.loss(own), readout.loss(batch))
@@ -144,6 +151,9 @@ def test_a_written_text_scores_as_in_a_whole_pass(name, config):
     real = batch.targets != IGNORED
     torch.testing.assert_close(readout._hidden(batch, source)[real], read[real], atol=1e-5, rtol=1e-5)
     own = kept(layer, batch, 2)
+    torch.testing.assert_close(readout.scores(own), readout.scores(batch), atol=1e-4, rtol=1e-5)
+    assert_same_gradients(model, readout.loss(own), wanted)
+    own = with_keys(layer, own)
     torch.testing.assert_close(readout.scores(own), readout.scores(batch), atol=1e-4, rtol=1e-5)
     assert_same_gradients(model, readout.loss(own), wanted)
 

@@ -19,6 +19,8 @@ BASE = "__base__"
 
 States = torch.Tensor | Mapping[int, torch.Tensor]
 """States (batch, length, hidden) at the prompt layer, or several such by layer."""
+TextKeys = Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+"""A text's keys and values (batch, heads for keys, length, width) by the number of layers below the one that reads."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class LateCall:
     trunk_states: States | None = None
     read: torch.Tensor | None = None
     anchor: torch.Tensor | None = None
-    text_keys: Mapping[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    text_keys: TextKeys | None = None
 
     @property
     def some_states(self) -> torch.Tensor | None:

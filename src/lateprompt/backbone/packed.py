@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lateprompt.backbone.call_context import LateCall, States
+from lateprompt.backbone.call_context import LateCall, States, TextKeys
 from lateprompt.backbone.families import Family
 from lateprompt.backbone.late_backbone import LateBackbone
 from lateprompt.backbone.late_pass import run_trunk
@@ -48,6 +48,7 @@ def packed_hidden(
     tokens: torch.Tensor,
     states: States | None = None,
     word_states: torch.Tensor | None = None,
+    text_keys: TextKeys | None = None,
 ) -> torch.Tensor:
     """The tail's output (batch, 1 + labels · width, hidden) at the source's end and at each label's words.
 
@@ -58,6 +59,7 @@ def packed_hidden(
         states: (batch, n, hidden), the trunk's states of the sources, where they are kept; for a read-only prompt
             perhaps several such by layer.
         word_states: (batch, labels · width, hidden), the trunk's states of the words, where they are kept.
+        text_keys: the sources' keys and values, where they are kept (`LateCall`).
 
     Raises:
         LatePromptError: states of sources without those of the words.
@@ -70,14 +72,14 @@ def packed_hidden(
         )
     name = layer.selected_adapter()
     assert name is not None
+    text = PackedText(input_ids, mask, ends, tokens, layer.family)
     if layer.slots[name].read_only:
-        return _read_hidden(layer, name, input_ids, mask, ends, tokens, states, word_states)
+        return _read_hidden(layer, name, text, states, word_states, text_keys)
     if states is not None:
         states = LateCall({}, trunk_states=states).states_after(layer.slots[name].prompt_layer)
         assert states is not None
         assert word_states is not None
         states = torch.cat([states, word_states.to(states.dtype)], 1)
-    text = PackedText(input_ids, mask, ends, tokens, layer.family)
     with layer.kernels():
         output: Any = layer.run_text(name, text, states, text.read)
     return output.last_hidden_state  # type: ignore[no-any-return]
@@ -86,25 +88,27 @@ def packed_hidden(
 def _read_hidden(
     layer: LateBackbone,
     name: str,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor,
-    ends: torch.Tensor,
-    tokens: torch.Tensor,
+    text: PackedText,
     states: States | None,
     word_states: torch.Tensor | None,
+    text_keys: TextKeys | None,
 ) -> torch.Tensor:
     """`packed_hidden` of a read-only prompt: the words are queries behind it, the source is the frozen text."""
-    prompt_layer, length = layer.slots[name].prompt_layer, input_ids.shape[1]
+    length = text.input_ids.shape[1]
     if states is None or word_states is None:
-        layer.late_mode(prompt_layer)
-        with torch.no_grad():
-            together = packed_trunk(layer, prompt_layer, input_ids, mask, ends, tokens)
+        with torch.no_grad(), layer.kernels():
+            together = run_trunk(layer.late_mode(layer.slots[name].prompt_layer), text)[0]
         states, word_states = together[:, :length], together[:, length:]
-    _, labels, width = tokens.shape
-    places = positions_of(length, ends, labels, width)[:, length:]
-    behind = Behind(word_states, places, among(labels, width, ends.device)[None])
+    _, labels, width = text.tokens.shape
+    places = positions_of(length, text.ends, labels, width)[:, length:]
     read = layer.read_call(
-        name, behind=behind, input_ids=input_ids, attention_mask=mask, anchor=ends, trunk_states=states
+        name,
+        behind=Behind(word_states, places, among(labels, width, places.device)[None]),
+        input_ids=text.input_ids,
+        attention_mask=text.mask,
+        anchor=text.ends,
+        trunk_states=states,
+        text_keys=text_keys,
     )
     assert read.written is not None
     return torch.cat([read.mean[:, None], read.written], 1)

@@ -168,6 +168,7 @@ class MultiTokenReadout(Readout):
             tokens[..., :-1],
             batch.trunk_states if batch.layer_states is None else batch.layer_states,
             None if states is None else states.flatten(1, 2),
+            batch.text_keys,
         )
         scores = self.head(hidden).float().log_softmax(-1)
         first = scores[:, 0].gather(1, tokens[..., 0])[..., None]
