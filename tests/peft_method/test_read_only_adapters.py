@@ -453,6 +453,42 @@ def test_trainer_with_gradient_checkpointing(tmp_path):
         torch.testing.assert_close(parameter, trained[1][key], atol=1e-5, rtol=1e-4)
 
 
+# -- other types -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["bert", "deberta-v2", "mpnet", "gpt2", "llama", "gemma2", "gpt_neo", "opt"])
+def test_half_precision_and_autocast(name, dtype):
+    auto = CAUSAL if name in DECODERS else MASKED
+    batch, anchor = rows_of(name, auto), {} if name in DECODERS else {"anchor": torch.full((3,), 3)}
+    model = shake(read_only(name, auto))
+    with torch.no_grad():
+        expected = float(model(**batch, **anchor).loss)
+    with torch.autocast("cpu", dtype):
+        mixed = model.train()(**batch, **anchor).loss
+    half = shake(read_only(name, auto, base=tiny_model(name, auto).to(dtype))).train()
+    loss = half(**batch, **anchor).loss
+    for found, own in ((mixed, model), (loss, half)):
+        found.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in trainable(own).values())
+    for found in (model, half):
+        with torch.no_grad():
+            assert float(found.eval()(**batch, **anchor).loss) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["bert", "llama", "mpnet", "opt"])
+def test_a_quantised_base(name, auto=HEADLESS):
+    base = torch.ao.quantization.quantize_dynamic(tiny_model(name, auto), {torch.nn.Linear}, dtype=torch.qint8)
+    batch = plain_batch(name)
+    frozen = first_output(base, batch)
+    model = shake(read_only(name, auto, base=base))
+    output = first_output(model, batch)
+    changed = (output - frozen).abs().amax(-1) > 0
+    assert changed.sum(1).tolist() == [1, 1, 1]  # at the anchors alone
+    assert output.isfinite().all()
+
+
 # -- what lies below ---------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,9 @@ def replace_attention(layer: nn.Module, family: Family, interface: str) -> None:
     attention: Any = own_module(layer, family.attention_path, {})
     if interface == CAPTURING and len(family.projections) == 3:
         query = family.projections[0].rpartition(".")[2]
-        attention._modules[query] = _NoQuery(attention._modules[query])
+        width = getattr(attention._modules[query], "out_features", None)  # quantised weights have other shapes
+        if width is not None:
+            attention._modules[query] = _NoQuery(width)
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = interface
 
@@ -72,9 +74,9 @@ class OwnAttention(nn.Module):
 class _NoQuery(nn.Module):
     """Stands for the query projection where keys and values alone are wanted."""
 
-    def __init__(self, linear: Any) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = int(linear.weight.shape[0])
+        self.width = width
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.new_zeros(()).expand(*hidden.shape[:-1], self.width)
