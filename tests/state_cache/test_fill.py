@@ -50,7 +50,7 @@ def test_same_weights_as_with_the_trunk(kind, method, request, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["vocabulary", "labels"])
-@pytest.mark.parametrize("method", ["npg", "late-lora"])
+@pytest.mark.parametrize("method", ["npg", "late-lora", "read-npg", "read-npg+late-lora"])
 def test_label_words_of_several_tokens(causal_lm, method, loss, tmp_path):
     words = dict(zip(("negative", "positive"), ("really terrible film", "great"), strict=True))
     task = default_task(list(words), pair=False, label_words=list(words.values()))
