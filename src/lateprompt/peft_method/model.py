@@ -39,8 +39,9 @@ class LatePromptModel(BaseTuner):
     """Wraps the backbone of a Hugging Face model in a `LatePromptLayer`.
 
     Made by `peft.get_peft_model(model, LatePromptConfig(...))`. The model then takes, besides its own arguments,
-    `source_mask` (batch, length), `trunk_states` (batch, length, hidden) and `adapter_names` (one a row, `__base__` for
-    none). A causal LM's `labels` without a `source_mask` make the generator see only what precedes the first label.
+    `source_mask` (batch, length), `trunk_states` (batch, length, hidden; or a mapping from layers to such), `anchor`
+    (batch,), the position that a prompt stands for, and `adapter_names` (one a row, `__base__` for none). A causal LM's
+    `labels` without a `source_mask` make the generator see only what precedes the first label.
 
     LoRA may lie below (a `PeftModel` as `model`). Save LoRA after `unload()`: while the late prompt is in place PEFT
     would write its weights, and names with the wrapped backbone, into LoRA's file.
@@ -214,6 +215,8 @@ class LatePromptModel(BaseTuner):
         if source_mask is None:
             source_mask = outer.source_mask if outer.source_mask is not None else self._source_of_labels(kwargs)
         trunk_states, names, anchor = (kwargs.get(name) for name in ("trunk_states", "adapter_names", "anchor"))
+        if first(anchor, outer.anchor) is None:
+            self._check_labels(kwargs)
         return CallExtras(
             source_mask=source_mask,
             trunk_states=outer.trunk_states if trunk_states is None else trunk_states,
@@ -222,14 +225,31 @@ class LatePromptModel(BaseTuner):
             source_length=outer.source_length,
         )
 
-    def _source_of_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """A causal LM's attended positions before the first label: a generator that reads a label leaks the answer."""
+    def _check_labels(self, kwargs: dict[str, Any]) -> None:
+        """Raise LatePromptError where a masked LM is trained at other positions than a read-only prompt answers at."""
+        layer = self.layer
+        if layer.family.causal or not (self.training and torch.is_grad_enabled()):
+            return
+        name = None if self._word_labels(kwargs) is None else layer.selected_adapter()
+        if name is not None and layer.slots[name].read_only:
+            raise LatePromptError(
+                "labels of a masked LM teach a read-only prompt nothing unless it stands where they are: give anchor=, "
+                "(batch,), each row's masked position"
+            )
+
+    def _word_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The labels of a call if they are words, one a position: those of tokens, say, are not."""
         labels: Any = kwargs.get("labels")
         ids: Any = kwargs.get("input_ids")
-        if labels is None or ids is None or labels.shape != ids.shape or not self.layer.family.causal:
+        if labels is None or ids is None or labels.shape != ids.shape:
             return None
-        if _base_model(self.model).get_output_embeddings() is None:
-            return None  # labels of tokens, say: they are not the text that follows
+        return None if _base_model(self.model).get_output_embeddings() is None else labels
+
+    def _source_of_labels(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """A causal LM's attended positions before the first label: a generator that reads a label leaks the answer."""
+        labels = self._word_labels(kwargs)
+        if labels is None or not self.layer.family.causal:
+            return None
         before: torch.Tensor = (labels != -100).long().cumsum(1) == 0
         mask = kwargs.get("attention_mask")
         attended = torch.ones_like(before) if mask is None or mask.ndim != 2 else mask.bool()
