@@ -148,6 +148,31 @@ def test_a_cached_step_gives_the_logits_of_a_whole_pass(name):
     torch.testing.assert_close(torch.cat(logits, 1)[real], whole[real], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_cache_takes_what_is_written_too(name):
+    model, batch = read_only(name, CAUSAL), tiny_batch(name, "left", length=16)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    positions = {} if name == "opt" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    source = mask.clone()
+    source[:, 8:] = 0
+    with torch.no_grad():
+        whole = model(**batch, **positions, source_mask=source, use_cache=False).logits
+        first = {key: value[:, :13] for key, value in {**batch, **positions, "source_mask": source}.items()}
+        cache = model(**first, use_cache=True).past_key_values
+        rest = {key: value[:, 13:] for key, value in positions.items()}
+        got = model(input_ids=ids[:, 13:], attention_mask=mask, **rest, past_key_values=cache).logits
+    torch.testing.assert_close(got, whole[:, 13:], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_looking_words_up_in_the_source(name):
+    """Candidates stand behind the source from the first call on, and leave the cache if they are wrong."""
+    model, ids = read_only(name, CAUSAL), torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]])
+    settings = {**GENERATION, "max_new_tokens": 12}
+    expected = model.generate(input_ids=ids, **settings)
+    assert torch.equal(model.generate(input_ids=ids, **settings, prompt_lookup_num_tokens=3), expected)
+
+
 ADAPTERS = {
     "deep": {"prompt_layer": 3, "num_prompt_tokens": 7, "generator": "appg"},
     "short": {"num_prompt_tokens": 1, "generator": "mppg", "bottleneck_dim": 4},

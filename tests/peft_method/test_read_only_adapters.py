@@ -323,7 +323,7 @@ def test_one_adapter_a_row_with_labels(name):
         with torch.no_grad():
             mixed = model(**batch, adapter_names=names)
         assert mixed.loss.isfinite()
-        assert mixed.get("past_key_values") is None or set(names) == {"__base__"}  # it would have no prompts
+        assert mixed.get("past_key_values") is None or len(set(names)) == 1  # it would lack prompts
         for row, adapter in enumerate(names):
             real = batch["attention_mask"][row].bool()
             torch.testing.assert_close(mixed.logits[row][real], alone[adapter][row][real], atol=1e-5, rtol=1e-5)

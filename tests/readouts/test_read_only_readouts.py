@@ -94,6 +94,8 @@ def test_packed_words_from_kept_states(name, config):
     ):
         torch.testing.assert_close(readout.scores(own), expected, atol=1e-5, rtol=1e-5)
         assert_same_gradients(model, readout.loss(own), readout.loss(batch))
+    other = {i: (keys + 1, values + 1) for i, (keys, values) in own.text_keys.items()}
+    assert (readout.scores(replace(own, text_keys=other)) - expected).abs().max() > 1e-3  # they are what is read
     with pytest.raises(ValueError, match="without those of the label words"):
         readout.scores(kept(layer, batch, 2))
 

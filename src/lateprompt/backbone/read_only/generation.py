@@ -25,7 +25,7 @@ from lateprompt.backbone.views import PromptSlot, Views
 from lateprompt.utils.errors import LatePromptError
 
 _ANCHOR = "lateprompt_anchor"
-ONE_CACHE = "a KV cache takes sources alone, all with read-only prompts of one layer: use use_cache=False"
+ONE_CACHE = "a KV cache takes rows with read-only prompts of one layer: use use_cache=False"
 
 
 def with_cache(call: LateCall, views: Views, *, training: bool) -> tuple[LateCall, Cache | None]:
@@ -48,19 +48,32 @@ def with_cache(call: LateCall, views: Views, *, training: bool) -> tuple[LateCal
 def keep_prompts(cache: Any, read: Read) -> bool:
     """Put the prompts' keys and values in front of the text's in the layers that they went through.
 
+    What is written behind the sources has seen the prompts: its own take the place of the frozen model's.
+
     Returns:
-        Whether they are there: not where something is written behind the sources, nor where the rows' prompts enter
-        after different layers, or some rows have none.
+        Whether they are there: not where the rows' prompts enter after different layers, or some rows have none.
     """
     rows = len(read.text.mask)
-    if read.written is not None or any(len(keys) != rows for keys, _ in read.own_keys):
+    if any(len(keys) != rows for keys, _ in read.own_keys):
         return False
     layers = cache.layers[len(cache.layers) - len(read.own_keys) :]
     for layer, (keys, values) in zip(layers, read.own_keys, strict=True):
-        layer.keys = torch.cat([read.by_row(keys).to(layer.keys.dtype), layer.keys], 2)
-        layer.values = torch.cat([read.by_row(values).to(layer.values.dtype), layer.values], 2)
+        layer.keys = _with_own(layer.keys, keys, read)
+        layer.values = _with_own(layer.values, values, read)
     setattr(cache, _ANCHOR, read.text.anchor)
     return True
+
+
+def _with_own(cached: torch.Tensor, own: torch.Tensor, read: Read) -> torch.Tensor:
+    """Keys or values (batch, heads for keys, k + length, width) of prompts and texts; `own` are the queries'."""
+    own, k, behind = read.by_row(own).to(cached.dtype), read.prompt.shape[1], read.behind
+    if behind is not None and behind.is_written is not None:
+        is_written = read.by_row(behind.is_written)
+        row, _ = is_written.nonzero(as_tuple=True)
+        at = row, read.by_row(behind.places)[is_written]
+        written = own[:, :, k:].transpose(1, 2)[is_written]
+        cached = cached.transpose(1, 2).index_put(at, written).transpose(1, 2)
+    return torch.cat([own[:, :, :k], cached], 2)
 
 
 def decode_behind(

@@ -48,7 +48,8 @@ class Read:
         mean: (read rows, hidden), its mean over each row's own prompt vectors.
         written: (read rows, width, hidden), the output for the positions behind the source; None: there are none.
         behind: what these positions are.
-        own_keys: of each layer above the prompt, the prompts' keys and values (read rows, heads for keys, k, width).
+        own_keys: of each layer above the prompt, keys and values of the prompts and of what is behind the sources
+            (read rows, heads for keys, k + written, width).
     """
 
     text: FrozenText
@@ -140,8 +141,7 @@ def read_rows(
     else:
         weights = valid.to(of_prompt.dtype)[..., None]
         mean = (of_prompt * weights).sum(1) / weights.sum(1).clamp(min=1)
-    keys = [(key[:, :, :k], value[:, :, :k]) for key, value in own_keys]
-    return Read(text, rows, of_prompt, mean, None if behind is None else output[:, k:], behind, keys)
+    return Read(text, rows, of_prompt, mean, None if behind is None else output[:, k:], behind, own_keys)
 
 
 def _prompts(
