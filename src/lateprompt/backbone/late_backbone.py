@@ -7,7 +7,7 @@ loss of transformers works on it unchanged. The pass itself is `lateprompt.backb
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,8 @@ from lateprompt.backbone.late_pass import Prompts, late_pass, pooled, run_trunk
 from lateprompt.backbone.multi_adapter import check_names, forward_mixed, rows_by_layer
 from lateprompt.backbone.read_only.generation import ONE_CACHE, decode_behind, keep_prompts, with_cache
 from lateprompt.backbone.read_only.rows import Behind, Read, read_rows
+from lateprompt.backbone.read_only.tasks import read_tasks
+from lateprompt.backbone.read_only.text import FrozenText, frozen_text
 from lateprompt.backbone.read_only.views import FrozenViews
 from lateprompt.backbone.text import PlainText, Text
 from lateprompt.backbone.views import LateSplit, Views
@@ -331,6 +333,51 @@ class LateBackbone(nn.Module):
         call.check(self.config.hidden_size)
         with self.kernels():
             return self.read(name, call, whole=whole, behind=behind)
+
+    def frozen_text(
+        self, prompt_layer: int, *, whole: bool = False, keys: bool = False, **arguments: Any
+    ) -> FrozenText:
+        """What the frozen model computes of a call's texts, from the states after `prompt_layer` layers on.
+
+        Args:
+            prompt_layer: the lowest layer whose states are wanted.
+            whole: whether the frozen model's own output is wanted too.
+            keys: whether to keep keys and values that are computed on the way, for a great many queries.
+            arguments: the call's, as `forward` takes them.
+        """
+        call, _ = self._call_of(**arguments)
+        if call.trunk_states is None:
+            self.check_trunk()
+        call.check(self.config.hidden_size)
+        with self.kernels():
+            return frozen_text(self.frozen, call, prompt_layer, whole=whole, keys=keys)
+
+    def read_tasks(
+        self, names: Sequence[str], text: FrozenText, anchors: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Let read-only prompts of several adapters read the same texts in one pass.
+
+        A tail tuner that is active lies on the path of all of them.
+
+        Args:
+            names: the adapters.
+            text: the texts, with states from the lowest of their prompt layers on (`frozen_text`).
+            anchors: of an adapter, the positions (batch,) that its prompt stands for, where they are not `text.anchor`.
+
+        Returns:
+            By adapter the mean (batch, hidden) of the backbone's output for its prompt.
+        """
+        with self.kernels():
+            return read_tasks(
+                self.views,
+                self.frozen,
+                self.slots,
+                self.late_prompt_generators,
+                names,
+                text,
+                anchors,
+                training=self.training,
+            )
 
     def _run_read_only(self, names: str | Sequence[str], call: LateCall) -> ModelOutput:
         """The frozen model's output with each row's prompt at its anchor."""

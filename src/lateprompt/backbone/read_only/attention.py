@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 READING = "lateprompt_read_only"
 CAPTURING = "lateprompt_capture"
+RECORDING = "lateprompt_record"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ def capture_keys(module: Any, query: Any, key: torch.Tensor, value: torch.Tensor
     raise Captured(key, value)
 
 
+def record_keys(module: Any, query: Any, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """transformers' attention interface: the model's own kernel, which leaves keys and values with the module's call."""
+    module.__dict__["recorded"].append((key, value))
+    return ALL_ATTENTION_FUNCTIONS[module.__dict__["kernel"]](module, query, key, value, *args, **kwargs)
+
+
 def read_only_attention(
     module: Any,
     query: torch.Tensor,
@@ -109,6 +117,7 @@ def read_only_attention(
 
 AttentionInterface.register(READING, read_only_attention)
 AttentionInterface.register(CAPTURING, capture_keys)
+AttentionInterface.register(RECORDING, record_keys)
 
 
 def _weights(reading: Reading, query: torch.Tensor, key: torch.Tensor, softcap: float | None) -> torch.Tensor:

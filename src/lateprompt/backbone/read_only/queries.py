@@ -25,7 +25,8 @@ class Queries:
             entry counts for all.
         by_query: see `layers`.
         prompts: of a group, the first so many are prompts, which no window hides; None: all.
-        hides: (batch, length), positions of the text that no query sees: the anchor's, and what is written.
+        hides: (batch, length), positions of the text that no query sees: the anchor's, and what is written; or (batch,
+            queries, length), where that differs from query to query.
     """
 
     start: torch.Tensor
@@ -59,7 +60,8 @@ class Queries:
             family: whether a position sees only those before it.
             window: how far a layer looks, or None.
         """
-        seen = (mask & ~self.hides)[:, None]
+        hides = self.hides if self.hides.ndim == 3 else self.hides[:, None]
+        seen = mask[:, None] & ~hides
         if not family.causal and window is None:
             return seen
         columns = torch.arange(mask.shape[1], device=mask.device)

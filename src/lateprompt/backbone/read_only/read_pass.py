@@ -67,7 +67,7 @@ def _layer_calls(frozen: FrozenViews, queries: Queries, text: FrozenText, layers
                     Reading(TextKeys(), sees.expand(-1, count, -1), own, groups),
                     states,
                     text.mask[:rows],
-                    _distances(table, queries.places[:rows].expand(-1, count), modules[i]),
+                    _distances(table, queries.places[:rows, :count].expand(-1, count), modules[i]),
                     kernel=config._attn_implementation,
                 )
             )

@@ -28,8 +28,8 @@ class FrozenText:
         anchor: (batch,), the position that a prompt stands for.
         positions: (batch or 1, length) of the call's `position_ids`, or None.
         output: the frozen model's own output object, where it has run as a whole.
-        keys: keys and values by layer, where the call brings them along; the states of the layers that only read them
-            may then be missing.
+        keys: keys and values by layer, where the call brings them along (the states of the layers that only read them
+            may then be missing), or the frozen model has left them.
     """
 
     states: Mapping[int, torch.Tensor]
@@ -73,7 +73,9 @@ class FrozenText:
 
 
 @torch.no_grad()
-def frozen_text(frozen: FrozenViews, call: LateCall, prompt_layer: int, *, whole: bool) -> FrozenText:
+def frozen_text(
+    frozen: FrozenViews, call: LateCall, prompt_layer: int, *, whole: bool, keys: bool = False
+) -> FrozenText:
     """Run the frozen model on a call's texts, from the deepest states that the call brings along.
 
     Args:
@@ -81,18 +83,21 @@ def frozen_text(frozen: FrozenViews, call: LateCall, prompt_layer: int, *, whole
         call: the call; its `trunk_states` are those at `prompt_layer`, or several by layer.
         prompt_layer: p, the first layer whose states are wanted; those of all later ones are too.
         whole: whether the frozen model's output is wanted.
+        keys: whether to keep keys and values that the frozen model computes on its way, for a great many queries.
     """
     given = call.trunk_states
     wanted = range(prompt_layer, frozen.num_layers)
     mask, source, anchor = _marks(call, causal=frozen.family.causal)
     positions = call.arguments.get("position_ids")
     if given is None:
-        if not whole and call.arguments.get("past_key_values") is None:
+        if not (whole or keys) and call.arguments.get("past_key_values") is None:
             return FrozenText(_run_below(frozen, call, prompt_layer), None, mask, source, anchor, positions)
-        output = _run_whole(frozen, call, prompt_layer)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        output = _run_whole(frozen, call, prompt_layer, found if keys else None)
         hidden = _hidden_states(frozen, output, frozen.num_layers)
         states = {layer: hidden[layer] for layer in wanted}
-        return FrozenText(states, output.last_hidden_state, mask, source, anchor, positions, output)
+        kept_keys = dict(zip(wanted, found, strict=True)) if found else None
+        return FrozenText(states, output.last_hidden_state, mask, source, anchor, positions, output, kept_keys)
     kept = dict(given) if isinstance(given, Mapping) else {prompt_layer: given}
     weight = next(frozen.above(wanted[-1]).parameters())
     kept = {layer: states.to(device=weight.device, dtype=weight.dtype) for layer, states in kept.items()}
@@ -143,15 +148,16 @@ def _hidden_states(frozen: FrozenViews, output: Any, layers: int) -> tuple[torch
     return hidden
 
 
-def _run_whole(frozen: FrozenViews, call: LateCall, prompt_layer: int) -> Any:
-    """The frozen model on the call's own arguments; a KV cache gets its keys and values."""
+def _run_whole(frozen: FrozenViews, call: LateCall, prompt_layer: int, found: list[tuple[torch.Tensor, torch.Tensor]] | None) -> Any:
+    """The frozen model on the call's own arguments; a KV cache gets its keys and values, and `found` those above p."""
     arguments = {**call.arguments, "output_hidden_states": True, "return_dict": True}
     if frozen.family.causal:
         cache = arguments.get("past_key_values")
         arguments["use_cache"] = cache is not None
         if cache is not None:
             cache_views(cache, prompt_layer, frozen.num_layers)  # a sliding layer would forget the prompt
-    return frozen.above(0)(**arguments)
+    recording = None if found is None else frozen.recording(prompt_layer, found)
+    return (frozen.above(0) if recording is None else recording)(**arguments)
 
 
 def _marks(call: LateCall, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lateprompt.backbone.families import Family, family_of, num_layers_of
-from lateprompt.backbone.read_only.attention import CAPTURING, READING, Captured, TextKeys
+from lateprompt.backbone.read_only.attention import CAPTURING, READING, RECORDING, Captured, TextKeys
 from lateprompt.backbone.read_only.layer_call import LayerCall
 from lateprompt.backbone.read_only.own_attention import reads_outside, replace_attention
 from lateprompt.backbone.split import copied_without, install_capturing, own_module, shallow_copy, view_of
@@ -107,6 +108,25 @@ class FrozenViews:
         with torch.no_grad():
             view(inputs_embeds=states[0], **arguments, **extra, return_dict=True)
         return found
+
+    def recording(self, above: int, found: list[tuple[torch.Tensor, torch.Tensor]]) -> nn.Module | None:
+        """The whole backbone for one call, whose layers above one leave their keys and values; None: they cannot.
+
+        Args:
+            above: p.
+            found: gets them, layer by layer.
+        """
+        kernel, family = self.backbone.config._attn_implementation, self.family
+        outside = all(reads_outside(layer, family) for layer in self.layers(above))
+        if family.attention != "interface" or not outside or kernel not in ALL_ATTENTION_FUNCTIONS:
+            return None
+        view = shallow_copy(self.above(0))
+        owned: dict[str, nn.Module] = {}
+        for name in list(own_module(view, family.layers, owned)._modules)[above:]:
+            layer = own_module(view, f"{family.layers}.{name}", owned)
+            replace_attention(layer, family, RECORDING)
+            own_module(layer, family.attention_path, {}).__dict__.update(recorded=found, kernel=kernel)
+        return view
 
     def _key_view(self, above: int) -> nn.Module:
         if above not in self._key_views:
