@@ -85,21 +85,29 @@ class TunedModel:
         model: the PEFT model.
         tokenizer: the backbone's tokenizer.
         device: where it runs.
+        adapter: which of the model's adapters is meant.
     """
 
     task: AnyTask
     encoder: TaskEncoder | TargetEncoder
 
     def __init__(
-        self, settings: ModelSettings, task: AnyTask, model: PeftModel, tokenizer: Any, device: torch.device
+        self,
+        settings: ModelSettings,
+        task: AnyTask,
+        model: PeftModel,
+        tokenizer: Any,
+        device: torch.device,
+        adapter: str = ADAPTER,
     ) -> None:
         self.settings = settings
+        self.adapter = adapter
         self.task = task
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.device = device
         limit = max_positions(model.config)
-        taken = cast(LatePromptConfig, model.peft_config[ADAPTER]).input_tokens
+        taken = cast(LatePromptConfig, model.peft_config[adapter]).input_tokens
         self.positions = limit - taken if limit else None
         """How many tokens a text may have; None where the architecture sets no limit."""
         if self.positions is not None and self.positions < 1:
@@ -258,10 +266,10 @@ class TunedModel:
 
     def write_files(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
         """Write the files of `save` straight into `folder`."""
-        weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
+        weights = get_peft_model_state_dict(self.model, adapter_name=self.adapter)
         check_finite(weights, "the trained model")
         write_tensors(folder / ADAPTER_WEIGHTS, weights, {"format": "pt"})
-        config = self.model.peft_config[ADAPTER].to_dict()
+        config = self.model.peft_config[self.adapter].to_dict()
         config |= {"inference_mode": True, "base_model_name_or_path": self.settings.model}
         # What AutoPeftModel loads the base model with.
         config["auto_mapping"] = {

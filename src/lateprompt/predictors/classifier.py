@@ -12,7 +12,6 @@ from lateprompt.backbone.packed import can_pack
 from lateprompt.data import AnyTask, Row, Task, TaskEncoder
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.loading import resolve_readout
-from lateprompt.predictors.saved_run import ADAPTER
 from lateprompt.readouts import HeadReadout, Loss, Readout, word_readout
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
@@ -76,7 +75,7 @@ class TextClassifier(TunedModel):
         layer, base = self.layer, self.model.get_base_model()
         if self.settings.readout == "head":
             dropout = hidden_dropout_of(layer.config, layer.family)
-            return HeadReadout(base, layer, ADAPTER, self.settings.head_pooling or "cls", dropout)
+            return HeadReadout(base, layer, self.adapter, self.settings.head_pooling or "cls", dropout)
         loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
         return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
 

@@ -156,10 +156,10 @@ def read_adapter_config(folder: Path) -> LatePromptConfig:
     return config
 
 
-def load_adapter_weights(model: PeftModel, path: Path) -> None:
+def load_adapter_weights(model: PeftModel, path: Path, adapter: str = ADAPTER) -> None:
     """Load exactly this adapter's weights, or raise LatePromptError naming the file and what does not fit."""
     weights, _ = read_tensors(path, "adapter file")
-    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    expected = get_peft_model_state_dict(model, adapter_name=adapter)
     for name in sorted(set(expected) ^ set(weights)):
         where = "is missing" if name in expected else "does not belong there"
         raise LatePromptError(f"adapter file {str(path)!r} does not fit {ADAPTER_CONFIG}: {name!r} {where}")
@@ -170,4 +170,4 @@ def load_adapter_weights(model: PeftModel, path: Path) -> None:
                 f"expected {tuple(tensor.shape)}; give the base model it was trained on"
             )
     check_finite(weights, f"adapter file {str(path)!r}")
-    set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
+    set_peft_model_state_dict(model, weights, adapter_name=adapter)

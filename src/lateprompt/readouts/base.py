@@ -66,6 +66,23 @@ class Readout:
         """How the frozen model's own output is pooled for this readout (`mean`, `cls`, `last`), if it is read."""
         return None
 
+    def reads_tasks(self) -> bool:
+        """Whether a read-only prompt's answer can be read from its mean alone: by `anchor` and `read_scores`."""
+        return False
+
+    def anchor(self, batch: Batch) -> torch.Tensor:
+        """The positions (batch,) that a read-only prompt stands for."""
+        raise TypeError(f"{type(self).__name__} must override anchor")
+
+    def read_scores(self, mean: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
+        """Label scores (batch, labels) of a read-only prompt.
+
+        Args:
+            mean: (batch, hidden), of the backbone's output for the prompt.
+            pooled: (batch, hidden), the frozen model's own output, pooled as `pooled_layer` says, or None.
+        """
+        raise TypeError(f"{type(self).__name__} must override read_scores")
+
     def offload_head(self) -> nn.Module | None:
         """The output embedding, if this readout can do without it from now on."""
         return None

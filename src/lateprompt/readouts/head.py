@@ -49,7 +49,10 @@ class HeadReadout(Readout):
         self.dropout = dropout
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        pooled = self._pooled(batch) if self.read_only_adapter() is None else self._read(batch)
+        name = self.read_only_adapter()
+        if name is not None:
+            return self._read(name, batch)
+        pooled = self._pooled(batch)
         pooled = F.dropout(pooled, self.dropout, self.layer.training)
         return self.head(pooled.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
 
@@ -61,17 +64,27 @@ class HeadReadout(Readout):
     def pooled_layer(self) -> str | None:
         return None if self.read_only_adapter() is None else self.pooling
 
-    def _read(self, batch: Batch) -> torch.Tensor:
-        """The prompt's mean and the frozen model's own pooled state (batch, 2 · hidden)."""
-        name, last = self.read_only_adapter(), self.layer.family.causal or self.pooling == "last"
-        assert name is not None
-        anchor = read_position(batch.attention_mask, last=last)
-        read = self.layer.read_call(name, whole=batch.pooled_states is None, **batch.backbone_inputs(), anchor=anchor)
+    def reads_tasks(self) -> bool:
+        return True
+
+    def anchor(self, batch: Batch) -> torch.Tensor:
+        last = self.layer.family.causal or self.pooling == "last"
+        return read_position(batch.attention_mask, last=last)
+
+    def read_scores(self, mean: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
+        assert pooled is not None
+        both = F.dropout(torch.cat([mean, pooled.to(mean.dtype)], 1), self.dropout, self.layer.training)
+        return self.head(both.to(next(self.head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+
+    def _read(self, name: str, batch: Batch) -> torch.Tensor:
+        """Scores from the prompt's mean and the frozen model's own pooled state."""
+        whole, anchor = batch.pooled_states is None, self.anchor(batch)
+        read = self.layer.read_call(name, whole=whole, **batch.backbone_inputs(), anchor=anchor)
         frozen = batch.pooled_states
         if frozen is None:
             assert read.text.last is not None
             frozen = pool_states(read.text.last, batch.attention_mask, self.pooling)
-        return torch.cat([read.mean, frozen.to(read.mean.dtype)], 1)
+        return self.read_scores(read.mean, frozen)
 
 
 def pool_states(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

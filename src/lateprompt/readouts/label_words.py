@@ -65,6 +65,15 @@ class WordReadout(Readout):
     def scores(self, batch: Batch) -> torch.Tensor:
         return self.word_head(self.hidden(batch, batch.read)).float()
 
+    def reads_tasks(self) -> bool:
+        return True
+
+    def anchor(self, batch: Batch) -> torch.Tensor:
+        return batch.read
+
+    def read_scores(self, mean: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
+        return self.word_head(mean).float()
+
     def loss(self, batch: Batch) -> torch.Tensor:
         assert batch.labels is not None
         if self.full_head is None:
