@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lateprompt.peft_method.config import LatePromptConfig
     from lateprompt.peft_method.extra import AdapterConfig, BitFitConfig
     from lateprompt.peft_method.model import LatePromptModel
+    from lateprompt.predictors.multi_task import MultiTask
     from lateprompt.prompts import GENERATORS
     from lateprompt.state_cache import TrunkStates
     from lateprompt.utils.errors import LatePromptError
@@ -39,6 +40,7 @@ __all__ = [
     "LatePromptConfig",
     "LatePromptError",
     "LatePromptModel",
+    "MultiTask",
     "TrunkStates",
     "register_family",
     "split_backbone",
@@ -57,6 +59,7 @@ _public = lazy_names(
         "LatePromptConfig": "lateprompt.peft_method.config",
         "LatePromptError": "lateprompt.utils.errors",
         "LatePromptModel": "lateprompt.peft_method.model",
+        "MultiTask": "lateprompt.predictors.multi_task",
         "TrunkStates": "lateprompt.state_cache",
         "register_family": "lateprompt.backbone.families",
         "split_backbone": "lateprompt.backbone.split",

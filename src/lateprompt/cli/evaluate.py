@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from lateprompt.cli.parser import Parser
 
 
-def add_run(parser: Parser) -> None:
-    """Arguments of what works with a saved run: which, and where it is computed."""
-    parser.add_argument("run", type=str, help="run folder of lateprompt train")
+def add_run(parser: Parser, *, several: bool = False) -> None:
+    """Arguments of what works with a saved run (or several): which, and where it is computed."""
+    if several:
+        text = "run folders of lateprompt train; several: of one base model, which runs once for all"
+        parser.add_argument("run", nargs="+", type=str, help=text)
+    else:
+        parser.add_argument("run", type=str, help="run folder of lateprompt train")
     parser.add_argument("--model", type=str | None, help="where the base model is, if not where it was")
     parser.add_argument(
         "--ignore_fingerprint", action="store_true", help="take a base model with other weights than it was trained on"

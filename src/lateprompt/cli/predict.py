@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.cli.evaluate import add_run, load
@@ -22,7 +23,7 @@ SKIPPED = 3
 
 def add_predict(parser: Parser) -> None:
     """Its arguments."""
-    add_run(parser)
+    add_run(parser, several=True)
     parser.add_argument("--data", type=str, required=True, help="file of rows; labels are not needed, and not read")
     parser.add_argument(
         "--output",
@@ -44,6 +45,11 @@ def add_predict(parser: Parser) -> None:
     parser.add_argument("--text_column", type=str | None, help="the column of the text; default the run's, or text")
     parser.add_argument(
         "--text_pair_column", type=str | None, help="the column of the second text; default the run's, or text_pair"
+    )
+    parser.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="write the frozen model's own state of each text, too (a mean or the last)",
     )
     parser.add_argument("--beams", type=int | None, help="text-to-text: beams to search the answer with; default 1")
     parser.add_argument("--max_new_tokens", type=int | None, help="text-to-text: most tokens of an answer")
@@ -72,23 +78,19 @@ def _predict(args: Namespace, left: list[str]) -> int:
     main = processes().is_main  # of several that a launcher started, one writes
     _check(args)
     if args.output != "-" and main:
-        check_output(args.output, inputs=[args.data, args.run, *([args.model] if args.model else [])])
-        check_existing(args.output, overwrite=args.overwrite)
-    tuned = load(
-        args.run,
-        model=args.model,
-        ignore_fingerprint=args.ignore_fingerprint,
-        device=args.device,
-        batch_size=args.batch_size,
-    )
+        check_output(args.output, inputs=[args.data, *args.run, *([args.model] if args.model else [])])
+        names = [Path(run).name or Path(run).resolve().name for run in args.run] if _many(args) else []
+        check_existing(args.output, overwrite=args.overwrite, tasks=names)
+    tuned = _load(args)
     writes = isinstance(tuned, TextWriter)
     if not writes:
         _refuse_writing(args)
     file = PredictionFile(
         args.output if main else os.devnull,
-        labels=None if writes else tuned.task.labels,
+        labels=_labels(tuned),
         errors=args.on_error == "skip",
         overwrite=args.overwrite,
+        embeddings=args.embeddings,
     )
     file.survey = _survey(args, tuned, table=file.format.table)
     try:
@@ -108,11 +110,40 @@ def _predict(args: Namespace, left: list[str]) -> int:
     return _sum_up(file) if main else 0
 
 
+def _many(args: Namespace) -> bool:
+    return len(args.run) > 1 or bool(args.embeddings)
+
+
+def _load(args: Namespace) -> Any:
+    """The classifier or writer of a run, or the `MultiTask` of several."""
+    places = {"model": args.model, "device": args.device}
+    if not _many(args):
+        ignored = args.ignore_fingerprint
+        return load(args.run[0], ignore_fingerprint=ignored, batch_size=args.batch_size, **places)
+    from lateprompt.predictors.multi_task import MultiTask
+
+    if args.batch_size < 1:
+        raise LatePromptError(f"batch_size {args.batch_size!r} is too small; give a whole number from 1")
+    return MultiTask.load(args.run, check_model=not args.ignore_fingerprint, **places)
+
+
+def _labels(tuned: Any) -> Any:
+    """The labels of a run, or by task of several; None where texts are written."""
+    from lateprompt.predictors.multi_task import MultiTask
+    from lateprompt.predictors.text_generator import TextWriter
+
+    if isinstance(tuned, MultiTask):
+        return {name: one.task.labels for name, one in tuned.tasks.items()}
+    return None if isinstance(tuned, TextWriter) else tuned.task.labels
+
+
 def _rows(args: Namespace, tuned: Any) -> Iterator[Any]:
     from lateprompt.data import iter_rows
+    from lateprompt.predictors.multi_task import MultiTask
 
+    task = tuned.reading_task(args.text_column is not None) if isinstance(tuned, MultiTask) else tuned.task
     columns = {"text": args.text_column, "text_pair": args.text_pair_column}
-    return iter_rows(args.data, task=tuned.task, labelled=False, split="test", columns=columns, on_error=args.on_error)
+    return iter_rows(args.data, task=task, labelled=False, split="test", columns=columns, on_error=args.on_error)
 
 
 def _survey(args: Namespace, tuned: Any, *, table: bool) -> Any:
@@ -139,6 +170,7 @@ def _write(args: Namespace, tuned: Any, file: Any, *, quiet: bool) -> None:
             on_error=args.on_error,
             beams=args.beams or 1,
             max_new_tokens=args.max_new_tokens,
+            embeddings=args.embeddings,
             progress=bar.advance,
         ):
             file.write(part)
@@ -166,4 +198,4 @@ def _check(args: Namespace) -> None:
 def _refuse_writing(args: Namespace) -> None:
     for name in ("beams", "max_new_tokens"):
         if args[name] is not None:
-            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run!r} predicts labels")
+            raise LatePromptError(f"{name} {args[name]!r} is for runs that write text; {args.run[0]!r} predicts labels")

@@ -119,6 +119,12 @@ class SourceEncoder:
         """Return whether an empty text would give no tokens at all, since the template has none either."""
         return not any(ids for _, ids in self._pieces)
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Return what token ids depend on beside the tokenizer: encoders that have the same encode texts alike."""
+        pieces = tuple((kind, tuple(ids)) for kind, ids in self._pieces)
+        return pieces, tuple(self._leads.items()), self._budget, self._has_types, self._at_mask
+
     def sources(self, rows: Sequence[Row]) -> list[Source]:
         """Encode rows up to their answers; all texts go through the tokenizer in one call.
 
@@ -239,6 +245,10 @@ class TaskEncoder(SourceEncoder):
             after=self.suffix_ids,
         )
         self.label_tokens = self._label_tokens()
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        return *super().signature, self.readout
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """Encode rows; all texts go through the tokenizer in one call.

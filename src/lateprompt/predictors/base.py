@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -303,6 +303,22 @@ class TunedModel:
 
     @classmethod
     def _load(cls, folder: Path, model: str | None, device: str | None, check_model: bool) -> Self:
+        opened = cls.open_run(folder, model, device)
+        settings = opened.settings
+        base = load_base(settings.model, settings.readout, dtype=settings.dtype)
+        found = model_fingerprint(base)
+        if check_model:
+            check_fingerprint(opened.fingerprint, found, model=settings.model, run_file=str(folder / RUN_FILE))
+        with seeded(0):  # for weights that the file's take the place of
+            peft_model = wrap(base, opened.adapter)
+        load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
+        tuned = cls(settings, opened.task, peft_model, load_tokenizer(settings.model), pick_device(device))
+        tuned.base_fingerprint = found
+        return tuned
+
+    @classmethod
+    def open_run(cls, folder: Path, model: str | None, device: str | None) -> OpenedRun:
+        """What a run folder says, checked, without its weights; arguments and errors as in `load`."""
         run = read_run(folder)
         settings = model_settings_in(run, folder)
         settings.model = model or settings.model
@@ -313,14 +329,21 @@ class TunedModel:
         check_same(settings, adapter, task, folder)
         check_same_asked(run, task, folder)
         cls.resolve_readout(load_config(settings.model), settings)
-        base = load_base(settings.model, settings.readout, dtype=settings.dtype)
-        found = model_fingerprint(base)
-        if check_model:
-            saved = section_of(run, BASE_MODEL, folder).get("fingerprint")
-            check_fingerprint(saved, found, model=settings.model, run_file=str(folder / RUN_FILE))
-        with seeded(0):  # for weights that the file's take the place of
-            peft_model = wrap(base, adapter)
-        load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
-        tuned = cls(settings, task, peft_model, load_tokenizer(settings.model), pick_device(device))
-        tuned.base_fingerprint = found
-        return tuned
+        return OpenedRun(settings, task, adapter, section_of(run, BASE_MODEL, folder).get("fingerprint"))
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What a run folder says.
+
+    Args:
+        settings: the model's.
+        task: what is asked.
+        adapter: the adapter's configuration.
+        fingerprint: of the base model that it was trained on; None in runs of earlier versions.
+    """
+
+    settings: ModelSettings
+    task: AnyTask
+    adapter: LatePromptConfig
+    fingerprint: str | None

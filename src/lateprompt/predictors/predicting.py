@@ -7,23 +7,23 @@ then the next one is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from lateprompt.data import Example, Row
+from lateprompt.data import Example, Row, TargetEncoder, TaskEncoder
 from lateprompt.data.batches import Batches
 from lateprompt.data.rows import BadRow
 from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.multi_task import EMBEDDING, MultiTask
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.training.evaluate import predict_scores, softmax
 from lateprompt.utils.errors import LatePromptError
 
+Tuned = TextClassifier | TextWriter | MultiTask
 OnError = Literal["stop", "skip"]
 Progress = Callable[[int], None]
-_Answer = tuple[str | None, Mapping[str, float] | None, str | None]
-"""Prediction, scores, and what is wrong."""
 
 ROWS = 2048
 """Most rows in a window, by default: sorting more by length saves little padding."""
@@ -42,16 +42,20 @@ class Prediction:
         prediction: the label or the written text; None for a row with an error.
         scores: each label's probability; None for written texts, and for a row with an error.
         error: why there is no prediction.
+        tasks: of several runs, what each says: by task its label and each label's probability; None: of one run.
+        embedding: the frozen model's own pooled state, where it was asked for.
     """
 
     source: Mapping[str, Any] = field(default_factory=dict)
     prediction: str | None = None
     scores: Mapping[str, float] | None = None
     error: str | None = None
+    tasks: Mapping[str, tuple[str, Mapping[str, float]]] | None = None
+    embedding: Sequence[float] | None = None
 
 
 def predict_rows(
-    tuned: TextClassifier | TextWriter,
+    tuned: Tuned,
     rows: Iterable[Row | BadRow],
     *,
     batch_size: int = 64,
@@ -59,18 +63,20 @@ def predict_rows(
     window: int | None = None,
     beams: int = 1,
     max_new_tokens: int | None = None,
+    embeddings: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
     """Yield the prediction of each row, in the rows' order, as soon as its window of rows is computed.
 
     Args:
-        tuned: what `lateprompt.predictors.kinds.load_run` gives.
+        tuned: what `lateprompt.predictors.kinds.load_run` gives, or a `MultiTask`.
         rows: rows, which are read as they are needed: `lateprompt.data.iter_rows` reads them from a file.
         batch_size: rows in a batch.
         on_error: what a row that cannot be predicted does: `stop` raises, after the predictions of the rows before it;
             `skip` gives a prediction with an `error`.
         window: most rows that are held at a time; default 2,048 (for written texts 8 batches).
         beams, max_new_tokens: for written texts, as in `TextWriter.write`.
+        embeddings: for a `MultiTask`: give the frozen model's own pooled states too.
         progress: told the number of rows done since it was last told.
 
     Raises:
@@ -93,13 +99,14 @@ def predict_rows(
         window=window,
         beams=beams,
         max_new_tokens=max_new_tokens,
+        embeddings=embeddings,
         progress=progress,
     )
     return (prediction for part in parts for prediction in part)
 
 
 def predict_windows(
-    tuned: TextClassifier | TextWriter,
+    tuned: Tuned,
     rows: Iterable[Row | BadRow],
     *,
     batch_size: int = 64,
@@ -107,6 +114,7 @@ def predict_windows(
     window: int | None = None,
     beams: int = 1,
     max_new_tokens: int | None = None,
+    embeddings: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[list[Prediction]]:
     """`predict_rows`, a window at a time: what writes results wants to write many together."""
@@ -121,20 +129,20 @@ def predict_windows(
     else:
         if beams != 1 or max_new_tokens is not None:
             raise LatePromptError("beams and max_new_tokens are for models that write text; this one predicts labels")
-        answers = _Labelling(tuned, batch_size)
+        answers = _answers_of(tuned, batch_size, embeddings)
         most = window or max(ROWS, 8 * batch_size)
     return _predict(answers, rows, min(most, _FIRST * batch_size), most, on_error, progress)
 
 
 def check_rows(
-    tuned: TextClassifier | TextWriter, rows: Iterable[Row | BadRow], *, max_new_tokens: int | None = None
+    tuned: Tuned, rows: Iterable[Row | BadRow], *, max_new_tokens: int | None = None
 ) -> Iterator[Row | BadRow]:
     """Pass rows on, having checked that each can be encoded, where a row that was read may fail in that.
 
     Raises:
         LatePromptError: a row that gives no tokens, or too many.
     """
-    answers = _Writing(tuned, 1, 1, max_new_tokens) if isinstance(tuned, TextWriter) else _Labelling(tuned, 1)
+    answers = _Writing(tuned, 1, 1, max_new_tokens) if isinstance(tuned, TextWriter) else _answers_of(tuned, 1, False)
     if not answers.may_refuse:
         yield from rows
         return
@@ -188,11 +196,11 @@ def _predict_window(
         failed = next((index for index, one in enumerate(found) if one is not None), len(part))
         found = found[: failed + 1]
     pairs = zip(places, encoded, strict=True)
-    good = [(index, one) for index, one in pairs if index < len(found) and isinstance(one, Example)]
+    good = [(index, one) for index, one in pairs if index < len(found) and not isinstance(one, str)]
     if good:
         answered = answers.answer([one for _, one in good], progress)
-        for (index, _), (prediction, scores, error) in zip(good, answered, strict=True):
-            found[index] = Prediction(part[index].source, prediction, scores, error)
+        for (index, _), answer in zip(good, answered, strict=True):
+            found[index] = replace(answer, source=part[index].source)
     if progress is not None and len(found) > len(good):
         progress(len(found) - len(good))
     return [one for one in found if one is not None]
@@ -223,25 +231,23 @@ def _windows(rows: Iterable[Row | BadRow], first: int, most: int) -> Iterator[li
 class _Answers:
     """What classifiers and writers do differently: which rows can be encoded, and what is said of them."""
 
-    def __init__(self, tuned: TextClassifier | TextWriter) -> None:
-        self.encoder = tuned.encoder
-        tuned.restore()
+    encoder: TaskEncoder | TargetEncoder | MultiTask
 
     @property
     def may_refuse(self) -> bool:
         """Whether a text that was read may still give no tokens: others have the template's or special ones."""
         return self.encoder.may_be_empty
 
-    def encode(self, rows: Sequence[Row]) -> list[Example | str]:
-        """The examples of rows, or what is wrong with them."""
+    def encode(self, rows: Sequence[Row]) -> list[Any]:
+        """What `answer` takes of each row, or, as a text, what is wrong with it."""
         return _encode(self.encoder.encode, [Row(row.text, row.text_pair) for row in rows]) if rows else []
 
-    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
-        """Prediction, scores, and what is wrong, of each."""
+    def answer(self, examples: Sequence[Any], progress: Progress | None) -> Iterator[Prediction]:
+        """The prediction for each, without its row."""
         raise TypeError(f"{type(self).__name__} must override answer")
 
 
-def _encode(encode: Callable[[Sequence[Row]], Sequence[Example]], rows: Sequence[Row]) -> list[Example | str]:
+def _encode(encode: Callable[[Sequence[Row]], Sequence[Any]], rows: Sequence[Row]) -> list[Any]:
     """All rows in one go, or, where one of them is refused, in halves until it is found."""
     try:
         return list(encode(rows))
@@ -252,12 +258,21 @@ def _encode(encode: Callable[[Sequence[Row]], Sequence[Example]], rows: Sequence
         return _encode(encode, rows[:half]) + _encode(encode, rows[half:])
 
 
+def _answers_of(tuned: TextClassifier | MultiTask, batch_size: int, embeddings: bool) -> _Answers:
+    if isinstance(tuned, MultiTask):
+        return _Asking(tuned, batch_size, embeddings)
+    if embeddings:
+        raise LatePromptError("embeddings come with a MultiTask; load the run by MultiTask.load([folder])")
+    return _Labelling(tuned, batch_size)
+
+
 class _Labelling(_Answers):
     def __init__(self, classifier: TextClassifier, batch_size: int) -> None:
-        super().__init__(classifier)
+        self.encoder = classifier.encoder
+        classifier.restore()
         self.classifier, self.batch_size = classifier, batch_size
 
-    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[Prediction]:
         classifier, labels = self.classifier, self.classifier.task.labels
         feed = Batches(examples, classifier.tokenizer.pad_token_id or 0)
         scores = predict_scores(
@@ -268,14 +283,45 @@ class _Labelling(_Answers):
         for row in probabilities:
             if np.isfinite(row).all():
                 by_label = {label: round(score, 6) for label, score in zip(labels, row.tolist(), strict=True)}
-                yield labels[int(row.argmax())], by_label, None
+                yield Prediction(prediction=labels[int(row.argmax())], scores=by_label)
             else:
-                yield None, None, f"the model's scores are no numbers ({row.tolist()}); predict with a float32 model"
+                yield Prediction(error=_no_numbers(row.tolist()))
+
+
+def _no_numbers(scores: Sequence[float]) -> str:
+    return f"the model's scores are no numbers ({scores}); predict with a float32 model"
+
+
+class _Asking(_Answers):
+    def __init__(self, model: MultiTask, batch_size: int, embeddings: bool) -> None:
+        self.encoder = self.model = model
+        self.batch_size, self.embeddings = batch_size, embeddings
+
+    def encode(self, rows: Sequence[Row]) -> list[Any]:
+        def ways(part: Sequence[Row]) -> Sequence[Any]:
+            return self.model.encode(part, embeddings=self.embeddings)
+
+        return _encode(ways, [Row(row.text, row.text_pair) for row in rows]) if rows else []
+
+    def answer(self, examples: Sequence[Any], progress: Progress | None) -> Iterator[Prediction]:
+        found = self.model.answer(examples, embeddings=self.embeddings, batch_size=self.batch_size, progress=progress)
+        for answers in found:
+            state = answers.pop(EMBEDDING, None)
+            wrong = [name for name, answer in answers.items() if not np.isfinite([*answer["scores"].values()]).all()]
+            if wrong:
+                yield Prediction(error=f"task {wrong[0]!r}: {_no_numbers([*answers[wrong[0]]['scores'].values()])}")
+                continue
+            tasks = {
+                name: (answer["label"], {label: round(score, 6) for label, score in answer["scores"].items()})
+                for name, answer in answers.items()
+            }
+            yield Prediction(tasks=tasks, embedding=None if state is None else state.tolist())
 
 
 class _Writing(_Answers):
     def __init__(self, writer: TextWriter, batch_size: int, beams: int, max_new_tokens: int | None) -> None:
-        super().__init__(writer)
+        self.encoder = writer.encoder
+        writer.restore()
         if max_new_tokens is not None and max_new_tokens < 1:
             raise LatePromptError(f"max_new_tokens {max_new_tokens!r} is too small; give a whole number from 1")
         self.writer, self.batch_size, self.beams = writer, batch_size, beams
@@ -286,16 +332,16 @@ class _Writing(_Answers):
         longer = self.new > self.writer.settings.max_target_length  # than what sources were cut for
         return longer or super().may_refuse
 
-    def encode(self, rows: Sequence[Row]) -> list[Example | str]:
+    def encode(self, rows: Sequence[Row]) -> list[Any]:
         return [self._with_room(example) for example in super().encode(rows)]
 
     def _with_room(self, example: Example | str) -> Example | str:
         problem = None if isinstance(example, str) else self.writer.no_room(example.read + 1, self.new)
         return example if problem is None else problem
 
-    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[_Answer]:
+    def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[Prediction]:
         texts = self.writer.write(
             examples, batch_size=self.batch_size, beams=self.beams, max_new_tokens=self.new, progress=progress
         )
         for text in texts:
-            yield text, None, None
+            yield Prediction(prediction=text)

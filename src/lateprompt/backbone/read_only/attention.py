@@ -75,7 +75,7 @@ def capture_keys(module: Any, query: Any, key: torch.Tensor, value: torch.Tensor
 
 
 def record_keys(module: Any, query: Any, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """transformers' attention interface: the model's own kernel, which leaves keys and values with the module's call."""
+    """transformers' attention interface: the model's own kernel, having kept keys and values."""
     module.__dict__["recorded"].append((key, value))
     return ALL_ATTENTION_FUNCTIONS[module.__dict__["kernel"]](module, query, key, value, *args, **kwargs)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from lateprompt.backbone.families import Family
 from lateprompt.backbone.late_pass import prompt_of
 from lateprompt.backbone.read_only.queries import Queries
 from lateprompt.backbone.read_only.read_pass import read_pass
@@ -137,3 +139,12 @@ def _queries(
     groups = start.shape[1] // plan.size
     sees_own = plan.sees_own(states.device)
     return Queries(start, places, positions, groups, sees_own, layers, hides, by_query=True)
+
+
+def keeps_keys(family: Family, config: Any, length: int, queries: int) -> bool:
+    """Whether so many queries read a text's keys and values, which the frozen model may then leave on its way.
+
+    Fewer ones absorb the projections where the family allows it, and read the states.
+    """
+    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    return not family.absorbs or queries * (width + heads * length) > length * width

@@ -148,7 +148,9 @@ def _hidden_states(frozen: FrozenViews, output: Any, layers: int) -> tuple[torch
     return hidden
 
 
-def _run_whole(frozen: FrozenViews, call: LateCall, prompt_layer: int, found: list[tuple[torch.Tensor, torch.Tensor]] | None) -> Any:
+def _run_whole(
+    frozen: FrozenViews, call: LateCall, prompt_layer: int, found: list[tuple[torch.Tensor, torch.Tensor]] | None
+) -> Any:
     """The frozen model on the call's own arguments; a KV cache gets its keys and values, and `found` those above p."""
     arguments = {**call.arguments, "output_hidden_states": True, "return_dict": True}
     if frozen.family.causal:

@@ -49,20 +49,41 @@ class Columns:
     A column of the input that has the name of one of ours is kept under another: `prediction` as `prediction_input`.
 
     Args:
-        labels: the task's labels; None for written texts.
+        labels: the task's labels; None for written texts. Of several runs, each task's: its prediction then has the
+            task's name for a column.
         errors: whether there may be rows with an error.
-        flat: for tables: one column for each label (`score_<label>`), and an `error` column that every row has.
+        flat: for tables: one column for each label (`score_<label>`, of several runs `score_<task>_<label>`), and an
+            `error` column that every row has.
+        embeddings: whether there is a column `embedding`.
 
     Attributes:
         own: our columns, in their order.
         renamed: columns of the input to what they are called here, those that were met so far.
     """
 
-    def __init__(self, labels: Sequence[str] | None, *, errors: bool, flat: bool) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str] | Mapping[str, Sequence[str]] | None,
+        *,
+        errors: bool,
+        flat: bool,
+        embeddings: bool = False,
+    ) -> None:
         self.flat = flat
-        scores = [] if labels is None else [f"score_{label}" for label in labels] if flat else ["scores"]
-        self.labels = labels or ()
-        self.own = ["prediction", *scores, *(["error"] if errors else [])]
+        self.tasks = labels if isinstance(labels, Mapping) else None
+        self.labels: Sequence[str] = () if labels is None or isinstance(labels, Mapping) else labels
+        names = ["prediction"] if self.tasks is None else list(self.tasks)
+        scores = [] if labels is None else ["scores"]
+        if flat:
+            scores = [f"score_{label}" for label in self.labels]
+            scores += [_score(task, label) for task, own in (self.tasks or {}).items() for label in own]
+        more = [*scores, *(["embedding"] if embeddings else []), *(["error"] if errors else [])]
+        self.own = [*names, *more]
+        twice = next((name for name in self.own if self.own.count(name) > 1), None)
+        if twice is not None:
+            raise LatePromptError(
+                f"two columns of the output would be {twice!r}: rename the folder of the run that has this name"
+            )
         self._taken = frozenset(self.own)
         self.renamed: dict[str, str] = {}
 
@@ -71,15 +92,32 @@ class Columns:
         line = dict(prediction.source)
         if not self._taken.isdisjoint(line):
             line = {self.named(name, line): value for name, value in line.items()}
+        if self.tasks is not None:
+            self._add_tasks(line, prediction)
+        else:
+            self._add_one(line, prediction)
+        if prediction.embedding is not None:
+            line["embedding"] = prediction.embedding
+        if prediction.error is not None or (self.flat and "error" in self._taken):
+            line["error"] = prediction.error
+        return line
+
+    def _add_one(self, line: Line, prediction: Prediction) -> None:
         line["prediction"] = prediction.prediction
         if self.flat:
             scores = prediction.scores or {}
             line.update((f"score_{label}", scores.get(label)) for label in self.labels)
         elif prediction.scores is not None:
             line["scores"] = prediction.scores
-        if prediction.error is not None or (self.flat and "error" in self._taken):
-            line["error"] = prediction.error
-        return line
+
+    def _add_tasks(self, line: Line, prediction: Prediction) -> None:
+        found = prediction.tasks or {}
+        for task, labels in (self.tasks or {}).items():
+            line[task], scores = found.get(task, (None, {}))
+            if self.flat:
+                line.update((_score(task, label), scores.get(label)) for label in labels)
+        if not self.flat and prediction.tasks is not None:
+            line["scores"] = {task: scores for task, (_, scores) in found.items()}
 
     def named(self, name: str, names: Iterable[str]) -> str:
         """What the input's column `name` is called beside our columns and its neighbours `names`."""
@@ -94,6 +132,10 @@ class Columns:
     def header(self, survey: Survey) -> list[str]:
         """The columns of a table of these rows."""
         return [*(self.named(name, survey.columns) for name in survey.columns), *self.own]
+
+
+def _score(task: str, label: str) -> str:
+    return f"score_{task}_{label}"
 
 
 def _others(name: str) -> Iterator[str]:

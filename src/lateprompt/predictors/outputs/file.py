@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,15 @@ from lateprompt.utils.files import keep_permissions, own_descriptor, sync_folder
 SCREEN = "-"
 
 
-def check_existing(path: str, *, overwrite: bool = False) -> None:
-    """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten."""
+def check_existing(path: str, *, overwrite: bool = False, tasks: Sequence[str] = ()) -> None:
+    """Raise LatePromptError for an output file that is there, and is none of ours, unless it may be overwritten.
+
+    Of several runs, `tasks` are the columns of their predictions.
+    """
     file = Path(path)
     if path == SCREEN or own_descriptor(file) is not None or not file.is_file():
         return
-    if overwrite or file.stat().st_size == 0 or is_prediction_file(file):
+    if overwrite or file.stat().st_size == 0 or is_prediction_file(file, tasks):
         return
     raise LatePromptError(
         f"output {path!r} exists and is no file of predictions; choose another name, or give --overwrite to replace it"
@@ -45,10 +48,11 @@ class PredictionFile:
     Args:
         path: where to; `-` for the screen. The suffix says how: .csv, .tsv, .parquet, JSON lines for any other; .gz
             behind one of a text.
-        labels: the task's labels; None for written texts.
+        labels: the task's labels; None for written texts; of several runs, each task's.
         errors: whether there may be rows with an error.
         survey: the columns of all rows, where they are known before; else a table has those of the first rows.
         overwrite: replace a file that is none of predictions.
+        embeddings: whether there is a column `embedding`.
 
     Raises:
         LatePromptError: a place that cannot be written, a full disk, or a table whose columns change on the way.
@@ -67,15 +71,17 @@ class PredictionFile:
         self,
         path: str | Path,
         *,
-        labels: Sequence[str] | None,
+        labels: Sequence[str] | Mapping[str, Sequence[str]] | None,
         errors: bool = False,
         survey: Survey | None = None,
         overwrite: bool = False,
+        embeddings: bool = False,
     ) -> None:
         self.name = str(path)
         self.format = format_of(self.name)
-        check_existing(self.name, overwrite=overwrite)
-        self.columns = Columns(labels, errors=errors, flat=self.format.table)
+        tasks = labels if isinstance(labels, Mapping) else ()
+        check_existing(self.name, overwrite=overwrite, tasks=tuple(tasks))
+        self.columns = Columns(labels, errors=errors, flat=self.format.table, embeddings=embeddings)
         self.survey = survey
         self.errors = 0
         self.left = ""

@@ -62,17 +62,24 @@ def format_of(name: str) -> Format:
     return Format(kind, suffix, compressed)
 
 
-def is_prediction_file(path: Path) -> bool:
-    """Whether the first row of a file ends with the columns that we write: `prediction`, then scores and errors."""
+def is_prediction_file(path: Path, tasks: Sequence[str] = ()) -> bool:
+    """Whether the first row of a file ends with the columns that we write: `prediction`, then scores and errors.
+
+    Of several runs, their `tasks` stand for `prediction`.
+    """
     try:
         form = format_of(path.name)
         names = _parquet_names(path) if form.kind == "parquet" else _names(_first_line(path, form), form)
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, RecursionError):  # whatever it is, it is not ours
         return False
-    if "prediction" not in names:
+    own = list(tasks) or ["prediction"]
+    start = next((i for i in range(len(names)) if list(names[i : i + len(own)]) == own), None)
+    if start is None:
         return False
-    behind = names[names.index("prediction") + 1 :]
-    return all(name in ("scores", "error") or (form.table and name.startswith("score_")) for name in behind)
+    behind = names[start + len(own) :]
+    return all(
+        name in ("scores", "embedding", "error") or (form.table and name.startswith("score_")) for name in behind
+    )
 
 
 def _first_line(path: Path, form: Format) -> str:
