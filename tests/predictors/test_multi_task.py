@@ -87,6 +87,20 @@ def test_answers_are_those_of_each_run_alone(request: pytest.FixtureRequest, kin
     check(some, {name: wanted[name] for name in ("late", "one")})
 
 
+def test_the_base_model_runs_once_for_all(heads: dict[str, str]) -> None:
+    chosen = [name for name in METHODS if name not in ("lora", "deep")]
+    model = MultiTask.load({name: heads[name] for name in (*chosen, "deep")})
+    runs: list[int] = []
+    first = model.layer.base_layer.encoder.layer[0]
+    first.register_forward_hook(lambda *args: runs.append(1))
+    model.classify(TEXTS[:5], tasks=chosen, embeddings=True)
+    assert len(runs) == 1
+    model.classify(TEXTS[:5], tasks=["late"])
+    assert len(runs) == 2
+    model.classify(TEXTS[:5], tasks=["late", "deep"])
+    assert len(runs) == 4  # a layer each
+
+
 def test_embeddings_are_the_frozen_models_own(heads: dict[str, str]) -> None:
     model = MultiTask.load(heads)
     answers = model.classify(TEXTS, tasks=["one"], embeddings=True, batch_size=6)

@@ -372,7 +372,7 @@ class LateBackbone(nn.Module):
                 self.views,
                 self.frozen,
                 self.slots,
-                self.late_prompt_generators,
+                {name: self.late_prompt_generators[name] for name in names},
                 names,
                 text,
                 anchors,

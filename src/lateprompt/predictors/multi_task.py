@@ -369,7 +369,8 @@ class MultiTask:
         if self.cache.limit_bytes:
             keys = [row_key(feed.examples[i].input_ids, feed.examples[i].token_type_ids) for i in rows]
         with torch.inference_mode(), TURN:
-            self.layer.eval()
+            if self.layer.training:
+                self.layer.eval()
             return self._compute(batch, batches, tasks, keys, wants_state)
 
     def _compute(
@@ -384,9 +385,10 @@ class MultiTask:
         paths = [task for task in tasks if task.route == "path"]
         late = [task for task in tasks if task.route == "late"]
         pool = "last" if self.layer.family.causal else "mean"
-        wanted = {task.tuned.readout.pooling for task in (*shared, *paths) if _is_head(task)}
+        wanted = {kind for task in (*shared, *paths) if (kind := _pooling(task)) is not None}
         wanted |= {pool} if wants_state else set()
-        text, pooled = None, {}
+        text: FrozenText | None = None
+        pooled: dict[str, torch.Tensor] = {}
         if shared or paths or wants_state:
             self._activate((shared or tasks or list(self._tasks.values()))[0])
             low = min([task.layer for task in (*shared, *paths, *late)], default=self.layer.num_layers - 1)
@@ -399,7 +401,7 @@ class MultiTask:
             anchors = _anchors(part, batches)
             means = self.layer.read_tasks([task.tuned.adapter for task in part], text, anchors)
             for task in part:
-                own = pooled.get(task.tuned.readout.pooling) if _is_head(task) else None
+                own = pooled.get(_pooling(task) or "")
                 scores[task.name] = task.tuned.readout.read_scores(means[task.tuned.adapter], own)
         trunks: dict[int, torch.Tensor] = {} if text is None else dict(text.states)
         for task in tasks:
@@ -465,8 +467,10 @@ class MultiTask:
         ]
 
 
-def _is_head(task: _Task) -> bool:
-    return isinstance(task.tuned.readout, HeadReadout)
+def _pooling(task: _Task) -> str | None:
+    """How its head pools the frozen model's output; None: it reads none."""
+    readout = task.tuned.readout
+    return readout.pooling if isinstance(readout, HeadReadout) else None
 
 
 def _anchors(tasks: Sequence[_Task], batches: Mapping[str, Batch]) -> dict[str, torch.Tensor]:
@@ -476,7 +480,7 @@ def _anchors(tasks: Sequence[_Task], batches: Mapping[str, Batch]) -> dict[str, 
     found = {}
     for task in tasks:
         readout, batch = task.tuned.readout, batches[task.name]
-        key = readout.kind, getattr(readout, "pooling", None), id(batch)
+        key = readout.kind, _pooling(task), id(batch)
         if key not in made:
             own = readout.anchor(batch)
             made[key] = next((other for other in alike if torch.equal(other, own)), own)
