@@ -1,4 +1,4 @@
-"""The arguments and tables of `lateprompt bench` (training steps) and `lateprompt bench end-to-end` (trainings)."""
+"""The arguments and tables of `lateprompt bench`: training steps, whole trainings (`end-to-end`), and `tasks`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def add_bench(parser: Parser) -> None:
     end_to_end = type(parser)(
         description="a whole training on a data file (filling trunk states, epochs, evaluations) against PEFT's methods"
     )
-    for each in (parser, steps, end_to_end):
+    tasks = type(parser)(description="many tasks on the same texts, answered by one pass of the frozen model")
+    _add_tasks(tasks)
+    for each in (parser, steps, end_to_end, tasks):
         each.allow_abbrev = False  # the outer parser would take the other's --dev for its own --device
     _add_end_to_end(end_to_end)
     kinds.add_subcommand(
@@ -33,12 +35,21 @@ def add_bench(parser: Parser) -> None:
         help="a whole training on a data file, against PEFT's prompt tuning and LoRA (also: job)",
         aliases=["job"],
     )
+    kinds.add_subcommand("tasks", tasks, help="many tasks on the same texts, against a model for each")
 
 
 def _add_steps(parser: Parser) -> None:
     from lateprompt.experiments.bench import BenchSettings
 
     parser.add_class_arguments(BenchSettings)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_tasks(parser: Parser) -> None:
+    from lateprompt.experiments.bench_tasks import TasksBenchSettings
+
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_class_arguments(TasksBenchSettings)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -71,7 +82,7 @@ def bench(args: Namespace) -> None:
         _steps(args)
         return
     _check_nothing_before(args)
-    (_steps if args.what == "steps" else _end_to_end)(args[args.what])
+    {"steps": _steps, "tasks": _tasks}.get(args.what, _end_to_end)(args[args.what])
 
 
 def _check_nothing_before(args: Namespace) -> None:
@@ -120,6 +131,37 @@ def _steps(args: Namespace) -> None:
     print_table(header, rows)
     print("speed and memory: against prompt tuning 20 by PEFT")
     print(f"matrix-product ceiling: {result['ceiling_gflops']:.0f} GFLOP/s")
+
+
+def _tasks(args: Namespace) -> None:
+    from lateprompt.experiments.bench_tasks import TasksBenchSettings, run_bench_tasks
+
+    result = run_bench_tasks(settings_of(TasksBenchSettings, args))
+    if args.json:
+        print(json.dumps(result))
+        return
+    header = ("tasks", "one pass, ms", "plain passes", "common trunk, ms", "a model each, ms", "speed")
+    rows = [
+        (
+            f"{row['tasks']}",
+            f"{row['ms']:.0f}",
+            f"{row['plain_passes']:.2f}",
+            "" if row["shared_trunk_ms"] is None else f"{row['shared_trunk_ms']:.0f}",
+            f"{row['separate_ms']:.0f}",
+            f"{row['speed_vs_separate']:.2f} x",
+        )
+        for row in result["rows"]
+    ]
+    print_table(header, rows)
+    mixed = result["mixed"]
+    print(
+        f"read-only prompts of {result['num_prompt_tokens']} vectors; a plain pass of the frozen model takes "
+        f"{result['plain_ms']:.0f} ms; a model each: as many times one late prompt"
+    )
+    print(
+        f"one task a row: {mixed['one_task_a_row_ms']:.0f} ms, one task for all rows: {mixed['one_task_ms']:.0f} ms "
+        f"({mixed['speed_vs_one_task']:.2f} x the speed)"
+    )
 
 
 def _end_to_end(args: Namespace) -> None:
