@@ -26,6 +26,13 @@ def add_states(parser: Parser) -> None:
     parser.add_argument(
         "--prompt_layer", nargs="+", default=["0.5"], help="fill: one or more prompt layers, in one pass"
     )
+    parser.add_argument(
+        "--read_only",
+        action="store_true",
+        help="fill: all layers that a read-only prompt reads, from the prompt layer up, and the pooled state that a head "
+        "reads, in one pass",
+    )
+    parser.add_argument("--head_pooling", type=str | None, help="fill: what a head reads: cls, mean or last")
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")
     parser.add_argument("--task", type=str | None, help="fill: name of a task or a YAML file")
     add_columns(parser, "fill")
@@ -52,6 +59,8 @@ def states(args: Namespace) -> None:
         print(json.dumps(result))
     elif result:
         hidden = {"format", "fingerprint"}
+        if all(row.get("pooling") is None for row in result):
+            hidden.add("pooling")
         if all(row.get("problem") is None for row in result):
             hidden.add("problem")
         shown = [{key: value for key, value in row.items() if key not in hidden} for row in result]
@@ -100,9 +109,10 @@ def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str
     task = task or resolve_task(DataSettings(train=args.data[0]), rows)
     settings = ModelSettings(
         args.model,
-        method="fixed",  # the states are the same under every generator
+        method="read-fixed" if args.read_only else "fixed",  # the states are the same under every generator
         prompt_layer=args.prompt_layer[0],
         readout=args.readout,
+        head_pooling=args.head_pooling,
         max_length=args.max_length,
         max_target_length=args.max_target_length,
         device=args.device,

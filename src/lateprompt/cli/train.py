@@ -28,6 +28,12 @@ def add_train(parser: Parser) -> None:
     parser.add_class_arguments(ModelSettings, as_group=False, skip={"trunk_dropout", "options"})
     parser.add_argument("--set", nargs="+", default=[], help="the method's own options: key=value …, e.g. r=16")
     parser.add_argument(
+        "--read_only",
+        action="store_true",
+        help="the late prompt reads the text and is not seen by it: --method npg becomes read-npg, npg+late-lora becomes "
+        "read-npg+lora (docs/read-only.md)",
+    )
+    parser.add_argument(
         "--trunk_dropout",
         action="store_true",
         help="keep dropout in the frozen layers below the prompt while training, as the authors do",
@@ -50,7 +56,7 @@ def add_train(parser: Parser) -> None:
         {
             REQUIRED: ("model", "train", "output"),
             "data": ("dev", "test", *_names(DataSettings)),
-            "method": ("method", "set", *method),
+            "method": ("method", "read_only", "set", *method),
             "training": (*_names(RecipeSettings), *_MACHINE),
             _KEPT: _names(StatesSettings),
             "output": ("overwrite", "resume", "json", "quiet"),
@@ -65,7 +71,7 @@ def _names(settings: Any) -> list[str]:
 
 def train(args: Namespace) -> None:
     """Run what `add_train` has parsed."""
-    from lateprompt.methods import parse_options
+    from lateprompt.methods import parse_options, read_only_name
     from lateprompt.runs.train import train_run
     from lateprompt.state_cache.settings import StatesSettings
     from lateprompt.training.data_settings import DataSettings
@@ -73,6 +79,8 @@ def train(args: Namespace) -> None:
     from lateprompt.training.settings import ModelSettings, RecipeSettings
 
     args.options = parse_options(args.set)
+    if args.read_only:
+        args.method = read_only_name(args.method)
     _, measured = train_run(
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),

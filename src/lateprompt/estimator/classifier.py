@@ -64,6 +64,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         class_weight: None, "balanced", or label to weight: what the losses of a class's rows are multiplied with.
         eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
         patience: stop after so many evaluations of `eval_set` without a better result; None: never.
+        read_only: the late prompt reads the text and is not seen by it: `method="npg"` is then `read-npg`.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
@@ -127,6 +128,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         class_weight: Any = None,
         eval_every: int | None = None,
         patience: int | None = None,
+        read_only: bool = False,
     ) -> None:
         self.model = model
         self.task = task
@@ -158,6 +160,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.class_weight = class_weight
         self.eval_every = eval_every
         self.patience = patience
+        self.read_only = read_only
 
     def set_params(self, **params: Any) -> LatePromptClassifier:
         """Set parameters by name. A fitted model stays as it is until the next `fit`.

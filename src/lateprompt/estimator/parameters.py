@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lateprompt.data import Task, default_task, label_name, load_label_task
+from lateprompt.methods import read_only_name
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
@@ -19,12 +20,13 @@ def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSet
     """The settings, not checked yet, of an estimator's parameters by name.
 
     Raises:
-        LatePromptError: `method` and `generator`, which are one parameter, differ.
+        LatePromptError: `method` and `generator`, which are one parameter, differ; or a method without a read-only
+            form, with `read_only`.
     """
     options = {} if parameters["options"] is None else parameters["options"]
     given = {
         **parameters,
-        "method": _method(parameters["method"], parameters["generator"]),
+        "method": _method(parameters["method"], parameters["generator"], parameters.get("read_only", False)),
         "seed": _seed(parameters["random_state"]),
         "options": dict(options) if isinstance(options, Mapping) else options,
     }
@@ -36,7 +38,14 @@ def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSet
     return model, recipe
 
 
-def _method(method: str, generator: str | None) -> str:
+def _method(method: str, generator: str | None, read_only: Any) -> str:
+    if not isinstance(read_only, bool | np.bool_):
+        raise LatePromptError(f"read_only {read_only!r} is neither True nor False; give one of them")
+    name = _one_of(method, generator)
+    return read_only_name(name) if read_only else name
+
+
+def _one_of(method: str, generator: str | None) -> str:
     if generator is None:
         return method
     if method not in ("npg", generator):  # npg is what it is when nobody has said it

@@ -36,9 +36,10 @@ from lateprompt.data import TextTask
 from lateprompt.data.batches import Batches
 from lateprompt.experiments.baselines import make_baseline
 from lateprompt.experiments.methods import BASELINE, BASELINES, METHODS
+from lateprompt.methods import METHODS as KNOWN
+from lateprompt.methods.late_prompt import READ_ONLY
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_config, max_positions
-from lateprompt.prompts import GENERATORS
 from lateprompt.readouts import Readout
 from lateprompt.runs.data import DEV, TRAIN, Rows, check_sets, fingerprint, load_rows
 from lateprompt.runs.environment import versions
@@ -70,7 +71,7 @@ class EndToEndSettings:
         dev: dev rows, evaluated after each epoch.
         task: name of a task (see lateprompt tasks) or a YAML file; default a plain one from the labels found.
         prompt_layer: number of layers below the late prompt, or a fraction of the depth.
-        method: the late prompt's generator: npg, mppg, appg, atpg, rpg or fixed.
+        method: the late prompt: npg, mppg, appg, atpg, rpg or fixed, or one that the text does not see: read-npg, …
         epochs: passes over the training rows; ignored when max_steps is given.
         max_steps: number of optimiser steps.
         shots: train on so many rows in all, class-proportional; without dev, 1000 of the others become dev rows.
@@ -118,10 +119,11 @@ class EndToEndSettings:
                 "lateprompt bench end-to-end --model MODEL --train FILE --dev FILE"
             )
         check_types(self)
-        if self.method not in GENERATORS:
+        known = [name for name, method in KNOWN.items() if method.kind == "prompt" and method.late]
+        if self.method not in known:
             raise LatePromptError(
-                f"method {self.method!r} makes no late prompt{did_you_mean(self.method, GENERATORS)}; "
-                f"choose one of {', '.join(GENERATORS)}"
+                f"method {self.method!r} makes no late prompt{did_you_mean(self.method, known)}; "
+                f"choose one of {', '.join(known)}"
             )
         if self.states in ("on", "off"):
             raise LatePromptError(
@@ -280,13 +282,19 @@ def _cached_batches(pipeline: Pipeline) -> tuple[Batches, Batches | None]:
     return pipeline.batches[TRAIN], pipeline.batches.get(DEV)
 
 
+def _title(method: str) -> str:
+    return KNOWN[method].title if KNOWN[method].read_only else f"LPT {method}"
+
+
 def make_runs(settings: EndToEndSettings, rows: Rows, states: Path) -> list[MethodRun]:
     """The baselines, then the late prompts, in the order of their turns: the first late prompt fills the states."""
-    other = "mppg" if settings.method != "mppg" else "npg"
+    other = "mppg" if settings.method.removeprefix(READ_ONLY) != "mppg" else "npg"
+    if KNOWN[settings.method].read_only:  # another kind of prompt would find other layers' states missing
+        other = READ_ONLY + other
     plans = [
-        (f"LPT {settings.method}, first run", settings.method, settings.seed),
-        (f"LPT {settings.method}, second run", settings.method, (settings.seed + 1) % 2**32),
-        (f"LPT {other}, second run", other, settings.seed),
+        (f"{_title(settings.method)}, first run", settings.method, settings.seed),
+        (f"{_title(settings.method)}, second run", settings.method, (settings.seed + 1) % 2**32),
+        (f"{_title(other)}, second run", other, settings.seed),
     ]
     length = _max_length(settings)
     stored = StatesSettings(states=str(states), states_limit_gb=NO_LIMIT_GB)

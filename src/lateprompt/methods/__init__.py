@@ -1,7 +1,8 @@
 """The tuning methods: a table from name to `Method`, and names that combine methods.
 
 `late-NAME` applies a method such as LoRA to the layers above the prompt layer only, so that it can be trained from
-cached trunk states. `PROMPT+TUNER` trains a late prompt and such a method together: `npg+late-lora`.
+cached trunk states. `PROMPT+TUNER` trains a late prompt and such a method together: `npg+late-lora`. `read-NAME` is a
+late prompt that reads the text and is not seen by it; a tuner beside it (`read-npg+lora`) lies on the prompt's own path.
 
 Example:
     >>> from lateprompt.methods import METHODS, check_method, title_of
@@ -32,6 +33,7 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
+from lateprompt.methods.late_prompt import READ_ONLY
 from lateprompt.peft_method.config import NO_PROMPT, LatePromptConfig
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError, option
@@ -109,6 +111,31 @@ def _part(piece: str, name: str) -> Part:
 def check_method(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise LatePromptError for an unknown method, or for options that it does not have."""
     _options_by_part(parse_method(name), name, options or {})
+
+
+def read_only_name(name: str) -> str:
+    """Return the read-only form of a method: its late prompt reads the text and is not seen by it.
+
+    A name that is read-only already is returned as it is written in tables and run folders: the late prompt first, and
+    the tuner without `late-`, since it lies on the prompt's own path in any case.
+
+    Raises:
+        LatePromptError: an unknown method, or one that has no read-only form.
+
+    Example:
+        >>> read_only_name("npg"), read_only_name("npg+late-lora"), read_only_name("read-npg+late-lora")
+        ('read-npg', 'read-npg+lora', 'read-npg+lora')
+    """
+    prompt, *tuners = [part.method.name for part in parse_method(name)]
+    own = prompt if METHODS[prompt].read_only else f"{READ_ONLY}{prompt}"
+    if own not in METHODS:
+        known = ", ".join(method.name.removeprefix(READ_ONLY) for method in METHODS.values() if method.read_only)
+        raise LatePromptError(
+            f"method {name!r} has no read-only form; choose one of {known}, or a pair such as npg+lora"
+        )
+    found = "+".join((own, *tuners))
+    parse_method(found)
+    return found
 
 
 def is_late(name: str) -> bool:
@@ -223,5 +250,6 @@ __all__ = [
     "parameter_count",
     "parse_method",
     "parse_options",
+    "read_only_name",
     "title_of",
 ]

@@ -1,7 +1,16 @@
 """Late Prompt Tuning (Liu et al., Findings of EMNLP 2022, https://aclanthology.org/2022.findings-emnlp.95).
 
 A generator makes k prompt vectors from a text's hidden states after layer p, and they are put in front of these
-states. Formulas and parameter counts stand with the generators (`lateprompt.prompts`).
+states. Formulas and parameter counts stand with the generators (`lateprompt.prompts`). The methods `read-NAME` keep the
+prompt out of the text's sight (docs/read-only.md).
+
+All of them have two options:
+
+- `prompt_start`: what the generator's vectors are added to: `none`, `anchor` (the state at the position that answers:
+  the mask, the last source token, or the first token under a head) or `mean` (the mean of the text's states at the
+  prompt layer). Left out: none; of a read-only prompt the mean under a head that reads the mean, else the anchor.
+- `zero_init`: `true` or `false`, whether a new generator makes (nearly) zero, so that the prompt begins as what it
+  starts from. Left out: true where it starts from a state.
 """
 
 from __future__ import annotations

@@ -20,12 +20,13 @@ from lateprompt.state_cache.segment import RECORD, Segment, segment_files, size_
 from lateprompt.state_cache.store import TrunkStates
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import TEMPORARY_END, write_atomically
+from lateprompt.utils.names import POOLINGS
 
 PRUNE_WAIT_SECONDS = 1.0
 """How long a prune waits for a store that another process changes."""
 VERIFY_WAIT_SECONDS = 10.0
 """The same of a verify, which goes on waiting while the other adds rows."""
-_STORE_NAME = re.compile(rf".+-p\d+-({'|'.join(DTYPES)})-[0-9a-f]{{16}}")
+_STORE_NAME = re.compile(rf".+-p\d+-({'|'.join(DTYPES)})(-({'|'.join(POOLINGS)}))?-[0-9a-f]{{16}}")
 # What an interrupted atomic write of ours left; names of segments are too long to be there as a whole.
 _LEFTOVER = re.compile(rf"\.(store\.json|segment-\d{{20}}(-[0-9a-f]{{8}})?\.idx?){TEMPORARY_END}")
 
@@ -69,10 +70,11 @@ def _whole_stores(folder: str | Path) -> tuple[list[TrunkStates], list[tuple[Pat
 
 
 def list_stores(folder: str | Path) -> list[dict[str, Any]]:
-    """Each store's name, model type, prompt layer, dtype, rows and bytes; of a broken one, `problem` says why."""
+    """Each store's name, model type, prompt layer, dtype, pooling, rows and bytes; of a broken one, `problem` says why."""
     whole, problems = _whole_stores(folder)
     rows: list[dict[str, Any]] = [{**store.describe(), "problem": None} for store in whole]
-    unknown = dict.fromkeys(("format", "model_type", "prompt_layer", "hidden_size", "dtype", "fingerprint", "rows"))
+    names = ("format", "model_type", "prompt_layer", "hidden_size", "dtype", "fingerprint", "pooling", "rows")
+    unknown = dict.fromkeys(names)
     for path, problem in problems:
         size = sum(map(size_of, segment_files(path)))
         rows.append({"store": path.name, **unknown, "bytes": size, "problem": problem})

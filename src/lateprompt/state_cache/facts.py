@@ -10,6 +10,7 @@ from lateprompt.state_cache.codec import DTYPES
 from lateprompt.state_cache.locking import CannotCache, cannot_hold
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import read_json
+from lateprompt.utils.names import POOLINGS
 from lateprompt.utils.validation import is_of
 
 STORE_FILE = "store.json"
@@ -75,6 +76,11 @@ def _check(folder: Path, facts: dict[str, Any]) -> None:
         raise LatePromptError(
             f"trunk states {str(folder / STORE_FILE)!r} have dtype {_short(facts['dtype'])}, expected one of "
             f"{', '.join(DTYPES)}; remove them"
+        )
+    if "pooling" in facts and facts["pooling"] not in POOLINGS:
+        raise LatePromptError(
+            f"trunk states {str(folder / STORE_FILE)!r} have pooling {_short(facts['pooling'])}, expected one of "
+            f"{', '.join(POOLINGS)}; remove them"
         )
 
 

@@ -49,14 +49,22 @@ def fill_layers(
     folder: Path,
     dtype: str,
 ) -> list[TrunkStates]:
-    """Store what training on some rows at some prompt layers will ask for; the stores, one a layer.
+    """Store what training on some rows at some prompt layers will ask for, in one pass; the stores, one a layer.
+
+    For the readout of a read-only prompt these are the layers from the lowest of `layers` to the last but one, and the
+    frozen model's pooled output where a head reads it: one fill then serves every prompt layer from there on.
 
     Raises:
         LatePromptError: a layer or dtype that cannot be, or label words of several tokens on an architecture that
             computes the trunk for each of them.
     """
-    numbers = dict.fromkeys(resolve_prompt_layer(layer, readout.layer.num_layers) for layer in layers)
+    numbers = list(dict.fromkeys(resolve_prompt_layer(layer, readout.layer.num_layers) for layer in layers))
+    pooling = None
+    if readout.read_only_adapter() is not None and not readout.continuations():
+        numbers, pooling = list(range(min(numbers), readout.layer.num_layers)), readout.pooled_layer()
     stores = [TrunkStates.open(folder, model, number, dtype=dtype) for number in numbers]
+    if pooling is not None:
+        stores.append(TrunkStates.open_pooled(folder, model, pooling))
     if not readout.reads_cached_states():
         raise LatePromptError(
             "label words of several tokens are scored by whole passes here: the architecture has no states to keep"

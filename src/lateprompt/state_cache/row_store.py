@@ -55,8 +55,9 @@ class RowStore:
         return sum(map(size_of, segment_files(self.folder)))
 
     def describe(self) -> dict[str, Any]:
-        """The store's name, facts, rows and bytes."""
-        return {"store": self.folder.name, **self._facts, "rows": len(self), "bytes": self.nbytes}
+        """The store's name, facts, rows and bytes; `pooling` is None where all positions are kept."""
+        facts = {**self._facts, "pooling": self._facts.get("pooling")}
+        return {"store": self.folder.name, **facts, "rows": len(self), "bytes": self.nbytes}
 
     def refresh(self) -> int:
         """See what a writer has added since; returns how many broken records were met."""

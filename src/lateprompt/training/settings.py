@@ -20,7 +20,8 @@ class ModelSettings:
     Args:
         model: folder or hub id of a pretrained model.
         method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
-            another one that `lateprompt methods` lists: lora, late-lora, npg+late-lora, full, prompt-tuning, …
+            another one that `lateprompt methods` lists: read-npg (a late prompt that the text does not see),
+            read-npg+lora, lora, late-lora, npg+late-lora, full, prompt-tuning, …
         options: the method's own options, by name.
         prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
         num_prompt_tokens: number of prompt vectors; default 5 with a generator, 20 without (the paper's).

@@ -11,7 +11,7 @@ from typing import Any
 
 from lateprompt.backbone.call_context import first
 from lateprompt.experiments.compare.plan import FULL, OWN, MethodEntry, ModelEntry, Plan, Search, TaskEntry
-from lateprompt.methods import check_method
+from lateprompt.methods import check_method, read_only_name
 from lateprompt.runs.data import DEV_ROWS
 from lateprompt.state_cache.fill import StatesSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -150,7 +150,7 @@ def _model(entry: Any, where: str) -> ModelEntry:
 
 def _method(entry: Any, where: str) -> MethodEntry:
     given: Any = {"method": entry} if isinstance(entry, str) else entry
-    _check_keys(given, _names(MethodEntry), f"a method of {where}")
+    _check_keys(given, [*_names(MethodEntry), "read_only"], f"a method of {where}")
     if "method" not in given:
         raise LatePromptError(f"{where}: {entry!r} names no method; write method: NAME")
     what = f"method {given['method']!r} of {where}"
@@ -160,6 +160,10 @@ def _method(entry: Any, where: str) -> MethodEntry:
     options = dict(options)
     recipe = _settings(RecipeSettings, given.get("recipe"), f"recipe of {what}", ("seed",))
     settings = _settings(ModelSettings, given.get("settings"), f"settings of {what}", OWN)
+    if read_only := given.get("read_only", False):
+        if read_only is not True:
+            raise LatePromptError(f"{what} has read_only {read_only!r}; give true or false")
+        given = {**given, "method": read_only_name(given["method"])}
     check_method(given["method"], options)
     return MethodEntry(given["method"], str(given.get("name") or given["method"]), options, recipe, settings)
 
