@@ -19,12 +19,14 @@ from lateprompt.methods import (
     is_late,
     parameter_count,
     parse_options,
+    read_only_name,
     title_of,
 )
 from lateprompt.prompts import GENERATORS
 from lateprompt.readouts import Batch, HeadReadout, WordReadout
 from lateprompt.training.settings import ModelSettings
 
+READ_PAIRS = ("read-npg+lora", "read-atpg+bitfit", "read-rpg+late-adapter")
 PAIRS = ("npg+late-lora", "mppg+late-bitfit", "fixed+late-adapter", "appg+late-full", "atpg+lora")
 ALL = (*NAMES, *PAIRS)
 OPTIONS = {"s-idpg": {"phm_n": 4}, "adapterdrop": {"drop_layers": 2}}
@@ -298,3 +300,34 @@ def test_every_generator_is_a_method():
 
 def test_a_bare_backbone_is_counted():
     assert parameter_count(settings_of("lora"), core_of(tiny_model("bert")), 2) == LAYERS * 4 * 8 * WIDTH
+
+
+READ_ONLY_METHODS = tuple(name for name in METHODS if METHODS[name].read_only)
+
+
+@pytest.mark.parametrize("readout", ["head", "masked_lm"])
+@pytest.mark.parametrize("method", [*READ_ONLY_METHODS, *READ_PAIRS])
+def test_read_only_methods_are_counted(method, readout):
+    family = "bert" if readout == "head" else "roberta"
+    labels = 3 if readout == "head" else None
+    model = make(family, readout, method)
+    counted = parameter_count(settings_of(method), tiny_model(family, AUTO[readout]), 2, labels)
+    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_read_only_names():
+    assert {read_only_name(name) for name in GENERATORS} == set(READ_ONLY_METHODS)
+    assert title_of("read-npg+late-lora") == title_of("read-npg+lora") == "read-only npg + LoRA"
+    synonyms = ("npg+late-lora", "lora+npg", "read-npg+late-lora", "late-lora+read-npg", "read-npg+lora")
+    assert {read_only_name(name) for name in synonyms} == {"read-npg+lora"}
+
+
+@pytest.mark.parametrize("name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning"])
+def test_methods_without_a_read_only_form(name):
+    with pytest.raises(ValueError, match=f"method '{name}' has no read-only form; choose one of npg"):
+        read_only_name(name)
+
+
+def test_full_tuning_is_no_partner_of_a_read_only_prompt():
+    with pytest.raises(ValueError, match=r"'read-npg\+full' cannot be: the text's states would change"):
+        read_only_name("npg+late-full")

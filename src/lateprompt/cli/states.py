@@ -29,8 +29,8 @@ def add_states(parser: Parser) -> None:
     parser.add_argument(
         "--read_only",
         action="store_true",
-        help="fill: all layers that a read-only prompt reads, from the prompt layer up, and the pooled state that a head "
-        "reads, in one pass",
+        help="fill: all layers that a read-only prompt reads, from the prompt layer up, and the pooled state that a "
+        "head reads, in one pass",
     )
     parser.add_argument("--head_pooling", type=str | None, help="fill: what a head reads: cls, mean or last")
     parser.add_argument("--data", nargs="+", default=[], help="fill: files of rows")

@@ -30,8 +30,8 @@ def add_train(parser: Parser) -> None:
     parser.add_argument(
         "--read_only",
         action="store_true",
-        help="the late prompt reads the text and is not seen by it: --method npg becomes read-npg, npg+late-lora becomes "
-        "read-npg+lora (docs/read-only.md)",
+        help="the late prompt reads the text and is not seen by it: --method npg becomes read-npg, npg+late-lora "
+        "becomes read-npg+lora (docs/read-only.md)",
     )
     parser.add_argument(
         "--trunk_dropout",

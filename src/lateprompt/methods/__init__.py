@@ -2,7 +2,8 @@
 
 `late-NAME` applies a method such as LoRA to the layers above the prompt layer only, so that it can be trained from
 cached trunk states. `PROMPT+TUNER` trains a late prompt and such a method together: `npg+late-lora`. `read-NAME` is a
-late prompt that reads the text and is not seen by it; a tuner beside it (`read-npg+lora`) lies on the prompt's own path.
+late prompt that reads the text and is not seen by it; a tuner beside it (`read-npg+lora`) lies on the prompt's own
+path.
 
 Example:
     >>> from lateprompt.methods import METHODS, check_method, title_of

@@ -104,7 +104,8 @@ def check_same(settings: ModelSettings, adapter: LatePromptConfig, task: AnyTask
     if settings.readout == "head":
         pairs["head_pooling"] = (settings.head_pooling or "cls", adapter.head_pooling)
     made = adapter_config(settings, {"head_labels": adapter.head_labels})
-    for name in ("generator", "bottleneck_dim", "prompt_dropout", "trunk_dropout", "tuner_layers", "read_only"):
+    same = ("generator", "bottleneck_dim", "prompt_dropout", "trunk_dropout", "tuner_layers", "read_only")
+    for name in (*same, "prompt_start", "zero_init"):
         pairs[name] = (getattr(made, name), getattr(adapter, name))
     pairs["tuner"] = tuple((config.tuner or {}).get("peft_type") for config in (made, adapter))
     if settings.num_prompt_tokens is not None:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lateprompt.data import TextTask
 from lateprompt.methods import parse_method, title_of
+from lateprompt.methods.late_prompt import READ_ONLY
 
 if TYPE_CHECKING:
     from lateprompt.predictors.base import TunedModel
@@ -105,6 +106,12 @@ def _method(name: str) -> str:
     words = []
     for part in parse_method(name):
         own = part.method.name
+        if part.method.read_only:
+            words.append(f"{own.removeprefix(READ_ONLY)} read-only late prompt")
+            continue
+        if words and "read-only" in words[0]:  # it lies on the prompt's own path, not in the text's layers
+            words.append(f"{title_of(own)} on the prompt's path")
+            continue
         late_prompt = part.method.kind == "prompt" and part.method.late
         words.append(f"{own} late prompt" if late_prompt else title_of(f"late-{own}" if _is_late(part) else own))
     return " with ".join(words)

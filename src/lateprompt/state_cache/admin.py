@@ -70,7 +70,7 @@ def _whole_stores(folder: str | Path) -> tuple[list[TrunkStates], list[tuple[Pat
 
 
 def list_stores(folder: str | Path) -> list[dict[str, Any]]:
-    """Each store's name, model type, prompt layer, dtype, pooling, rows and bytes; of a broken one, `problem` says why."""
+    """Each store's name, facts (model type, prompt layer, …), rows and bytes; of a broken one, `problem` says why."""
     whole, problems = _whole_stores(folder)
     rows: list[dict[str, Any]] = [{**store.describe(), "problem": None} for store in whole]
     names = ("format", "model_type", "prompt_layer", "hidden_size", "dtype", "fingerprint", "pooling", "rows")

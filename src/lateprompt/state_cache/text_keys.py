@@ -84,6 +84,7 @@ class TextKeys:
             return  # layers of several shapes: they are made at each step
         together = torch.stack(parts)
         for place, (row, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
-            if row not in self._rows and self.nbytes < self.limit_bytes:
-                self._rows[row] = own = together[:, place, :, :length].clone()
+            own = together[:, place, :, :length]
+            if row not in self._rows and self.nbytes + own.nbytes <= self.limit_bytes:
+                self._rows[row] = own.clone()
                 self.nbytes += own.nbytes

@@ -15,6 +15,7 @@ import torch
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.experiments.compare.plan import FULL, RunSpec
 from lateprompt.methods import is_late, parse_method
+from lateprompt.methods.late_prompt import READ_ONLY, tokens_of
 from lateprompt.predictors.loading import load_config
 from lateprompt.training.loop import plan_steps
 
@@ -32,8 +33,12 @@ def units(spec: RunSpec) -> float:
     parts = parse_method(spec.settings.method)
     late = is_late(spec.settings.method) and spec.states.folder is not None
     crossed = layers - low if late else layers
+    read_only = parts[0].method.read_only
+    if read_only and late:  # the text is read from its states; only the prompt's vectors cross the layers
+        crossed *= tokens_of(parts[0].method.name.removeprefix(READ_ONLY), spec.settings) / _TOKENS
     extra = sum(int(spec.settings.options.get("tokens", 20)) for p in parts if p.method.name == "prompt-tuning")
-    per_token = 1.0 if spec.settings.method == "head" else 2.0
+    forward_only = spec.settings.method == "head" or (read_only and not late)
+    per_token = 1.0 if forward_only else 2.0
     if any(part.method.name == "full" for part in parts):
         per_token = 3.0
     if any(part.method.name == "s-idpg" for part in parts):
