@@ -268,3 +268,31 @@ def test_a_blank_folder_is_not_the_working_directory(fitted, tmp_path, monkeypat
         with pytest.raises(ValueError, match="is no name"):
             work()
     assert not any(tmp_path.iterdir())
+
+
+def test_read_only(headless, tmp_path):
+    estimator = small(headless, method="npg+late-lora", read_only=True)
+    copied = clone(estimator)
+    assert copied.get_params()["read_only"] is True
+    assert copied.get_params()["method"] == "npg+late-lora"  # as given
+    copied.fit(TEXTS, LABELS)
+    assert copied.classifier_.settings.method == "read-npg+lora"
+    copied.save(tmp_path / "run")
+    loaded = LatePromptClassifier.load(tmp_path / "run")
+    np.testing.assert_allclose(loaded.predict_proba(TEXTS), copied.predict_proba(TEXTS), atol=1e-5)
+    again = clone(loaded).fit(TEXTS, LABELS)
+    assert again.classifier_.settings.method == "read-npg+lora"
+    by_name = small(headless, method="read-npg+lora").fit(TEXTS, LABELS)
+    np.testing.assert_allclose(by_name.predict_proba(TEXTS), copied.predict_proba(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "lora", "read_only": True}, "method 'lora' has no read-only form"),
+        ({"read_only": "yes"}, "read_only 'yes' is neither True nor False"),
+    ],
+)
+def test_read_only_that_cannot_be(headless, settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(headless, **settings).fit(TEXTS, LABELS)

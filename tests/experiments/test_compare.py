@@ -371,3 +371,16 @@ def test_plans_of_the_repository(name, folder, tmp_path, monkeypatch):
     assert {spec.task for spec in plan.runs()} == set(given["tasks"])
     if name == "small-few-shot":  # every method and its late variant; AdapterDrop's late variant is late-adapter
         assert {entry.method for entry in plan.methods} >= set(NAMES)
+
+
+def test_read_only_methods_in_a_plan(headless, folder, tmp_path):
+    methods = [{"method": "npg+late-lora", "read_only": True}, "read-npg"]
+    states = {"states_layers": "prompt", "keys_memory_gb": 0.5}
+    plan = plan_of(tmp_path, headless, folder, methods=methods, states=states)
+    assert [entry.method for entry in plan.methods] == ["read-npg+lora", "read-npg"]
+    run = plan.runs()[0]
+    assert (run.states.states_layers, run.states.keys_memory_gb) == ("prompt", 0.5)
+    with pytest.raises(ValueError, match="method 'lora' has no read-only form"):
+        plan_of(tmp_path, headless, folder, methods=[{"method": "lora", "read_only": True}])
+    with pytest.raises(ValueError, match="read_only 'yes'; give true or false"):
+        plan_of(tmp_path, headless, folder, methods=[{"method": "npg", "read_only": "yes"}])

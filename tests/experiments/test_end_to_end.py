@@ -267,3 +267,15 @@ def test_no_dev_rows(masked_lm, tmp_path):
     train = write_rows(tmp_path / "few.jsonl", make_rows(16))
     rows = run_end_to_end(settings(masked_lm, {"train": train, "dev": None}, epochs=1, baselines=["lora"]))["rows"]
     assert [row["dev"] for row in rows] == [None] * 4
+
+
+def test_read_only_prompts(headless, data):
+    rows = run_end_to_end(settings(headless, data, epochs=1, method="read-npg", baselines=[]))["rows"]
+    names = ["read-only npg, first run", "read-only npg, second run", "read-only mppg, second run"]
+    assert [row["method"] for row in rows] == names
+    assert [row["fill_seconds"] > 0 for row in rows] == [True, False, False]
+
+
+def test_a_method_that_is_no_late_prompt(headless, data):
+    with pytest.raises(ValueError, match="method 'lora' makes no late prompt.*read-npg"):
+        settings(headless, data, method="lora").check()

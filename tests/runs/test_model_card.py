@@ -104,6 +104,8 @@ def tuned(task, **settings):
         ("lora", "LoRA"),
         ("late-lora", "late LoRA"),
         ("npg+late-lora", "npg late prompt with late LoRA"),
+        ("read-atpg", "atpg read-only late prompt"),
+        ("read-npg+late-lora", "npg read-only late prompt with LoRA on the prompt's path"),
         ("full", "full tuning"),
         ("s-idpg", "S-IDPG"),
         ("prompt-tuning", "prompt tuning"),

@@ -160,3 +160,17 @@ def test_a_damaged_pooled_store(headless, data, tmp_path, capsys):
     (pooled / "store.json").write_text(json.dumps({**facts, "pooling": "median"}))
     assert main(["states", "list", "--folder", str(folder), "--json"]) == 2
     assert "pooling 'median', expected one of cls, mean, last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "lora", "--read-only"], "method 'lora' has no read-only form"),
+        (["--states-layers", "some"], "states_layers"),
+        (["--keys-memory-gb", "-1"], "keys_memory_gb"),
+    ],
+)
+def test_flags_that_cannot_be(more, message, headless, data, tmp_path, capsys):
+    given = ["train", "--model", headless, "--train", data["train"], "--output", str(tmp_path / "run")]
+    assert main([*given, *more]) == 2
+    assert message in capsys.readouterr().err.replace("-", "_").replace("read_only form", "read-only form")
