@@ -277,5 +277,5 @@ def test_read_only_prompts(headless, data):
 
 
 def test_a_method_that_is_no_late_prompt(headless, data):
-    with pytest.raises(ValueError, match="method 'lora' makes no late prompt.*read-npg"):
+    with pytest.raises(ValueError, match=r"method 'lora' makes no late prompt.*read-npg"):
         settings(headless, data, method="lora").check()

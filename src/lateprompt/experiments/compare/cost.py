@@ -32,7 +32,7 @@ def units(spec: RunSpec) -> float:
     low = resolve_prompt_layer(spec.settings.prompt_layer, layers)
     parts = parse_method(spec.settings.method)
     late = is_late(spec.settings.method) and spec.states.folder is not None
-    crossed = layers - low if late else layers
+    crossed: float = layers - low if late else layers
     read_only = parts[0].method.read_only
     if read_only and late:  # the text is read from its states; only the prompt's vectors cross the layers
         crossed *= tokens_of(parts[0].method.name.removeprefix(READ_ONLY), spec.settings) / _TOKENS
