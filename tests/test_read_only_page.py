@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def test_the_page_has_examples():
     assert len(PYTHON) == 2
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("source", PYTHON, ids=["estimator", "peft"])
