@@ -34,10 +34,10 @@ from lateprompt.methods import (
     s_idpg,
 )
 from lateprompt.methods.base import Method, Shape
-from lateprompt.methods.late_prompt import READ_ONLY
 from lateprompt.peft_method.config import NO_PROMPT, LatePromptConfig
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError, option
+from lateprompt.utils.names import READ_ONLY
 from lateprompt.utils.suggestions import did_you_mean
 from lateprompt.utils.validation import is_of
 from lateprompt.utils.yaml_files import parse_yaml

@@ -21,6 +21,7 @@ from typing import Any
 from lateprompt.methods.base import Method, Options, Shape
 from lateprompt.prompts import parameters_of
 from lateprompt.training.settings import ModelSettings
+from lateprompt.utils.names import READ_ONLY
 
 SOURCE = "Liu et al., Findings of EMNLP 2022"
 TOKENS = {"fixed": 20, "rpg": 20}
@@ -54,10 +55,6 @@ def _method(generator: str, title: str, source: str = SOURCE, **options: Any) ->
         partial(_count, generator=generator),
         {**options, **_START},
     )
-
-
-READ_ONLY = "read-"
-"""Begins the names of read-only prompts: the text never sees them (docs/read-only.md)."""
 
 
 def _read_only(generator: str, title: str, **options: Any) -> Method:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
-from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READ_ONLY, READOUTS
 from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
@@ -77,6 +77,8 @@ PAPER_EPOCHS, PAPER_LR = 10, 1e-3
 FEW_ROWS = 1000
 """Below so many training rows a late prompt's generator takes `FEW_ROWS_LR` (dev rows' figures: docs/results.md)."""
 FEW_ROWS_LR = 5e-3
+READ_ONLY_LR = 2e-3
+"""What read-only prompts take, with or without a tuner on their path (dev rows' figures: docs/results.md)."""
 LEAST_STEPS = 400
 """Optimiser steps of a run whose length nobody has set, at least."""
 EVALUATIONS = 10
@@ -92,7 +94,8 @@ class RecipeSettings:
 
     Args:
         recipe: where lr, epochs and max_steps are left out: auto (10 epochs but at least 400 steps; a learning rate of
-            5e-3 for the generators of late prompts below 1,000 training rows, else 1e-3) or paper (10 epochs, 1e-3).
+            5e-3 for the generators of late prompts below 1,000 training rows, 2e-3 for read-only prompts, else 1e-3) or
+            paper (10 epochs, 1e-3).
         epochs: passes over the training rows; ignored when max_steps is given; default see recipe.
         max_steps: number of optimiser steps; default see recipe.
         batch_size: rows in a batch.
@@ -149,6 +152,8 @@ class RecipeSettings:
         if self.lr is None:
             few = auto and rows < FEW_ROWS and method in GENERATORS
             found["lr"] = FEW_ROWS_LR if few else PAPER_LR
+            if auto and method is not None and method.startswith(READ_ONLY):
+                found["lr"] = READ_ONLY_LR
         if self.epochs is None:
             found["epochs"] = PAPER_EPOCHS
             if auto and self.max_steps is None and per_epoch * PAPER_EPOCHS < LEAST_STEPS:
