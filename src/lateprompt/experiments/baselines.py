@@ -106,12 +106,15 @@ def _readout_like(ours: Readout, base: Any, baseline: BaselineBackbone, seed: in
         raise LatePromptError(
             f"a {type(ours).__name__} has no baseline; use a readout of a head or of one-token label words"
         )
+    config = base.base_model.config
     with seeded(seed + 1):
-        head = nn.Linear(ours.head.in_features, ours.head.out_features)  # type: ignore[arg-type]
+        # A read-only prompt's head reads the frozen model's state besides: the width is the backbone's.
+        width = int(getattr(config, baseline.family.output_width))
+        head = nn.Linear(width, ours.head.out_features)  # type: ignore[arg-type]
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
     baseline.late_prompt_heads[ADAPTER] = head.to(next(ours.head.parameters()).dtype)
-    dropout = hidden_dropout_of(base.base_model.config, baseline.family)
+    dropout = hidden_dropout_of(config, baseline.family)
     return HeadReadout(base, baseline, ADAPTER, ours.pooling, dropout)  # type: ignore[arg-type]
 
 
