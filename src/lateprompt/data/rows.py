@@ -165,14 +165,15 @@ def iter_rows(
     if on_error not in ("stop", "skip"):
         raise LatePromptError(f"on_error {on_error!r} is unknown; choose stop or skip")
     chosen = chosen_columns(task, columns)
-    table = _open(data, task, split, chosen)
-    rows = _Rows(table, task, labelled, chosen, any_label)
+    table = open_table(data, task, split, chosen)
+    rows = RowReader(table, task, labelled, chosen, any_label)
     if table.names is not None:
         rows.check_columns(table.names)
     return rows.read(skip=on_error == "skip")
 
 
-def _open(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -> Table:
+def open_table(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -> Table:
+    """Open a file or a data set of the hub; arguments and errors as in `iter_rows`."""
     path = Path(data)
     if is_file(path):
         return read_table(path, task, chosen)
@@ -184,7 +185,7 @@ def _open(data: str | Path, task: AnyTask | None, split: str, chosen: Columns) -
     raise LatePromptError(f"{str(data)[:200]!r} does not exist; give a file ({SUFFIXES}) or a data set of the hub")
 
 
-class _Rows:
+class RowReader:
     """Turn a table's records into rows.
 
     Args:
@@ -230,7 +231,7 @@ class _Rows:
             try:
                 if isinstance(record, Unreadable):
                     raise LatePromptError(record.error)
-                row = self._row(record)
+                row = self.row(record)
             except LatePromptError as error:
                 if not skip or (isinstance(record, Unreadable) and record.final):
                     raise LatePromptError(f"{table.data}, {table.unit} {number}: {error}") from None
@@ -247,7 +248,7 @@ class _Rows:
     def _find(self, names: Any) -> Columns:
         return self.table.columns or find_columns(names, self.task, self.chosen)
 
-    def _row(self, record: Mapping[str, Any]) -> Row | None:
+    def row(self, record: Mapping[str, Any]) -> Row | None:
         """Turn a record into a row; None if it is to be left out."""
         keys = tuple(record)
         if keys != self._keys:
@@ -336,8 +337,11 @@ class _Rows:
             return None
 
     def _label_names(self, record: Mapping[str, Any]) -> list[str]:
+        """Return the possible names of a row's label."""
+        return self.label_names(record, self._columns["label"])
+
+    def label_names(self, record: Mapping[str, Any], column: str) -> list[str]:
         """Return the possible names of a raw label: its class's name, if the data set has names, then itself."""
-        column = self._columns["label"]
         raw = record.get(column)
         self._check_cell(column, raw)
         own = label_name(raw)

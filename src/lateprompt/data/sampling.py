@@ -34,25 +34,39 @@ def few_shot(rows: Sequence[Row], shots: int, seed: int, *, dev_size: int = 1000
         >>> len(dev)
         20
     """
-    if not 0 < shots <= len(rows):
-        raise LatePromptError(f"shots {shots!r} cannot be drawn from {len(rows)} rows; give 1 to {len(rows)}")
-    if dev_size < 0:
-        raise LatePromptError(f"dev_size {dev_size!r} is no size; give 0 or more")
-    pools: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row.label is None and row.target is None:
             raise LatePromptError(f"row {index + 1} has no label; few-shot samples need labelled rows")
-        pools.setdefault(row.label or "", []).append(index)  # rows with targets are one class
+    # Rows with targets are one class.
+    train, dev = draw([row.label or "" for row in rows], shots, seed, dev_size=dev_size)
+    return [rows[index] for index in train], [rows[index] for index in dev]
+
+
+def draw(classes: Sequence[str], shots: int, seed: int, *, dev_size: int) -> tuple[list[int], list[int]]:
+    """`few_shot` of row numbers.
+
+    Args:
+        classes: of each row, its class.
+        shots, seed, dev_size: as in `few_shot`.
+    """
+    if not 0 < shots <= len(classes):
+        raise LatePromptError(f"shots {shots!r} cannot be drawn from {len(classes)} rows; give 1 to {len(classes)}")
+    if dev_size < 0:
+        raise LatePromptError(f"dev_size {dev_size!r} is no size; give 0 or more")
+    pools: dict[str, list[int]] = {}
+    for index, name in enumerate(classes):
+        pools.setdefault(name, []).append(index)
     generator = np.random.default_rng(seed)
     # Sorted, so that the draw does not depend on which class comes first in the file.
     shuffled = {label: generator.permutation(pools[label]).tolist() for label in sorted(pools)}
     train = _shares({label: len(pool) for label, pool in shuffled.items()}, shots, each=True)
     rest = {label: pool[train[label] :] for label, pool in shuffled.items()}
-    left = len(rows) - shots
+    left = len(classes) - shots
     dev = _shares({label: len(pool) for label, pool in rest.items()}, min(dev_size, left), each=False)
-    train_indices = sorted(index for label, pool in shuffled.items() for index in pool[: train[label]])
-    dev_indices = sorted(index for label, pool in rest.items() for index in pool[: dev[label]])
-    return [rows[index] for index in train_indices], [rows[index] for index in dev_indices]
+    return (
+        sorted(index for label, pool in shuffled.items() for index in pool[: train[label]]),
+        sorted(index for label, pool in rest.items() for index in pool[: dev[label]]),
+    )
 
 
 def _shares(counts: Mapping[str, int], total: int, *, each: bool) -> dict[str, int]:

@@ -76,7 +76,18 @@ def evaluate(
         scores = scores.astype(np.float64)
         per_token = -scores[:, 0].sum() / scores[:, 1].sum()
         return {"perplexity": float(np.exp(per_token)), "loss": float(-(scores[:, 0] / scores[:, 1]).mean())}
-    known = np.flatnonzero(feed.labels != UNKNOWN)
-    chosen = softmax(scores)[known, feed.labels[known]] if len(known) else np.zeros(1)
-    values = compute_metrics(metrics, feed.labels, scores.argmax(1), scores.shape[1])
+    return measure(scores, feed.labels, metrics)
+
+
+def measure(scores: np.ndarray, labels: np.ndarray, metrics: Sequence[str]) -> dict[str, float]:
+    """`evaluate` of scores that are there.
+
+    Args:
+        scores: (rows, labels).
+        labels: (rows,) class ids.
+        metrics: the metrics' names.
+    """
+    known = np.flatnonzero(labels != UNKNOWN)
+    chosen = softmax(scores)[known, labels[known]] if len(known) else np.zeros(1)
+    values = compute_metrics(metrics, labels, scores.argmax(1), scores.shape[1])
     return {**values, "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean())}

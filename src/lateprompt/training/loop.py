@@ -239,7 +239,7 @@ class Trainer:
                 self._backward(batch, share)
             self.accelerator.add_gradients(self.parameters.values())
             if self.recipe.max_grad_norm:
-                self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
+                self._clip(self.recipe.max_grad_norm)
             self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -252,10 +252,18 @@ class Trainer:
         """Add a batch's gradients; `share` is its part of all rows of the step."""
         self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device
         with CpuKernels() if self._fast_dropout else nullcontext(), self.accelerator.autocast():
-            loss = self.readout.loss(batch.to(self.device))
+            loss = self._loss(batch.to(self.device))
             loss = loss if share == 1 else loss * share  # two operations less, where a step is one batch
         self.accelerator.backward(loss)
         self._loss_sum += loss.detach()
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """What is made small."""
+        return self.readout.loss(batch)
+
+    def _clip(self, max_norm: float) -> None:
+        """Bound the step's gradients."""
+        self.accelerator.clip_grad_norm_(self.parameters.values(), max_norm)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the training since the last evaluation and the dev rows; keep the weights if they are the best.
