@@ -8,7 +8,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from lateprompt import FAMILIES as FAMILY_TABLE
 from lateprompt import LatePromptConfig
+from lateprompt.backbone.read_only import read_pass
 from tests.read_only_reference import slow_read
 from tests.tiny_models import CONFIGS, DECODERS, EAGER_ONLY, LAYERS, tiny_batch, tiny_model
 
@@ -98,3 +100,28 @@ def test_kept_states_of_some_or_all_layers_give_the_same(name: str) -> None:
             torch.testing.assert_close(got[real], want[real], atol=2e-5, rtol=1e-4)
             alone = layer(**own, trunk_states=states, anchor=anchor, read=anchor).last_hidden_state
             torch.testing.assert_close(alone[:, 0], want[torch.arange(len(anchor)), anchor], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILY_TABLE[name].absorbs])
+def test_absorbed_keys_have_their_bias(name: str) -> None:
+    """A prompt's own keys have the projection's bias, so the text's must too; fresh models have none but zeros."""
+    base, batch = tiny_model(name), tiny_batch(name, "right")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.5)
+    model = read_only(base, zero_init=False, num_prompt_tokens=1)
+    layer, anchor = model.base_model.layer, anchors(name, batch)
+    generator = layer.late_prompt_generators["default"]
+    want = slow_read(layer.base_layer, generator, layer.slots["default"], batch, anchor)
+    absorbed = []
+    make = read_pass._absorbed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_pass, "_absorbed", lambda *a: absorbed.append(make(*a)) or absorbed[-1])
+        got = layer.read_call("default", **batch, anchor=anchor).mean
+    assert absorbed
+    assert None not in absorbed
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    found, expected = (torch.autograd.grad(part.square().sum(), list(generator.parameters())) for part in (got, want))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

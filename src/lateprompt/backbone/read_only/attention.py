@@ -2,8 +2,8 @@
 
 The queries stand in groups: every query sees what its mask shows of the text, and of the queries those of its own group
 alone. One softmax runs over both. The text comes as keys and values, or as the attention's own input, whose projections
-are absorbed: with keys W_k x + b_k a query's score is (W_kᵀ q)·x up to a constant that no softmax sees, and its output
-is W_v (Σ a x) + b_v Σ a. So where the text's states are kept no projection of them is computed.
+are absorbed: with keys W_k x + b_k a query's score is (W_kᵀ q)·x + q·b_k, and its output is W_v (Σ a x) + b_v Σ a. So
+where the text's states are kept no projection of them is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextKeys:
         keys, values: (batch, heads for keys, length, width); None: absorbed.
         hidden: (batch, length, hidden), the attention's input.
         key_weight, value_weight: (hidden, hidden) of the projections that are absorbed.
-        value_bias: (hidden,) or None.
+        key_bias, value_bias: (hidden,) or None.
     """
 
     keys: torch.Tensor | None = None
@@ -37,6 +37,7 @@ class TextKeys:
     hidden: torch.Tensor | None = None
     key_weight: torch.Tensor | None = None
     value_weight: torch.Tensor | None = None
+    key_bias: torch.Tensor | None = None
     value_bias: torch.Tensor | None = None
 
 
@@ -156,7 +157,10 @@ def _text_scores(text: TextKeys, query: torch.Tensor) -> torch.Tensor:
     # (heads, batch · queries, …): one product per head with its own rows of the projection.
     by_head = query.transpose(0, 1).reshape(heads, -1, width) @ text.key_weight.view(heads, width, size)
     absorbed = by_head.view(heads, batch, queries, size).transpose(0, 1).reshape(batch, heads * queries, size)
-    return (absorbed @ text.hidden.transpose(1, 2)).view(batch, heads, queries, -1)
+    scores = (absorbed @ text.hidden.transpose(1, 2)).view(batch, heads, queries, -1)
+    if text.key_bias is not None:  # the same for all of the text, but the queries' own keys have it too
+        scores = scores + query @ text.key_bias.view(heads, width, 1)
+    return scores
 
 
 def _text_output(text: TextKeys, weights: torch.Tensor) -> torch.Tensor:

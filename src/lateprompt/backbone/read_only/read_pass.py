@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ def _absorbed(module: nn.Module, family: Family, hidden: torch.Tensor, queries: 
         hidden=hidden,
         key_weight=key.weight.detach(),  # type: ignore[operator]
         value_weight=value.weight.detach(),  # type: ignore[operator]
+        key_bias=None if key.bias is None else key.bias.detach(),  # type: ignore[operator]
         value_bias=None if value.bias is None else value.bias.detach(),  # type: ignore[operator]
     )
 
@@ -125,7 +127,7 @@ def _first_rows(keys: TextKeys, rows: int) -> TextKeys:
     if keys.keys is not None and keys.values is not None:
         return TextKeys(keys.keys[:rows], keys.values[:rows])
     assert keys.hidden is not None
-    return TextKeys(None, None, keys.hidden[:rows], keys.key_weight, keys.value_weight, keys.value_bias)
+    return replace(keys, hidden=keys.hidden[:rows])
 
 
 def _biases(table: torch.Tensor | None, places: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
