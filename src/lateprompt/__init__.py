@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lateprompt.peft_method.model import LatePromptModel
     from lateprompt.predictors.multi_task import MultiTask
     from lateprompt.prompts import GENERATORS
+    from lateprompt.runs.many_tasks import train_tasks
     from lateprompt.state_cache import TrunkStates
     from lateprompt.utils.errors import LatePromptError
 
@@ -44,6 +45,7 @@ __all__ = [
     "TrunkStates",
     "register_family",
     "split_backbone",
+    "train_tasks",
 ]
 
 _public = lazy_names(
@@ -63,6 +65,7 @@ _public = lazy_names(
         "TrunkStates": "lateprompt.state_cache",
         "register_family": "lateprompt.backbone.families",
         "split_backbone": "lateprompt.backbone.split",
+        "train_tasks": "lateprompt.runs.many_tasks",
     },
 )
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _MACHINE = ("dtype", "device", "compile")
 _KEPT = "cached states"
+_MANY = ("label_columns", "multi_label")
+"""The options that make it a run of many tasks."""
 
 
 def add_train(parser: Parser) -> None:
@@ -40,6 +42,12 @@ def add_train(parser: Parser) -> None:
     )
     parser.add_class_arguments(DataSettings, as_group=False, skip={"dev", "test", "label_words"})
     parser.add_argument("--label_words", type=label_words, help=f"without a task: {LABEL_WORDS}")
+    parser.add_argument(
+        "--label_columns", nargs="+", default=[], help="columns with labels, each a task: many tasks in one run"
+    )
+    parser.add_argument(
+        "--multi_label", type=str | None, help="column with a list of labels (or a|b), each a task: yes or no"
+    )
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
     parser.add_class_arguments(RecipeSettings, as_group=False)
@@ -55,7 +63,7 @@ def add_train(parser: Parser) -> None:
     parser.arrange(
         {
             REQUIRED: ("model", "train", "output"),
-            "data": ("dev", "test", *_names(DataSettings)),
+            "data": ("dev", "test", *_names(DataSettings), *_MANY),
             "method": ("method", "read_only", "set", *method),
             "training": (*_names(RecipeSettings), *_MACHINE),
             _KEPT: _names(StatesSettings),
@@ -81,6 +89,9 @@ def train(args: Namespace) -> None:
     args.options = parse_options(args.set)
     if args.read_only:
         args.method = read_only_name(args.method)
+    if any(args[name] for name in _MANY):
+        _train_tasks(args)
+        return
     _, measured = train_run(
         settings_of(ModelSettings, args),
         settings_of(DataSettings, args),
@@ -93,3 +104,49 @@ def train(args: Namespace) -> None:
     )
     if processes().is_main:
         print_metrics({args.output: measured}, as_json=args.json, single=True)
+
+
+def _train_tasks(args: Namespace) -> None:
+    """Train many tasks in one run."""
+    import json
+
+    from lateprompt.cli.figures import figure
+    from lateprompt.runs.many_tasks import train_tasks
+    from lateprompt.state_cache.settings import StatesSettings
+    from lateprompt.training.data_settings import DataSettings
+    from lateprompt.training.settings import ModelSettings, RecipeSettings
+    from lateprompt.utils.console import print_table
+    from lateprompt.utils.errors import LatePromptError
+
+    if args.resume:
+        raise LatePromptError("a run of many tasks cannot be resumed; leave out --resume, and give --overwrite")
+    _, measured = train_tasks(
+        settings_of(ModelSettings, args),
+        settings_of(DataSettings, args),
+        args.label_columns,
+        settings_of(RecipeSettings, args),
+        args.output,
+        settings_of(StatesSettings, args),
+        multi_label=args.multi_label,
+        overwrite=args.overwrite,
+        quiet=args.quiet or args.json,
+    )
+    if args.json:
+        print(json.dumps(measured))
+        return
+    tests = list(dict.fromkeys(path for own in measured["tasks"].values() for path in own["test"]))
+    print_table(
+        ("task", "rows", "dev accuracy", *(f"accuracy on {path}" for path in tests)),
+        [
+            (
+                name,
+                figure(own["train_rows"]),
+                *(
+                    figure(part["accuracy"]) if "accuracy" in part else "-"
+                    for part in (own, *(own["test"].get(path, {}) for path in tests))
+                ),
+            )
+            for name, own in measured["tasks"].items()
+        ],
+    )
+    print(f"{len(measured['tasks'])} tasks, {measured['steps']:,} steps, {measured['seconds']:.1f} s in all")

@@ -62,10 +62,12 @@ def read_label_columns(
         ({'mood': ['good', None]}, [['film', 'short'], []])
     """
     names = [*label_columns, *([] if listed is None else [listed])]
+    for name in names:
+        for field, column in (columns or {}).items():
+            if name.strip() == (column or field).strip():
+                raise LatePromptError(f"column {name!r} is chosen for labels and {field}; choose a column for each")
     # One of them is chosen as the label, so that no column called target is taken for texts to be written.
     chosen = chosen_columns(None, {**(columns or {}), "label": names[0]})
-    for name in names[1:]:
-        chosen_columns(None, {**(columns or {}), "label": name})
     table = open_table(data, None, split, chosen)
     reader = _LabelReader(table, chosen, label_columns, listed)
     if table.names is not None:

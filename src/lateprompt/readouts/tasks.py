@@ -68,4 +68,6 @@ class TasksReadout(Readout):
         """The sum of the tasks' losses, so that a task's gradient does not depend on how many others there are."""
         assert batch.labels is not None
         labelled = (batch.labels != IGNORED).any(0).tolist()
-        return torch.stack(list(self.losses(batch, [n for n, own in zip(self.columns, labelled, strict=True) if own]).values())).sum()
+        return torch.stack(
+            list(self.losses(batch, [n for n, own in zip(self.columns, labelled, strict=True) if own]).values())
+        ).sum()

@@ -8,7 +8,7 @@ holds parts of two runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,13 +71,21 @@ class RunFolder:
 
     # -- before the work ---------------------------------------------------------------------------------------------
 
-    def check(self, *, overwrite: bool, resume: bool = False, inputs: Iterable[str | Path] = ()) -> None:
+    def check(
+        self,
+        *,
+        overwrite: bool,
+        resume: bool = False,
+        inputs: Iterable[str | Path] = (),
+        apart: Collection[str] = (),
+    ) -> None:
         """Raise an error if a run may not be written here; create and remove nothing.
 
         Args:
             overwrite: allow an existing run to be replaced.
             resume: allow an interrupted run to be continued.
             inputs: files that the run reads, which it must not replace.
+            apart: names of sub-folders that are run folders themselves; whoever writes there checks them.
 
         Raises:
             LatePromptError: the path is a file, the folder is not empty or not writable, or it has files that do not
@@ -94,6 +102,8 @@ class RunFolder:
                 "(in Python: overwrite=True, resume=True)"
             )
         for name, why in foreign_entries(self.path):
+            if name in apart:
+                continue
             if not resume or name.partition("/")[0] in (*KNOWN, MANIFEST, STAGING) or name in CHECKPOINTS:
                 raise refuse(self.shown, name, why)
         if not resume:

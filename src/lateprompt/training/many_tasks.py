@@ -168,7 +168,9 @@ class TasksTrainer(Trainer):
         found = {}
         for name, history in self.histories.items():
             best = [entry for entry in history if entry["step"] == self._best_steps[name]]
-            metrics = {key.removeprefix("dev_"): v for entry in best for key, v in entry.items() if key.startswith("dev_")}
+            metrics = {
+                key.removeprefix("dev_"): v for entry in best for key, v in entry.items() if key.startswith("dev_")
+            }
             found[name] = FitResult(metrics, history, whole.steps, whole.train_seconds, whole.tokens_per_second)
         return found
 
