@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -39,10 +40,10 @@ class TasksReadout(Readout):
         layer, inputs = self.layer, batch.backbone_inputs()
         adapters = [self.adapters[name] for name in tasks]
         low = min(layer.slots[adapter].prompt_layer for adapter in adapters)
-        queries = sum(int(layer.late_prompt_generators[adapter].num_prompt_tokens) for adapter in adapters)  # type: ignore[arg-type]
+        sizes: list[Any] = [layer.late_prompt_generators[adapter].num_prompt_tokens for adapter in adapters]
         # Of texts whose states are kept, keys and values are made in the read pass if it needs them.
         made = "trunk_states" not in inputs and "text_keys" not in inputs
-        keys = made and keeps_keys(layer.family, layer.config, batch.input_ids.shape[1], queries)
+        keys = made and keeps_keys(layer.family, layer.config, batch.input_ids.shape[1], sum(sizes))
         pooled = batch.pooled_states
         anchor = self.first.anchor(batch)
         text = layer.frozen_text(low, whole=pooled is None, keys=keys, anchor=anchor, **inputs)
