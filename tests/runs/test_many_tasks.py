@@ -268,6 +268,24 @@ def test_a_run_is_replaced_only_when_asked(files, store, tmp_path):
     assert not (out / ".lateprompt.lock").exists()
 
 
+def test_the_runs_are_replaced_together(files, store, tmp_path, monkeypatch):
+    """A write that fails at the last task leaves all runs as they were."""
+    out, model = tmp_path / "out", settings(installed_encoder())
+    train_tasks(model, files, ["mood", "topic"], RECIPE, out, store)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    write = TasksRun.write_files
+
+    def failing(self, place, task):
+        write(self, place, task)
+        if task == "topic":
+            raise LatePromptError("No space left")
+
+    monkeypatch.setattr(TasksRun, "write_files", failing)
+    with pytest.raises(LatePromptError, match="No space left"):
+        train_tasks(model, files, ["mood", "topic"], replace(RECIPE, seed=6), out, store, overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_an_error_leaves_no_folder(files, store, tmp_path):
     with pytest.raises(LatePromptError, match="diverged"):
         train_tasks(settings(installed_encoder()), files, COLUMNS, replace(RECIPE, lr=1e30), tmp_path / "out", store)

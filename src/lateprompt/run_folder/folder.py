@@ -206,7 +206,7 @@ class RunFolder:
             self.replace(write)
 
     def replace(self, write: Callable[[Path], None]) -> None:
-        """Replace the run that is here by the files that `write` writes. The lock must be held.
+        """Replace the run that is here by the files that `write` writes: `stage`, and `settle`. The lock must be held.
 
         Until all files are written, the old run stays as it is.
 
@@ -215,6 +215,14 @@ class RunFolder:
 
         Raises:
             LatePromptError: the disk is full, or a file of one of these names is here that does not belong to a run.
+        """
+        self.stage(write)
+        self._move()
+
+    def stage(self, write: Callable[[Path], None]) -> None:
+        """Write a new run beside the one that is here, which `settle` then replaces; arguments and errors as `replace`.
+
+        What was staged and is not wanted any more goes away by `discard`.
         """
         staging = self.path / STAGING
         with naming(self.shown):
@@ -226,9 +234,12 @@ class RunFolder:
                 self._check_replaceable(path.name, manifest_of(self.path) or {})
             write_manifest(staging)
         except BaseException:
-            clear_staging(self.path)
+            self.discard()
             raise
-        self._move()
+
+    def discard(self) -> None:
+        """Remove a new run that has not taken its place. The lock must be held."""
+        clear_staging(self.path)
 
     def _check_replaceable(self, name: str, *known: dict[str, str]) -> None:
         path = self.path / name

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,10 +127,27 @@ def train_tasks(
         _check_folders(folder, names, data, overwrite=overwrite)
         run.train()
         measured = run.measured(started)
-        for name in names:
-            RunFolder(folder.path / name).put(lambda place, name=name: run.write_files(place, name))  # type: ignore[misc]
-        folder.replace(lambda place: write_json(place / METRICS_FILE, measured))
+        _write(folder, run, measured)
     return run.tuned, measured
+
+
+def _write(folder: RunFolder, run: TasksRun, measured: dict[str, Any]) -> None:
+    """Write all folders; the runs that are there stay until all new ones are written. The folder's lock is held."""
+    folders = {name: RunFolder(folder.path / name) for name in run.rows.tasks}
+    with ExitStack() as held:
+        for own in folders.values():
+            held.enter_context(own.locked())
+            own.settle(locked=True)
+        try:
+            for name, own in folders.items():
+                own.stage(partial(run.write_files, task=name))
+            folder.stage(lambda place: write_json(place / METRICS_FILE, measured))
+        except BaseException:
+            for own in folders.values():
+                own.discard()
+            raise
+        for own in (*folders.values(), folder):
+            own.settle(locked=True)
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
