@@ -122,12 +122,20 @@ def test_one_task_is_an_ordinary_run(files, store, tmp_path, column):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("more", [{}, {"patience": 1, "eval_every": 1, "max_steps": 12}, {"grad_accumulation": 2}])
-def test_tasks_do_not_influence_each_other(files, store, no_dropout, tmp_path, more):
+@pytest.mark.parametrize(
+    "more", [{}, {"max_grad_norm": 1.5}, {"patience": 1, "eval_every": 1, "max_steps": 12}, {"grad_accumulation": 2}]
+)
+def test_tasks_do_not_influence_each_other(files, store, no_dropout, tmp_path, monkeypatch, more):
     """Gradients of each task are clipped alone: hard here, so that a common norm would show."""
-    model, recipe = settings(no_dropout), replace(RECIPE, max_grad_norm=0.05, **more)
+    model, recipe = settings(no_dropout), replace(RECIPE, **{"max_grad_norm": 0.05, **more})
     columns = ["topic", "mood"]
+    asked: list[str] = []
+    losses = TasksReadout.losses
+    monkeypatch.setattr(
+        TasksReadout, "losses", lambda self, batch, tasks: (asked.extend(tasks), losses(self, batch, tasks))[1]
+    )
     train_tasks(model, files, columns, recipe, tmp_path / "many", store)
+    steps = []
     for column in columns:
         train_run(model, replace(files, label_column=column), recipe, tmp_path / column, states=store)
         assert difference(weights(tmp_path / "many" / column), weights(tmp_path / column)) < 1e-5
@@ -136,6 +144,11 @@ def test_tasks_do_not_influence_each_other(files, store, no_dropout, tmp_path, m
             for folder in (tmp_path / "many" / column, tmp_path / column)
         ]
         assert len(lines[0]) == len(lines[1])
+        steps.append(json.loads(lines[1][-1])["step"])
+        if recipe.grad_accumulation == 1:
+            assert asked.count(column) == steps[-1]
+    if recipe.patience:
+        assert steps[0] != steps[1]  # each stops by itself
 
 
 def test_nothing_changes_without_a_store(files, store, no_dropout, tmp_path):
