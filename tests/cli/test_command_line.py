@@ -83,7 +83,7 @@ def test_the_help_of_train_is_in_groups(capsys, monkeypatch):
     for group, option in [("data", "--dev"), ("method", "--set"), ("training", "--lr"), ("training", "--device")]:
         assert re.search(rf"^  {option} ", groups[group], re.M)
     assert "(default: 32)" in groups["training"]
-    assert groups["examples"].count("  lateprompt train --model") == 2
+    assert groups["examples"].count("  lateprompt train --model") == 3
     options = re.findall(r"^  (?:-h, )?(--[a-z-]+)", out, re.M)
     assert len(options) == len(set(options))  # each in one group
     assert "Optional[" not in out

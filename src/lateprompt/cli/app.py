@@ -50,7 +50,7 @@ COMMANDS = {
             "lateprompt train --model roberta-base --train train.csv --output runs/first",
             "lateprompt train --model roberta-base --train train.csv --dev dev.csv \\\n"
             "      --method npg+late-lora --set r=4 --output runs/both",
-            "lateprompt train --model roberta-base --train train.csv --method read-npg --readout head \\\n"
+            "lateprompt train --model roberta-base --train train.csv --method read-npg \\\n"
             "      --label-columns topic urgency --output runs/many",
         ),
         arguments="train:add_train",
