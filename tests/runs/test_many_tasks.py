@@ -385,3 +385,24 @@ def test_the_command(files, store, tmp_path, capsys):
 
 def test_the_name_is_public():
     assert lateprompt.train_tasks is train_tasks
+
+
+@pytest.mark.parametrize("kind", ["causal_lm", "masked_lm"])
+def test_other_models_and_pairs(kind, request, tmp_path):
+    """A decoder's head reads the last token; a model with an LM head gives it up for trained ones."""
+    model = ModelSettings(request.getfixturevalue(kind), method="read-npg", prompt_layer=2, bottleneck_dim=8)
+    rows = [{**row, "text_pair": f"and {i % 5}"} for i, row in enumerate(made(24))]
+    data = DataSettings(written(tmp_path / "rows.jsonl", rows))
+    states = StatesSettings(str(tmp_path / "states"))
+    tuned, _ = train_tasks(model, data, ["topic", "urgency"], RECIPE, tmp_path / "out", states)
+    texts = [("a warm soup", "and 1"), ("a dull car", "and 2")]
+    for name in ("topic", "urgency"):
+        alone = load_run(tmp_path / "out" / name)
+        found = alone.probabilities([Row(*text) for text in texts])
+        scores = [list(answer[name]["scores"].values()) for answer in tuned.classify(texts)]
+        np.testing.assert_allclose(found, scores, atol=1e-6)
+    train_run(
+        replace(model, readout="head"), replace(data, label_column="topic"), RECIPE, tmp_path / "alone", states=states
+    )
+    train_tasks(model, data, ["topic"], RECIPE, tmp_path / "one", states)
+    assert difference(weights(tmp_path / "alone"), weights(tmp_path / "one" / "topic")) < 1e-5
