@@ -68,7 +68,7 @@ COMMANDS = {
             "lateprompt predict runs/first --data new.jsonl --output predictions.jsonl",
             "lateprompt predict runs/first --data new.csv --text-column review \\\n"
             "      --on-error skip --output labels.csv",
-            "lateprompt predict runs/mood runs/topic --data new.jsonl --embeddings --output all.jsonl",
+            "lateprompt predict runs/mood runs/topic --data new.jsonl --output all.jsonl",
         ),
         arguments="predict:add_predict",
     ),

@@ -135,9 +135,9 @@ def methods(*, json: bool = False) -> None:
     ]
     print_table(("method", "title", "source", "--set", "late"), rows)
     print("A late prompt and a tuner can be put together: npg+late-lora")
-    print("late: what trains above the prompt layer only, so that the frozen layers below run once for each text")
-    print(
-        "read-…: the prompt reads the text and the text never sees it, so that all of the frozen model runs once for "
-        "each text,\nwhatever is trained and for any number of tasks; read-npg+lora: with LoRA on the prompt's own path"
-    )
-    print("prompt_start (none, anchor, mean), zero_init (true, false): what a late prompt begins as; null: its default")
+    print("late: trains above the prompt layer only: what is below runs once for each text")
+    print("read-NAME: the prompt reads the text, which never sees it: all of the frozen")
+    print("model runs once for each text, for any number of tasks; read-npg+lora: with")
+    print("LoRA on the prompt's own path")
+    print("prompt_start (none, anchor, mean) and zero_init (true, false) say what a late")
+    print("prompt begins as; null: the method's default")

@@ -37,7 +37,6 @@ from lateprompt.data.batches import Batches
 from lateprompt.experiments.baselines import make_baseline
 from lateprompt.experiments.methods import BASELINE, BASELINES, METHODS
 from lateprompt.methods import METHODS as KNOWN
-from lateprompt.methods.late_prompt import READ_ONLY
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_config, max_positions
 from lateprompt.readouts import Readout
@@ -53,6 +52,7 @@ from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.aliases import takes_earlier_names
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError, option
+from lateprompt.utils.names import READ_ONLY
 from lateprompt.utils.randomness import RunNumbers
 from lateprompt.utils.suggestions import did_you_mean
 from lateprompt.utils.validation import Count, OneOf, check_types

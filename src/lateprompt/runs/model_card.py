@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lateprompt.data import TextTask
 from lateprompt.methods import parse_method, title_of
-from lateprompt.methods.late_prompt import READ_ONLY
+from lateprompt.utils.names import READ_ONLY
 
 if TYPE_CHECKING:
     from lateprompt.predictors.base import TunedModel

@@ -15,9 +15,10 @@ import torch
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.experiments.compare.plan import FULL, RunSpec
 from lateprompt.methods import is_late, parse_method
-from lateprompt.methods.late_prompt import READ_ONLY, tokens_of
+from lateprompt.methods.late_prompt import tokens_of
 from lateprompt.predictors.loading import load_config
 from lateprompt.training.loop import plan_steps
+from lateprompt.utils.names import READ_ONLY
 
 _TOKENS = 32
 """Tokens of a text, where none was measured."""
