@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from lateprompt.data.batch import Batch
 from lateprompt.data.batches import Batches
+from lateprompt.state_cache.keys_memory import KeysMemory
 from lateprompt.state_cache.store import TrunkStates
-from lateprompt.state_cache.text_keys import TextKeys
 
 
 class CachedBatches(Batches):
@@ -36,7 +37,7 @@ class CachedBatches(Batches):
         continuations: Sequence[Sequence[int]] = (),
         above: Sequence[tuple[TrunkStates, np.ndarray]] = (),
         pooled: tuple[TrunkStates, np.ndarray] | None = None,
-        keys: TextKeys | None = None,
+        keys: KeysMemory | None = None,
     ) -> None:
         super().__init__(batches.examples, batches.pad_token_id, batches.weights)
         self.store = store
@@ -47,16 +48,17 @@ class CachedBatches(Batches):
         self.continued = np.array([len(words) for words in continuations], dtype=np.int64)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        batch = super().batch(rows)
+        batch = self._with_own(rows)
+        if not self.above:
+            return batch
+        assert batch.trunk_states is not None
         length = batch.input_ids.shape[1]
-        states = self.store.get(self.numbers[rows], length)
-        batch = replace(batch, trunk_states=states)
-        keys = None if self.keys is None else self.keys.of(rows, length)
-        if keys is not None:
-            batch = replace(batch, text_keys=keys)
-        elif self.above:
-            further = {store.prompt_layer: store.get(numbers[rows], length) for store, numbers in self.above}
-            batch = replace(batch, layer_states={self.store.prompt_layer: states, **further})
+        return replace(batch, layer_states={self.store.prompt_layer: batch.trunk_states, **self._above(rows, length)})
+
+    def _with_own(self, rows: np.ndarray) -> Batch:
+        """The batch with all states but those of higher layers."""
+        batch = super().batch(rows)
+        batch = replace(batch, trunk_states=self.store.get(self.numbers[rows], batch.input_ids.shape[1]))
         if self.pooled is not None:
             store, numbers = self.pooled
             batch = replace(batch, pooled_states=store.get(numbers[rows], 1)[:, 0])
@@ -68,25 +70,40 @@ class CachedBatches(Batches):
         states[:, labels] = behind.reshape(len(rows), len(labels), width, behind.shape[-1])
         return replace(batch, packed_states=states)
 
+    def _above(self, rows: np.ndarray, length: int) -> dict[int, torch.Tensor]:
+        return {store.prompt_layer: store.get(numbers[rows], length) for store, numbers in self.above}
+
     def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The batches of an order; the next one is read while the model works on this one."""
         with ThreadPoolExecutor(1, thread_name_prefix="states") as reader:
-            ahead: tuple[np.ndarray, Future[Batch]] | None = None
+            ahead: Future[Callable[[], Batch]] | None = None
             for rows in order:
-                following = reader.submit(self.batch, rows)
+                following = reader.submit(self._read, rows)
                 if ahead is not None:
-                    yield self._with_keys(*ahead)
-                ahead = rows, following
+                    yield ahead.result()()
+                ahead = following
         # The reader has ended: a second thread with torch work changes how OpenMP's threads wait for each other.
         if ahead is not None:
-            yield self._with_keys(*ahead)
+            yield ahead.result()()
 
-    def _with_keys(self, rows: np.ndarray, ahead: Future[Batch]) -> Batch:
-        """The batch that was read, with keys and values that are made here if they are not in memory."""
-        batch = ahead.result()
-        if self.keys is None or batch.text_keys is not None:
-            return batch
-        return self.keys.add(rows, [len(self.examples[row].input_ids) for row in rows], batch)
+    def _read(self, rows: np.ndarray) -> Callable[[], Batch]:
+        """Read what a batch needs; what is given then makes the batch, with the keys that are not in memory yet."""
+        memory = self.keys
+        if memory is None:
+            batch = self.batch(rows)
+            return lambda: batch
+        batch = self._with_own(rows)
+        length, states = batch.input_ids.shape[1], batch.trunk_states
+        assert states is not None
+        known, missing = memory.of(self.numbers[rows], length)
+        lacking = {self.store.prompt_layer: states[torch.from_numpy(missing)], **self._above(rows[missing], length)}
+        lengths = self.lengths[rows].tolist()
+
+        def make() -> Batch:
+            keys = memory.complete(self.numbers[rows], lengths, known, missing, lacking)
+            return replace(batch, text_keys=keys)
+
+        return make
 
 
 StatesFeed = CachedBatches

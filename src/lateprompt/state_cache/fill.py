@@ -19,12 +19,12 @@ from lateprompt.readouts import Readout
 from lateprompt.state_cache.admin import prune_stores
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.batches import StatesFeed as StatesFeed
+from lateprompt.state_cache.keys_memory import KeysMemory, machine_memory_bytes
 from lateprompt.state_cache.label_words import LabelWordStates
 from lateprompt.state_cache.locking import CannotCache
 from lateprompt.state_cache.settings import FOLDER_VARIABLE as FOLDER_VARIABLE
 from lateprompt.state_cache.settings import StatesSettings as StatesSettings
 from lateprompt.state_cache.store import NeededStates, SourceStates, TrunkStates
-from lateprompt.state_cache.text_keys import TextKeys
 from lateprompt.utils.console import Bar
 from lateprompt.utils.errors import LatePromptError
 
@@ -121,6 +121,10 @@ def cache_states(
             held = (store.hold(own.reshape(-1)) for store, own in zip(stores, numbers, strict=True))
             prune_stores(folder, limit, keep=set().union(*held))
     cached: list[Batches] = []
+    # One memory for all parts, by the store's row numbers.
+    reads = len(stores) > 1 and readout.layer.frozen.reads_outside(prompt_layer)
+    room = min(settings.keys_memory_gb * 1e9, machine_memory_bytes() / 4)
+    keys = KeysMemory(readout.layer, room) if reads else None
     start = 0
     for batches, rows in parts:
         of_stores = []
@@ -132,7 +136,6 @@ def cache_states(
         (store, own), *more = of_stores
         above = [(other, others[:, 0]) for other, others in more if other.pooling is None]
         pooled = next(((other, others[:, 0]) for other, others in more if other.pooling is not None), None)
-        keys = TextKeys(readout.layer, settings.keys_memory_gb * 1e9 / len(parts)) if above else None
         cached.append(CachedBatches(batches, store, own, readout.continuations(), above, pooled, keys))
     return cached, seconds
 

@@ -27,7 +27,7 @@ class StatesSettings:
             layer alone: the text then runs through the layers above without gradient), or auto: all, if they take at
             most half of the limit. Other methods keep the prompt layer's.
         keys_memory_gb: most memory, in 10^9 bytes, for the keys and values that read-only prompts read of kept states;
-            0: they are made from the states at each step.
+            never more than a quarter of the machine's; 0: they are made from the states at each step.
         states_limit_gb: most that the folder may hold, in 10^9 bytes; the least recently used states are removed first.
 
     Example:
@@ -41,7 +41,7 @@ class StatesSettings:
     states: str = "on"
     states_dtype: str = "auto"
     states_layers: Annotated[str, OneOf(("auto", "all", "prompt"))] = "auto"
-    keys_memory_gb: Annotated[float, Ge(0)] = 2.0
+    keys_memory_gb: Annotated[float, Ge(0)] = 4.0
     states_limit_gb: Annotated[float, Gt(0)] = 20.0
 
     def check(self, trunk_dropout: bool) -> None:

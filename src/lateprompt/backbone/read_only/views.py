@@ -74,13 +74,17 @@ class FrozenViews:
         """The layers above one."""
         return list(self.above(above).get_submodule(self.family.layers).children())
 
+    def reads_outside(self, above: int) -> bool:
+        """Whether the layers above one can read a text's keys and values from outside."""
+        return reads_outside(self.layers(above)[0], self.family)
+
     def text_keys(self, states: Mapping[int, torch.Tensor]) -> dict[int, tuple[torch.Tensor, torch.Tensor]] | None:
         """The text's keys and values by layer, from its states at all layers above the lowest one.
 
         None where an architecture's attention cannot read a text from outside.
         """
         layers = sorted(states)
-        if not reads_outside(self.layers(layers[0])[0], self.family):
+        if not self.reads_outside(layers[0]):
             return None
         found = self.keys(layers[0], [states[layer] for layer in layers], {})
         pairs = {}
