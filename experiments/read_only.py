@@ -4,6 +4,7 @@
 
 MODEL is a folder: MiniLM-L6 or all-mpnet-base-v2, or with `--kind decoder` SmolLM2-135M (see convert_smollm2.py).
 One process, one line of RESULTS a run; what is there already is not run again, and the table is printed at the end.
+`--ablate` prints dev accuracy by prompt layer and by number of vectors instead, one seed, sst2 and trec.
 """
 
 from __future__ import annotations
@@ -52,7 +53,17 @@ DEV_ROWS, TEST_ROWS = 200, 400
 
 
 def run(
-    model: str, kind: str, task: str, method: str, lr: float, seed: int, *, shots: int, test: bool
+    model: str,
+    kind: str,
+    task: str,
+    method: str,
+    lr: float,
+    seed: int,
+    *,
+    shots: int,
+    test: bool,
+    layer: int | str = "0.5",
+    tokens: int | None = None,
 ) -> dict[str, Any]:
     """Train once; dev accuracy, and test accuracy if asked for."""
     folder = Path(os.environ["LATEPROMPT_TASKS"]) / task
@@ -70,7 +81,7 @@ def run(
     name, _, start = method.partition("@")
     options = {"prompt_start": start} if start else {}
     readout = "head" if kind == "encoder" else "causal_lm"
-    settings = ModelSettings(model, name, options, "0.5", readout=readout, max_length=128, loss="labels")
+    settings = ModelSettings(model, name, options, layer, tokens, readout=readout, max_length=128, loss="labels")
     steps = KINDS[kind]["steps"]
     recipe = RecipeSettings(max_steps=steps, lr=lr, batch_size=16, seed=seed, eval_every=steps // 3)
     pipeline = Pipeline(settings, rows, recipe, StatesSettings(os.environ.get("LATEPROMPT_STATES", "on")))
@@ -85,6 +96,19 @@ def run(
     }
 
 
+def ablate(model: str, kind: str, methods: list[str], pairs: list[str], *, shots: int) -> None:
+    """Print dev accuracy of sst2 and trec, seed 13, for pairs of a prompt layer and a number of prompt vectors."""
+    print("| method | layer | vectors | sst2 | trec | seconds |\n|---|---|---|---|---|---|")
+    for method in methods:
+        rate = KINDS[kind]["methods"][method][0]
+        for layer, tokens in (map(int, pair.split(":")) for pair in pairs):
+            more: dict[str, Any] = {"shots": shots, "test": False, "layer": layer, "tokens": tokens}
+            found = [run(model, kind, task, method, rate, seed, **more) for task, seed in SEARCH]
+            seconds = statistics.mean(entry["train_seconds"] for entry in found)
+            cells = " | ".join(f"{entry['dev']:.3f}" for entry in found)
+            print(f"| {method} | {layer} | {tokens} | {cells} | {seconds:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -92,8 +116,12 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="encoder")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--shots", type=int, default=100)
+    parser.add_argument("--ablate", nargs="*", metavar="LAYER:TOKENS")
     given = parser.parse_args()
     kind = KINDS[given.kind]
+    if given.ablate is not None:
+        ablate(given.model, given.kind, given.methods or ["read-npg"], given.ablate, shots=given.shots)
+        return
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     if given.results.exists():
         for line in given.results.read_text().splitlines():
