@@ -10,32 +10,40 @@ from conftest import make_rows, write_rows
 
 from lateprompt.cli.app import main
 
+
+def _lines(block: str) -> list[str]:
+    return [line for line in block.replace("\\\n", " ").splitlines() if line]
+
+
 PAGE = (Path(__file__).parent.parent / "docs" / "read-only.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines() if line]
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in _lines(block)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    write_rows(folder / "rows.jsonl", make_rows(16))
-    write_rows(folder / "more.jsonl", make_rows(8, 100))
+    for name, rows in (("rows", make_rows(16)), ("more", make_rows(8, 100))):
+        more = [{"mood": row["label"], "topic": "film" if i % 2 else "play"} for i, row in enumerate(rows)]
+        write_rows(folder / f"{name}.jsonl", [{**row, **own} for row, own in zip(rows, more, strict=True)])
     return folder
 
 
 def test_the_page_has_examples():
-    assert len(PYTHON) == 2
-    assert len(COMMANDS) == 5
+    assert len(PYTHON) == 3
+    assert len(COMMANDS) == 7
 
 
-@pytest.mark.parametrize("source", PYTHON, ids=["estimator", "peft"])
+@pytest.mark.parametrize("source", PYTHON, ids=["estimator", "peft", "many tasks"])
 def test_python(source, masked_lm, headless, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LATEPROMPT_STATES", str(folder / "states"))
     model = masked_lm if "AutoModelForMaskedLM" in source else headless
-    assert "roberta-base" in source
+    if "roberta-base" not in source:
+        source = source.replace("runs/many", "runs/python")
+        source += f"\ntrain({model!r}, 'rows.jsonl')"
     exec(source.replace("roberta-base", model), {})
-    assert re.search(r"fresh|rotten|torch.Size", capsys.readouterr().out)
+    assert re.search(r"fresh|rotten|torch.Size|topic", capsys.readouterr().out)
 
 
 def test_commands_in_their_order(headless, folder, monkeypatch):

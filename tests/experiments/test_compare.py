@@ -370,7 +370,8 @@ def test_plans_of_the_repository(name, folder, tmp_path, monkeypatch):
     plan = load_plan(ROOT / "experiments" / f"{name}.yaml", {})
     assert {spec.task for spec in plan.runs()} == set(given["tasks"])
     if name == "small-few-shot":  # every method and its late variant; AdapterDrop's late variant is late-adapter
-        assert {entry.method for entry in plan.methods} >= set(NAMES)
+        # Read-only prompts are compared by a script of their own, experiments/read_only.py.
+        assert {entry.method for entry in plan.methods} >= {name for name in NAMES if not name.startswith("read-")}
 
 
 def test_read_only_methods_in_a_plan(headless, folder, tmp_path):

@@ -106,7 +106,8 @@ def _short_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if not _from_here():
+            # Python says what was left open when it collects it, in whatever code that happens.
+            if issubclass(category, ResourceWarning) or not _from_here():
                 show(message, category, filename, lineno, file, line)
                 return
             text = " ".join(str(message).split())
