@@ -51,7 +51,9 @@ class KeysMemory:
         self.layer = layer
         self.limit_bytes = limit_bytes
         self.nbytes = 0
-        self._rows: dict[int, torch.Tensor] = {}
+        # As numpy's arrays: a reader's thread that fills torch's has a team of threads, which fights the model's own.
+        self._rows: dict[int, np.ndarray] = {}
+        self._dtype = torch.float32
         self._layers: list[int] = []
 
     def of(self, rows: np.ndarray, length: int) -> tuple[torch.Tensor | None, np.ndarray]:
@@ -66,11 +68,11 @@ class KeysMemory:
         if first is None:
             return None, missing
         parts, heads, _, width = first.shape
-        together = first.new_zeros(parts, len(found), heads, length, width)
+        together = np.zeros((parts, len(found), heads, length, width), dtype=first.dtype)
         for place, row in enumerate(found):
             if row is not None:
                 together[:, place, :, : row.shape[2]] = row
-        return together, missing
+        return torch.from_numpy(together).view(self._dtype), missing
 
     def complete(
         self,
@@ -106,7 +108,8 @@ class KeysMemory:
         for place, at in enumerate(places.tolist()):
             own = together[:, place, :, : lengths[at]]
             if int(rows[at]) not in self._rows and self.nbytes + own.nbytes <= self.limit_bytes:
-                self._rows[int(rows[at])] = own.clone()
+                self._rows[int(rows[at])] = _as_array(own.clone())
+                self._dtype = own.dtype
                 self.nbytes += own.nbytes
         if known is None:
             return made
@@ -114,3 +117,9 @@ class KeysMemory:
 
     def _by_layer(self, parts: torch.Tensor) -> Keys:
         return {layer: (parts[2 * i], parts[2 * i + 1]) for i, layer in enumerate(self._layers)}
+
+
+def _as_array(part: torch.Tensor) -> np.ndarray:
+    """numpy's array on the same memory; it has no bfloat16, so that whole numbers of the same size carry the bits."""
+    array: np.ndarray = (part.view(torch.int16) if part.element_size() == 2 else part).numpy()
+    return array
