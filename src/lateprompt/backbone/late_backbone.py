@@ -327,12 +327,17 @@ class LateBackbone(nn.Module):
 
     def read_call(self, name: str, *, whole: bool = False, behind: Behind | None = None, **arguments: Any) -> Read:
         """`read` of a call's arguments, as `forward` takes them, with the CPU's fast kernels."""
+        call = self._checked_call(arguments)
+        with self.kernels():
+            return self.read(name, call, whole=whole, behind=behind)
+
+    def _checked_call(self, arguments: dict[str, Any]) -> LateCall:
+        """The call of these arguments, which `forward` would take; LatePromptError where they do not fit."""
         call, _ = self._call_of(**arguments)
         if call.trunk_states is None:
             self.check_trunk()
         call.check(self.config.hidden_size)
-        with self.kernels():
-            return self.read(name, call, whole=whole, behind=behind)
+        return call
 
     def frozen_text(
         self, prompt_layer: int, *, whole: bool = False, keys: bool = False, **arguments: Any
@@ -345,10 +350,7 @@ class LateBackbone(nn.Module):
             keys: whether to keep keys and values that are computed on the way, for a great many queries.
             arguments: the call's, as `forward` takes them.
         """
-        call, _ = self._call_of(**arguments)
-        if call.trunk_states is None:
-            self.check_trunk()
-        call.check(self.config.hidden_size)
+        call = self._checked_call(arguments)
         with self.kernels():
             return frozen_text(self.frozen, call, prompt_layer, whole=whole, keys=keys)
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lateprompt.backbone.late_backbone import LateBackbone
+from lateprompt.backbone.late_pass import mean_state
 from lateprompt.data.batch import Batch
 from lateprompt.prompts.base import read_position, read_state
 from lateprompt.readouts.base import Readout
@@ -90,6 +91,5 @@ class HeadReadout(Readout):
 def pool_states(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """One state (batch, hidden) of hidden states (batch, length, hidden) over the attended positions of `mask`."""
     if pooling == "mean":
-        weights = mask.to(hidden.dtype)[..., None]
-        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return mean_state(hidden, mask)
     return read_state(hidden, mask, last=pooling == "last")

@@ -47,7 +47,7 @@ class ReadTail:
             self._read_last(tail.get_submodule(f"{family.layers}.{names[-1]}"))
         if compiled:
             self._compile(names[: -1 if family.reads else None])
-        found = (_submodule(tail, path) for path in self._owned)
+        found = (submodule_or_none(tail, path) for path in self._owned)
         self.originals = [module for module in found if module is not None]
         """What the view has copied: a change of one makes it stale."""
 
@@ -72,7 +72,7 @@ class ReadTail:
 
     def _narrow_first(self, first: str, front: int) -> None:
         for path in self.family.projections:
-            linear = _submodule(self.view, f"{first}.{path}")
+            linear = submodule_or_none(self.view, f"{first}.{path}")
             if isinstance(linear, nn.Module) and type(linear) in (nn.Linear, Conv1D):
                 replace_module(self.view, f"{first}.{path}", _FrontLinear(linear, front), self._owned)
 
@@ -80,10 +80,10 @@ class ReadTail:
         last = f"{self.family.layers}.{self._last_name}"
         keys_only = own_module(self.view, last, self._owned)
         query = self.family.projections[0]
-        linear = _submodule(self.view, f"{last}.{query}")
+        linear = submodule_or_none(self.view, f"{last}.{query}")
         linear = getattr(linear, "linear", linear)
         if len(self.family.projections) == 3 and linear is not None:
-            replace_module(self.view, f"{last}.{query}", _NoQuery(_width(linear)), self._owned)
+            replace_module(self.view, f"{last}.{query}", NoQuery(_width(linear)), self._owned)
         layers = own_module(self.view, self.family.layers, self._owned)
         layers._modules[self._last_name] = ReadLayer(layer, keys_only, self.family)
 
@@ -131,7 +131,7 @@ class _FrontLinear(nn.Module):
         return _FrontGradient.apply(hidden, weight, linear.bias, self.front)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _NoQuery(nn.Module):
+class NoQuery(nn.Module):
     """Stands for the query projection where only keys and values are wanted."""
 
     def __init__(self, width: int) -> None:
@@ -251,7 +251,8 @@ def _take(value: Any, positions: torch.Tensor, rows: torch.Tensor) -> Any:
     return value.expand(len(positions), *value.shape[1:])[rows, positions]
 
 
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+def submodule_or_none(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, or None where there is none."""
     try:
         return root.get_submodule(path)
     except AttributeError:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone.families import Family
+from lateprompt.backbone.kernels.read_positions import NoQuery
 from lateprompt.backbone.read_only.attention import CAPTURING, READING, capture_keys, read_only_attention
 from lateprompt.backbone.split import own_module, replace_module
 
@@ -32,7 +33,7 @@ def replace_attention(layer: nn.Module, family: Family, interface: str) -> None:
         query = family.projections[0].rpartition(".")[2]
         width = getattr(attention._modules[query], "out_features", None)  # quantised weights have other shapes
         if width is not None:
-            attention._modules[query] = _NoQuery(width)
+            attention._modules[query] = NoQuery(width)
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = interface
 
@@ -69,14 +70,3 @@ class OwnAttention(nn.Module):
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         by_head: torch.Tensor = projected.unflatten(-1, (self.heads, -1))
         return by_head.transpose(1, 2)
-
-
-class _NoQuery(nn.Module):
-    """Stands for the query projection where keys and values alone are wanted."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.new_zeros(()).expand(*hidden.shape[:-1], self.width)

@@ -49,6 +49,7 @@ def _layer_calls(frozen: FrozenViews, queries: Queries, text: FrozenText, layers
     if family.relative is not None:
         with torch.no_grad():
             table = family.relative(frozen.backbone, next(iter(text.states.values()))[:1])
+    text_bias, own_bias = (None, None) if whole else _biases(table, queries.places)
     seen: dict[int | None, torch.Tensor] = {}
     calls = []
     for i, layer in enumerate(layers):
@@ -74,10 +75,8 @@ def _layer_calls(frozen: FrozenViews, queries: Queries, text: FrozenText, layers
             )
             continue
         assert keys is not None
-        text_bias, own_bias = _biases(table, queries.places[:rows])
-        if text_bias is not None and text_bias.shape[2] > 1:
-            text_bias = text_bias[:, :, :count]
-        reading = Reading(_first_rows(keys[i], rows), sees, own, groups, text_bias, own_bias)
+        bias = None if text_bias is None else text_bias[:rows, :, :count]
+        reading = Reading(_first_rows(keys[i], rows), sees, own, groups, bias, own_bias)
         calls.append(LayerCall(rows, count, reading))
     return calls
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lateprompt.backbone.call_context import LateCall, states_at
-from lateprompt.backbone.late_pass import prompt_of
+from lateprompt.backbone.late_pass import mean_state, prompt_of
 from lateprompt.backbone.read_only.queries import Queries
 from lateprompt.backbone.read_only.read_pass import read_pass
 from lateprompt.backbone.read_only.text import FrozenText, frozen_text
@@ -136,11 +136,7 @@ def read_rows(
     output, own_keys = read_pass(frozen, query_view(split), queries, own)
     k = prompt.shape[1]
     of_prompt = output[:, :k]
-    if valid is None:
-        mean = of_prompt.mean(1)
-    else:
-        weights = valid.to(of_prompt.dtype)[..., None]
-        mean = (of_prompt * weights).sum(1) / weights.sum(1).clamp(min=1)
+    mean = mean_state(of_prompt, valid)
     return Read(text, rows, of_prompt, mean, None if behind is None else output[:, k:], behind, own_keys)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lateprompt.backbone.families import Family, family_of, num_layers_of
+from lateprompt.backbone.kernels.read_positions import submodule_or_none
 from lateprompt.backbone.read_only.attention import CAPTURING, READING, RECORDING, Captured, TextKeys
 from lateprompt.backbone.read_only.layer_call import LayerCall
 from lateprompt.backbone.read_only.own_attention import reads_outside, replace_attention
@@ -165,7 +166,7 @@ class QueryView:
             if not whole:
                 replace_attention(layer, family, READING)
             layers[name] = QueryLayer(layer, family, whole=whole)
-        self.originals = [module for path in self._owned if (module := _submodule(tail, path)) is not None]
+        self.originals = [module for path in self._owned if (module := submodule_or_none(tail, path)) is not None]
         """What the view has copied: a change of one makes it stale."""
 
     def at(self, calls: Sequence[LayerCall], own_keys: list[tuple[torch.Tensor, torch.Tensor]]) -> nn.Module:
@@ -288,10 +289,3 @@ def _no_interface(layer: nn.Module) -> LatePromptError:
         f"{type(layer).__name__} does not compute its attention by transformers' attention interface; register its "
         "family with attention='whole'"
     )
-
-
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
