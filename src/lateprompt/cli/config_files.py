@@ -12,6 +12,7 @@ from lateprompt.utils.inputs import read_text
 from lateprompt.utils.yaml_files import LONGEST, checked_yaml, parse_yaml
 
 MOST_BRACKETS = 200
+CLASS_WEIGHTS = "give balanced or a mapping, label to weight, as in '{bad: 2.5, good: 1}'"
 LABEL_WORDS = "label words are a mapping, label to word, as in '{bad: terrible, good: great}'"
 
 
@@ -26,7 +27,7 @@ def config_text(path: str | os.PathLike[str], known: Collection[str]) -> str:
         LatePromptError: no regular file, not UTF-8, no YAML, or one beyond all measure.
     """
     text = read_text(Path(path), "config file", limit=LONGEST)
-    return checked_yaml(text, f"config file {str(path)!r}", as_text=("label_words",), known=known)
+    return checked_yaml(text, f"config file {str(path)!r}", as_text=("label_words", "class_weight"), known=known)
 
 
 def label_words(value: Any) -> dict[str, str]:
@@ -39,6 +40,29 @@ def label_words(value: Any) -> dict[str, str]:
     if isinstance(words, Mapping) and all(isinstance(word, str) for word in words.values()):
         return {str(label): word for label, word in words.items()}
     raise LatePromptError(f"label_words {str(value)[:60]!r}: {LABEL_WORDS}")
+
+
+def class_weight(value: Any) -> str | dict[str, float]:
+    """The class weights of the command line or of a config file: `balanced`, or label to weight.
+
+    Raises:
+        LatePromptError: anything else.
+    """
+    given = parse_yaml(value, "class_weight", all_text=True) if isinstance(value, str) else value
+    if isinstance(given, str):
+        return given  # the recipe's own check knows which texts there are
+    wrong = given
+    if isinstance(given, Mapping):
+        found: dict[str, float] = {}
+        for label, weight in given.items():
+            try:
+                found[str(label)] = float(weight)
+            except (TypeError, ValueError):
+                wrong = {label: weight}
+                break
+        else:
+            return found
+    raise LatePromptError(f"class_weight {str(wrong)[:60]!r} is no value for it; {CLASS_WEIGHTS}")
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lateprompt.predictors.assessment import Assessment
+
+MOST_LABELS = 20
+"""Labels that are shown one by one."""
 
 
 def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
@@ -15,6 +22,8 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
         return
     for name, values in results.items():
         rows = [(key, figure(value)) for key, value in values.items() if not isinstance(value, dict)]
+        calibration = values.get("calibration", {})
+        rows += [(f"calibration: {key}", figure(value)) for key, value in calibration.items()]
         for kind in ("dev_sets", "test"):
             for path, part in values.get(kind, {}).items():
                 rows += [(f"{kind.removesuffix('_sets')} {path}: {key}", figure(value)) for key, value in part.items()]
@@ -24,3 +33,53 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
 def figure(value: Any) -> str:
     """A value as tables show it."""
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def print_assessments(found: Mapping[str, Assessment], *, as_json: bool) -> None:
+    """Metrics of labelled rows by file, class by class too: as tables, or whole as one JSON object."""
+    if as_json:
+        results = {path: {**one.metrics(), **one.details()} for path, one in found.items()}
+        print(json.dumps(next(iter(results.values())) if len(results) == 1 else results))
+        return
+    for path, one in found.items():
+        print_metrics({path: one.metrics()}, as_json=False, single=True)
+        details = one.details()
+        _print_classes(details["classes"])
+        _print_confusion(**details["confusion"])
+
+
+def _print_classes(classes: Mapping[str, Mapping[str, float]]) -> None:
+    from lateprompt.utils.console import print_table
+
+    shown = list(classes.items())
+    if len(shown) > MOST_LABELS:  # rows that are not there say nothing of a label
+        shown = sorted((part for part in shown if part[1]["support"]), key=lambda part: part[1]["f1"])[:MOST_LABELS]
+        print(f"The {len(shown)} of {len(classes)} labels with the lowest F1 (--json has all):")
+    columns = ("precision", "recall", "f1", "support", "predicted")
+    print_table(("label", *columns), [(label, *(figure(values[name]) for name in columns)) for label, values in shown])
+
+
+def _print_confusion(labels: Sequence[str], predictions: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    from lateprompt.utils.console import print_table, screen
+
+    if len(labels) > MOST_LABELS:
+        pairs = [
+            (count, label, prediction)
+            for label, row in zip(labels, counts, strict=True)
+            for prediction, count in zip(predictions, row, strict=True)
+            if count and label != prediction
+        ]
+        pairs = sorted(pairs, key=lambda part: -part[0])[:MOST_LABELS]
+        if pairs:
+            print("The labels that are confused most:")
+            print_table(("label", "predicted as", "rows"), [(a, b, f"{count:,}") for count, a, b in pairs])
+        return
+    names = list(labels)
+    heads = list(predictions)
+    widths = [max(len(name), 4) + 3 for name in heads]
+    if screen().is_terminal and sum(widths) + max(map(len, names)) + 4 > screen().width:
+        heads = [str(number) for number in range(1, len(heads) + 1)]
+        names = [f"{number} {name}" for number, name in enumerate(names, 1)]
+    cells = [tuple(f"{count:,}" if count else "·" for count in row) for row in counts]
+    print("Confusion matrix: a row for each label, a column for each prediction")
+    print_table(("", *heads), [(name, *row) for name, row in zip(names, cells, strict=True)])

@@ -14,7 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse import DefaultHelpFormatter as JsonargparseFormatter
 
-from lateprompt.cli.config_files import LABEL_WORDS, config_text
+from lateprompt.cli.config_files import CLASS_WEIGHTS, LABEL_WORDS, config_text
 from lateprompt.utils.aliases import FIELDS
 from lateprompt.utils.suggestions import closest_option, did_you_mean
 
@@ -233,6 +233,8 @@ class Parser(ArgumentParser):
                 return f"--{_dashes(found[1])} {found[2]!r} is no value for it; give {' or '.join(wanted)}"
         if found := re.search(r"argument --label_words: invalid label_words value: (.*)$", message):
             return f"--label-words {found[1]} is no value for it; {LABEL_WORDS}"
+        if found := re.search(r"argument --class_weight: invalid class_weight value: (.*)$", message):
+            return f"--class-weight {found[1]} is no value for it; {CLASS_WEIGHTS}"
         if found := re.search(r"(?:Key|Option|key|option) ['\"]([^'\"]+)['\"] is not (?:expected|accepted)", message):
             return self._unknown([f"--{found[1]}"])
         if found := re.match(r"Parser key ['\"]([^'\"]+)['\"]: (.*)", message):

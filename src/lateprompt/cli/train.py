@@ -21,7 +21,7 @@ _MANY = ("label_columns", "multi_label")
 
 def add_train(parser: Parser) -> None:
     """Its arguments."""
-    from lateprompt.cli.config_files import LABEL_WORDS, label_words
+    from lateprompt.cli.config_files import LABEL_WORDS, class_weight, label_words
     from lateprompt.cli.parser import REQUIRED
     from lateprompt.state_cache.settings import StatesSettings
     from lateprompt.training.data_settings import DataSettings
@@ -50,7 +50,13 @@ def add_train(parser: Parser) -> None:
     )
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")
-    parser.add_class_arguments(RecipeSettings, as_group=False)
+    parser.add_class_arguments(RecipeSettings, as_group=False, skip={"class_weight"})
+    parser.add_argument(
+        "--class_weight",
+        type=class_weight,
+        help="what the losses of a class's rows are multiplied with: balanced (the rarer, the more), or a mapping, "
+        "label to weight, as in '{bad: 2.5, good: 1}'",
+    )
     parser.add_class_arguments(StatesSettings, as_group=False)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
     parser.add_argument(

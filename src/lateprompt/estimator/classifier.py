@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 from lateprompt.data import Row, label_name
 from lateprompt.estimator.files import load_estimator, pickled_state, save_estimator, unpickled_state
 from lateprompt.estimator.inputs import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
-from lateprompt.estimator.parameters import settings_of, task_of
+from lateprompt.estimator.parameters import plain_class_weight, settings_of, task_of
 from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.state_cache.settings import StatesSettings
-from lateprompt.training.evaluate import softmax
 from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
 
@@ -65,13 +64,14 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
         patience: stop after so many evaluations of `eval_set` without a better result; None: never.
         read_only: the late prompt reads the text and is not seen by it: `method="npg"` is then `read-npg`.
+        calibrate: with an `eval_set`, fit the temperature of the probabilities on it; predictions stay as they are.
 
     Attributes:
         classes_: the labels seen by `fit`, sorted.
         classifier_: the trained `TextClassifier`.
         recipe_: the recipe it was trained by, the seed in it.
         history_: one entry per evaluation: step, epoch, train_loss, seconds, and the metrics on `eval_set` (dev_…).
-        metrics_: steps, times, trained parameters, and the metrics of the weights kept.
+        metrics_: steps, times, trained parameters, the metrics of the weights kept, and how they are calibrated.
         n_features_in_: 1 for texts, 2 for pairs.
         feature_names_in_: the columns' names, of a data frame.
 
@@ -129,6 +129,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         eval_every: int | None = None,
         patience: int | None = None,
         read_only: bool = False,
+        calibrate: bool = True,
     ) -> None:
         self.model = model
         self.task = task
@@ -161,6 +162,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.eval_every = eval_every
         self.patience = patience
         self.read_only = read_only
+        self.calibrate = calibrate
 
     def set_params(self, **params: Any) -> LatePromptClassifier:
         """Set parameters by name. A fitted model stays as it is until the next `fit`.
@@ -216,6 +218,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         task = task_of(self.task, self.label_words, [label_name(label) or "" for label in classes], rows.pair)
         dev = [] if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
+        recipe = replace(recipe, class_weight=plain_class_weight(self.class_weight))
         pipeline = Pipeline(
             model,
             Rows(task, rows.rows(), dev),
@@ -228,6 +231,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         pipeline.encode()
         pipeline.cache_states()
         pipeline.fit()  # no weights were freed: `predict` needs all of them
+        pipeline.calibrate()
         fitted = {
             "classifier_": pipeline.tuned,
             "classes_": classes,
@@ -235,14 +239,19 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
             "recipe_": asdict(pipeline.recipe),
             "history_": pipeline.result.history,
-            "metrics_": {**pipeline.result.metrics, "train_rows": len(rows.texts), **pipeline.costs()},
+            "metrics_": {
+                **pipeline.result.metrics,
+                **pipeline.calibrated,
+                "train_rows": len(rows.texts),
+                **pipeline.costs(),
+            },
         }
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}
         return self
 
     def _scores(self, X: Any) -> np.ndarray:
-        """Scores (texts, classes), columns as in `classes_`."""
+        """Scores (texts, classes) before calibration, columns as in `classes_`."""
         check_is_fitted(self)
         texts = as_texts(X)
         if (texts[0][1] is not None) != (self.n_features_in_ == 2):
@@ -263,16 +272,18 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         return chosen  # type: ignore[no-any-return]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Label probabilities (texts, classes), columns as in `classes_`.
+        """Label probabilities (texts, classes), columns as in `classes_`; calibrated if `fit` had an `eval_set`.
 
         Raises:
             LatePromptError: texts that cannot be, or weights that give no numbers.
         """
-        return softmax(self._scores(X))
+        scores = self._scores(X)
+        return self.classifier_.calibration.probabilities(scores)  # type: ignore[no-any-return]
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the label probabilities (texts, classes); finite, however small a probability is."""
         scores = self._scores(X)
+        scores = self.classifier_.calibration.scaled(scores)
         scores = scores - scores.max(1, keepdims=True)
         return scores - np.log(np.exp(scores).sum(1, keepdims=True))  # type: ignore[no-any-return]
 

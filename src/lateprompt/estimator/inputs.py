@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from numbers import Number, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from lateprompt.data import Row, Task, label_name
 from lateprompt.data.rows import check_characters
+from lateprompt.training.class_weights import class_weights as class_weights
 from lateprompt.training.metrics import check_metrics
 from lateprompt.utils.errors import LatePromptError
 
@@ -182,41 +183,6 @@ def as_weights(sample_weight: Any, rows: int) -> np.ndarray | None:
     return values
 
 
-def class_weights(class_weight: Any, labels: Labels, known: Sequence[str], weights: np.ndarray | None) -> np.ndarray:
-    """The weight (rows,) of each row's class.
-
-    Args:
-        class_weight: "balanced" (in inverse proportion to how often a class occurs), or label to weight; a class
-            that it leaves out has 1.
-        labels: the rows' labels.
-        known: names of all labels that `class_weight` may have.
-        weights: the rows' own weights (rows,), by which a class occurs the more often.
-
-    Raises:
-        LatePromptError: something else, an unknown label, or a weight that cannot be.
-    """
-    names, rows = np.unique(labels.names, return_inverse=True)
-    if isinstance(class_weight, str) and class_weight == "balanced":
-        often = np.bincount(rows, weights=weights)
-        return (often.sum() / (len(names) * often))[rows]  # type: ignore[no-any-return]
-    if not isinstance(class_weight, Mapping) and not (hasattr(class_weight, "items") and hasattr(class_weight, "keys")):
-        raise LatePromptError(
-            f"class_weight {class_weight!r} is unknown; give None, 'balanced' or a mapping from label to weight"
-        )
-    by_name: dict[str | None, float] = {}
-    for label, weight in class_weight.items():
-        name = label_name(label)
-        if name not in known:
-            raise LatePromptError(f"class_weight has label {label!r}, which y has not; known are {', '.join(known)}")
-        if name in by_name:
-            raise LatePromptError(f"class_weight has label {name!r} twice; give each label one weight")
-        good = isinstance(weight, Number) and not isinstance(weight, bool | complex)
-        if not good or not np.isfinite(weight) or weight < 0:
-            raise LatePromptError(f"class_weight of {label!r} is {weight!r}; give a finite number of 0 or more")
-        by_name[name] = float(weight)
-    return np.array([by_name.get(name, 1.0) for name in names.tolist()])[rows]
-
-
 @dataclass(frozen=True)
 class TrainRows:
     """The rows to train on that count.
@@ -253,7 +219,7 @@ class TrainRows:
         """The same with each row's weight times its class's; LatePromptError for what cannot be."""
         if class_weight is None:
             return self
-        weights = class_weights(class_weight, self.labels, task.labels, self.weights)
+        weights = class_weights(class_weight, self.labels.names, task.labels, self.weights)
         weights = weights if self.weights is None else weights * self.weights
         if not weights.any():
             raise LatePromptError(f"class_weight {class_weight!r} is zero for all labels of y; give one more than that")

@@ -34,8 +34,16 @@ def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSet
         if isinstance(given[name], os.PathLike | torch.device):
             given[name] = str(given[name])
     model = ModelSettings(**{f.name: given[f.name] for f in fields(ModelSettings) if f.name in given})
-    recipe = RecipeSettings(**{f.name: given[f.name] for f in fields(RecipeSettings) if f.name in given})
-    return model, recipe
+    # Class weights by the labels as they are given have a check of their own (`class_weights`).
+    names = [f.name for f in fields(RecipeSettings) if f.name in given and f.name != "class_weight"]
+    return model, RecipeSettings(**{name: given[name] for name in names})
+
+
+def plain_class_weight(class_weight: Any) -> str | dict[str, float] | None:
+    """Checked class weights as a recipe has them: by the labels' names."""
+    if class_weight is None or isinstance(class_weight, str):
+        return class_weight
+    return {label_name(label) or "": float(weight) for label, weight in class_weight.items()}
 
 
 def _method(method: str, generator: str | None, read_only: Any) -> str:

@@ -28,9 +28,11 @@ from lateprompt.predictors.saved_run import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     ASKED,
+    CALIBRATION,
     RUN_FILE,
     TASK_FILE,
     asked_by,
+    calibration_in,
     check_finite,
     check_same,
     check_same_asked,
@@ -46,6 +48,7 @@ from lateprompt.run_folder.folder import RunFolder, reading
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.fill import cache_states
 from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.calibration import Calibration
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
 from lateprompt.training.metrics import UNKNOWN
@@ -123,6 +126,8 @@ class TunedModel:
         self.readout = self.make_readout()
         self.base_fingerprint: str | None = None
         """Which weights the base model has, as `build` and `load` found them."""
+        self.calibration = Calibration()
+        """What label scores are divided by before they become probabilities."""
         self._offloaded: OffloadedWeights | None = None
 
     # -- what a kind of model defines --------------------------------------------------------------------------------
@@ -278,7 +283,11 @@ class TunedModel:
         }
         write_json(folder / ADAPTER_CONFIG, config)
         write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
-        base = {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
+        base: dict[str, Any] = (
+            {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
+        )
+        if self.calibration.rows:
+            base[CALIBRATION] = self.calibration.to_dict()
         run = {"model_settings": asdict(self.settings), ASKED: asked_by(self.task), **base, **(facts or {})}
         write_json(folder / RUN_FILE, run)
 
@@ -314,6 +323,7 @@ class TunedModel:
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         tuned = cls(settings, opened.task, peft_model, load_tokenizer(settings.model), pick_device(device))
         tuned.base_fingerprint = found
+        tuned.calibration = opened.calibration
         return tuned
 
     @classmethod
@@ -329,7 +339,8 @@ class TunedModel:
         check_same(settings, adapter, task, folder)
         check_same_asked(run, task, folder)
         cls.resolve_readout(load_config(settings.model), settings)
-        return OpenedRun(settings, task, adapter, section_of(run, BASE_MODEL, folder).get("fingerprint"))
+        fingerprint = section_of(run, BASE_MODEL, folder).get("fingerprint")
+        return OpenedRun(settings, task, adapter, fingerprint, calibration_in(run, folder))
 
 
 @dataclass(frozen=True)
@@ -341,9 +352,11 @@ class OpenedRun:
         task: what is asked.
         adapter: the adapter's configuration.
         fingerprint: of the base model that it was trained on; None in runs of earlier versions.
+        calibration: of its probabilities.
     """
 
     settings: ModelSettings
     task: AnyTask
     adapter: LatePromptConfig
     fingerprint: str | None
+    calibration: Calibration

@@ -31,7 +31,6 @@ from lateprompt.readouts.head import HeadReadout, pool_states
 from lateprompt.run_folder.folder import reading
 from lateprompt.state_cache.keys import row_key
 from lateprompt.state_cache.memory import CacheInfo, TextCache
-from lateprompt.training.evaluate import softmax
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.randomness import TURN, seeded
 from lateprompt.utils.suggestions import unknown
@@ -200,6 +199,7 @@ class MultiTask:
             cast(Any, peft_model.base_model).layer.set_adapter(adapter)  # what is made next asks for the active one
             tuned[name] = TextClassifier(run.settings, cast(Any, run.task), peft_model, tokenizer, place, adapter)
             tuned[name].base_fingerprint = found.get(run.settings.readout)
+            tuned[name].calibration = run.calibration
         return cls(tuned, cache_bytes=cache_bytes)
 
     @property
@@ -321,12 +321,12 @@ class MultiTask:
                 if progress is not None and number == 0:
                     progress(len(rows))
         for name in tasks if tasks is not None else self._tasks:
-            labels = self._tasks[name].tuned.task.labels
+            tuned = self._tasks[name].tuned
+            labels, best = tuned.task.labels, scores[name].argmax(1).tolist()
             with np.errstate(invalid="ignore"):
-                probabilities = softmax(scores[name])
-            for answer, row in zip(answers, probabilities, strict=True):
-                by_label = dict(zip(labels, row.tolist(), strict=True))
-                answer[name] = {"label": labels[int(row.argmax())], "scores": by_label}
+                probabilities = tuned.calibration.probabilities(scores[name])
+            for answer, row, own in zip(answers, probabilities.tolist(), best, strict=True):
+                answer[name] = {"label": labels[own], "scores": dict(zip(labels, row, strict=True))}
         if states is not None:
             for answer, state in zip(answers, states, strict=True):
                 answer[EMBEDDING] = state

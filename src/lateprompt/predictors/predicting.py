@@ -18,7 +18,7 @@ from lateprompt.data.rows import BadRow
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.multi_task import EMBEDDING, MultiTask
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.evaluate import predict_scores
 from lateprompt.utils.errors import LatePromptError
 
 Tuned = TextClassifier | TextWriter | MultiTask
@@ -44,6 +44,7 @@ class Prediction:
         error: why there is no prediction.
         tasks: of several runs, what each says: by task its label and each label's probability; None: of one run.
         embedding: the frozen model's own pooled state, where it was asked for.
+        expected: of a mistake, the row's own label.
     """
 
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Prediction:
     error: str | None = None
     tasks: Mapping[str, tuple[str, Mapping[str, float]]] | None = None
     embedding: Sequence[float] | None = None
+    expected: str | None = None
 
 
 def predict_rows(
@@ -279,11 +281,11 @@ class _Labelling(_Answers):
             classifier.readout, feed, batch_size=self.batch_size, device=classifier.device, progress=progress
         )
         with np.errstate(invalid="ignore"):  # infinite scores are looked for below
-            probabilities = softmax(scores)
-        for row in probabilities:
+            probabilities = classifier.calibration.probabilities(scores)
+        for row, best in zip(probabilities, scores.argmax(1).tolist(), strict=True):
             if np.isfinite(row).all():
                 by_label = {label: round(score, 6) for label, score in zip(labels, row.tolist(), strict=True)}
-                yield Prediction(prediction=labels[int(row.argmax())], scores=by_label)
+                yield Prediction(prediction=labels[best], scores=by_label)
             else:
                 yield Prediction(error=_no_numbers(row.tolist()))
 

@@ -13,6 +13,7 @@ from lateprompt.data import AnyTask, Task
 from lateprompt.data.task_library import read_task_file
 from lateprompt.methods import adapter_config, check_method
 from lateprompt.peft_method.config import PEFT_TYPE, LatePromptConfig
+from lateprompt.training.calibration import Calibration
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
@@ -25,6 +26,8 @@ TASK_FILE = "task.yaml"
 RUN_FILE = "run.json"
 ASKED = "asked"
 """In the run file: what the task asked when the run was trained."""
+CALIBRATION = "calibration"
+"""In the run file: the temperature of the probabilities; runs of earlier versions have none."""
 _NOT_ASKED = ("name", "columns", "chosen_columns", "label_map")
 """Of a task, what only reads rows."""
 
@@ -79,6 +82,18 @@ def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
     if settings.readout == "auto":
         raise broken_run(folder, "model_settings", "readout 'auto' is none; give the one that it was trained with")
     return settings
+
+
+def calibration_in(run: Mapping[str, Any], folder: Path) -> Calibration:
+    """The calibration in a run file; temperature 1 where there is none.
+
+    Raises:
+        LatePromptError: a temperature that cannot be.
+    """
+    try:
+        return Calibration.from_dict(section_of(run, CALIBRATION, folder))
+    except LatePromptError as error:
+        raise broken_run(folder, CALIBRATION, error) from None
 
 
 def asked_by(task: AnyTask) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lateprompt.readouts.head import HeadReadout, pool_states
 class TasksReadout(Readout):
     """The heads of several tasks on one model, whose adapters have read-only prompts of one pooling.
 
-    `batch.labels` are (batch, tasks), -100 where a row has no label for a task.
+    `batch.labels` are (batch, tasks), -100 where a row has no label for a task; `batch.weights`, if there are any, too.
 
     Args:
         readouts: each task's head by its name, in the order of the labels' columns.
@@ -60,10 +60,16 @@ class TasksReadout(Readout):
     def losses(self, batch: Batch, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
         """Of each of some tasks, the mean cross-entropy over the rows with a label; there must be one."""
         assert batch.labels is not None
-        return {
-            name: F.cross_entropy(scores.float(), batch.labels[:, self.columns[name]], ignore_index=IGNORED)
-            for name, scores in self.task_scores(batch, tasks).items()
-        }
+        found = {}
+        for name, scores in self.task_scores(batch, tasks).items():
+            column = self.columns[name]
+            labels = batch.labels[:, column]
+            if batch.weights is None:
+                found[name] = F.cross_entropy(scores.float(), labels, ignore_index=IGNORED)
+            else:
+                losses = F.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="none")
+                found[name] = (losses * batch.weights[:, column]).sum() / (labels != IGNORED).sum()
+        return found
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The sum of the tasks' losses, so that a task's gradient does not depend on how many others there are."""

@@ -31,13 +31,16 @@ from lateprompt.readouts.head import HeadReadout
 from lateprompt.readouts.tasks import TasksReadout
 from lateprompt.run_folder.entries import CHECKPOINTS, KNOWN, MANIFEST
 from lateprompt.run_folder.folder import METRICS_FILE, RunFolder
+from lateprompt.runs.answers import calibrate, warn_of_one_class
 from lateprompt.runs.data import DEV, DEV_ROWS, TEST, TRAIN, VALIDATION, Rows, fingerprint, resolve_task
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.runs.saving import write_run
 from lateprompt.runs.train import check_run
 from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.class_weights import row_weights
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.distributed import processes
+from lateprompt.training.evaluate import measure
 from lateprompt.training.loop import FitResult, rows_needed
 from lateprompt.training.many_tasks import TasksTrainer
 from lateprompt.training.metrics import UNKNOWN
@@ -181,6 +184,8 @@ def _check_settings(
         )
     if model.readout not in ("auto", "head"):
         raise LatePromptError(f"readout {model.readout!r} cannot train many tasks at once; give head")
+    if isinstance(recipe.class_weight, Mapping):
+        raise LatePromptError(f"class_weight {recipe.class_weight!r} names one task's labels; give balanced")
     for name in ("task", "label_words", "label_column", "target_column"):
         value = getattr(data, name)
         if value is not None:
@@ -382,6 +387,7 @@ class TasksRun:
     results: dict[str, FitResult] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     _batches: dict[str, Batches] = field(init=False, repr=False)
+    _calibrated: dict[str, dict[str, Any]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.recipe = self.recipe.resolved(len(self.rows.rows.train), self.model.method)
@@ -433,6 +439,7 @@ class TasksRun:
         batches = dict(zip(self._batches, cached, strict=True))
         for name, part in batches.items():
             part.labels = self.rows.classes(name)  # in the place of one task's
+        batches[TRAIN].weights = self._weights()
         adapters = {name: own.adapter for name, own in tuned.items()}
         readout = TasksReadout({name: cast(HeadReadout, own.readout) for name, own in tuned.items()}, adapters)
         self._train_all()
@@ -449,8 +456,43 @@ class TasksRun:
         )
         trainer.run()
         self.results = trainer.results()
-        measured = {name: trainer.measure(part) for name, part in batches.items() if name not in (TRAIN, DEV)}
+        self._calibrate(trainer, batches)
+        measured = {name: self._measure(trainer, part) for name, part in batches.items() if name not in (TRAIN, DEV)}
         self.metrics = {name: self._metrics_of(name, measured) for name in tuned}
+
+    def _weights(self) -> np.ndarray | None:
+        """The training rows' weights (rows, tasks) by each task's classes; None without class weights."""
+        if self.recipe.class_weight is None:
+            return None
+        weights = np.ones((len(self.rows.rows.train), len(self.rows.tasks)), dtype=np.float32)
+        for column, (name, task) in enumerate(self.rows.tasks.items()):
+            labels = self.rows.labels[TRAIN][name]
+            labelled = [i for i, label in enumerate(labels) if label is not None]
+            own = row_weights(self.recipe.class_weight, [str(labels[i]) for i in labelled], task.labels)
+            if own is not None:
+                weights[labelled, column] = own
+        return weights
+
+    def _calibrate(self, trainer: TasksTrainer, batches: Mapping[str, Batches]) -> None:
+        """Fit each task's temperature on its dev rows; warn of tasks that have learnt but one class."""
+        held_out = DEV in batches
+        found = trainer.scores(batches[DEV]) if held_out else {}
+        nothing = np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        for name, tuned in self.tuned.tasks.items():
+            scores, labels = found.get(name, nothing)
+            if held_out:
+                warn_of_one_class(scores.argmax(1), labels, tuned.task.labels, DEV, self.recipe, task=name)
+            self._calibrated[name] = calibrate(tuned, scores, labels, held_out=held_out, wanted=self.recipe.calibrate)
+
+    def _measure(self, trainer: TasksTrainer, part: Batches) -> dict[str, dict[str, float]]:
+        """Each task's metrics of its rows, and their calibration error."""
+        return {
+            name: {
+                **measure(scores, labels, trainer.task_metrics[name]),
+                **self.tuned.tasks[name].calibration.errors(scores, labels),
+            }
+            for name, (scores, labels) in trainer.scores(part).items()
+        }
 
     def _train_all(self) -> None:
         """Let the weights of all adapters be trained: PEFT lets those of the active one."""
@@ -479,6 +521,7 @@ class TasksRun:
         self.tuned.layer.set_adapter(tuned.adapter)
         return {
             **result.metrics,
+            **self._calibrated[task],
             "dev_sets": of(rows.more_dev, VALIDATION),
             "test": of(rows.test, TEST),
             "train_rows": len(self.rows.of(TRAIN, task)),

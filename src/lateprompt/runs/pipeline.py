@@ -16,6 +16,7 @@ from lateprompt.predictors.kinds import kind_of
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
+from lateprompt.runs.answers import MOST_TRAINING_ROWS, calibrate, some_scores, warn_of_one_class
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.runs.saving import write_run
@@ -49,6 +50,7 @@ class Pipeline:
         batches: the encoded rows by the name of their set (`encode`), with their trunk states (`cache_states`).
         fill_seconds: seconds in which trunk states were computed; 0 if all were there (`cache_states`).
         result: history, dev metrics and times of the training (`fit`).
+        calibrated: how the probabilities were calibrated, for `metrics.json` (`calibrate`).
         metrics: what goes to `metrics.json` (`evaluate`).
 
     Example:
@@ -79,6 +81,7 @@ class Pipeline:
     batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
+    calibrated: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
     metrics: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ class Pipeline:
         self.cache_states()
         self.free_weights()
         self.fit()
+        self.calibrate()
         return self.evaluate()
 
     def build(self) -> None:
@@ -119,10 +123,7 @@ class Pipeline:
         Of the training rows these are the ones that the recipe's steps will reach. The batches stay as they are if
         states are off, do not fit on the disk, or depend on what is trained.
         """
-        wanted = [
-            (part, rows_needed(part, self.recipe) if name == TRAIN else np.arange(len(part)))
-            for name, part in self.batches.items()
-        ]
+        wanted = [(part, self._read_rows(name)) for name, part in self.batches.items()]
         with processes().main_first():  # it fills; the others find the states there
             cached, self.fill_seconds = self.tuned.cached(wanted, self.states, quiet=self.quiet)
         self.batches = dict(zip(self.batches, cached, strict=True))
@@ -154,6 +155,26 @@ class Pipeline:
             quiet=self.quiet,
         )
 
+    def calibrate(self) -> None:
+        """Fit the temperature of a classifier's probabilities on the dev rows, and warn if it has learnt but one class.
+
+        Without dev rows the temperature is 1. Predictions stay as they are.
+        """
+        tuned, batch_size = self.tuned, self.recipe.eval_batch_size
+        if not isinstance(tuned, TextClassifier):
+            return
+        name = DEV if DEV in self.batches else TRAIN
+        most = None if name == DEV else MOST_TRAINING_ROWS
+        labels, scores = some_scores(tuned, self.batches[name], self._read_rows(name), batch_size, most=most)
+        if processes().is_main:
+            warn_of_one_class(scores.argmax(1), labels, tuned.task.labels, name, self.recipe)
+        self.calibrated = calibrate(tuned, scores, labels, held_out=name == DEV, wanted=self.recipe.calibrate)
+
+    def _read_rows(self, name: str) -> np.ndarray:
+        """The numbers of a set's rows that are read: of the training rows those that the recipe's steps reach."""
+        part = self.batches[name]
+        return rows_needed(part, self.recipe) if name == TRAIN else np.arange(len(part))
+
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
 
@@ -169,6 +190,7 @@ class Pipeline:
         self.metrics = {
             **self.result.metrics,
             **more,
+            **self.calibrated,
             "dev_sets": {path: scores[self.rows.name_of(path, VALIDATION)] for path in self.rows.more_dev},
             "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
             "train_rows": len(self.rows.train),

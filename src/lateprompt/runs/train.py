@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lateprompt.data import TextTask
 from lateprompt.methods import check_method
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.kinds import kind_of as kind_of
@@ -27,10 +30,12 @@ from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE as HISTORY_FILE
 from lateprompt.runs.training_folder import TrainingFolder
 from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.class_weights import row_weights
 from lateprompt.training.data_settings import DataSettings as DataSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.errors import LatePromptError
 
 # What is imported under its own name, and `Trained`, is for those who import it from `lateprompt.run`, this module's
 # name in earlier releases.
@@ -111,8 +116,9 @@ def train_model(
     """
     rows = load_rows(data, recipe.seed, model.readout)
     check_metrics(rows.task.metrics)
+    weights = class_row_weights(rows, recipe)
     source = {**asdict(data), "fingerprints": rows.fingerprints()}
-    pipeline = Pipeline(model, rows, recipe, states, data=source, quiet=quiet)
+    pipeline = Pipeline(model, rows, recipe, states, weights, data=source, quiet=quiet)
     pipeline.build()
     pipeline.encode()
     pipeline.data |= check_sets(rows)
@@ -120,4 +126,14 @@ def train_model(
     pipeline.cache_states()
     pipeline.free_weights()
     pipeline.fit()
+    pipeline.calibrate()
     return pipeline
+
+
+def class_row_weights(rows: Rows, recipe: RecipeSettings) -> np.ndarray | None:
+    """The training rows' weights by the recipe's class weights; LatePromptError for ones that cannot be."""
+    if recipe.class_weight is None:
+        return None
+    if isinstance(rows.task, TextTask):
+        raise LatePromptError(f"class_weight {recipe.class_weight!r} is for labels, but the rows have targets")
+    return row_weights(recipe.class_weight, [row.label or "" for row in rows.train], rows.task.labels)

@@ -22,30 +22,41 @@ def predict_scores(
     device: torch.device,
     autocast: bool = False,
     progress: Callable[[int], None] | None = None,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label scores (rows, labels) in the feed's order; the model is in eval mode meanwhile.
 
     Processes that train together share the batches, and each has all scores in the end.
+
+    Args:
+        readout, feed: what scores, and what is scored.
+        batch_size: rows in a batch.
+        device: where the model is.
+        autocast: whether to compute in bfloat16.
+        progress: told the number of rows done since it was last told.
+        rows: (some rows,) the numbers of those that are wanted, in their order; None: all.
     """
     together = processes()
-    order = sorted_batches(feed.lengths, batch_size)[together.rank :: together.count]
+    chosen = np.arange(len(feed)) if rows is None else rows
+    places = sorted_batches(feed.lengths[chosen], batch_size)[together.rank :: together.count]
+    order = [chosen[part] for part in places]
     was_training = readout.layer.training
     readout.layer.eval()
     parts = []
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            for rows, batch in zip(order, feed.batches(order), strict=True):
+            for part, batch in zip(order, feed.batches(order), strict=True):
                 with TURN:
                     parts.append(readout.scores(batch.to(device)).float())
                 if progress is not None:
-                    progress(len(rows))
+                    progress(len(part))
     finally:
         readout.layer.train(was_training)
-    own = [(np.concatenate(order), torch.cat(parts).cpu().numpy())] if parts else []
+    own = [(np.concatenate(places), torch.cat(parts).cpu().numpy())] if parts else []
     found = [part for process in together.gather(own) for part in process]
-    result = np.empty((len(feed), found[0][1].shape[1]), dtype=found[0][1].dtype)
-    for rows, scores in found:
-        result[rows] = scores
+    result = np.empty((len(chosen), found[0][1].shape[1]), dtype=found[0][1].dtype)
+    for place, scores in found:
+        result[place] = scores
     return result
 
 

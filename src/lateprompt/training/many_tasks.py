@@ -147,6 +147,11 @@ class TasksTrainer(Trainer):
 
     def measure(self, batches: Batches) -> dict[str, dict[str, float]]:
         """The metrics of each task on its rows, of tasks that have any."""
+        found = self.scores(batches)
+        return {name: measure(scores, labels, self.task_metrics[name]) for name, (scores, labels) in found.items()}
+
+    def scores(self, batches: Batches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Of each task that has rows, their scores (rows, labels) and class ids (rows,)."""
         scores = predict_scores(
             self.readout,
             batches,
@@ -158,7 +163,7 @@ class TasksTrainer(Trainer):
         for (name, size), labels in zip(self.sizes.items(), batches.labels.T, strict=True):
             rows = np.flatnonzero(labels != IGNORED)
             if len(rows):
-                found[name] = measure(scores[rows, start : start + size], labels[rows], self.task_metrics[name])
+                found[name] = scores[rows, start : start + size], labels[rows]
             start += size
         return found
 

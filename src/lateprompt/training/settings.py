@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
-from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READ_ONLY, READOUTS
+from lateprompt.utils.names import BALANCED, DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READ_ONLY, READOUTS
 from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
@@ -110,6 +110,9 @@ class RecipeSettings:
         eval_batch_size: rows in a batch when evaluating.
         precision: fp32, or bf16 for bfloat16 autocast.
         seed: seed of initialisation, order of rows and dropout.
+        class_weight: what the losses of a class's rows are multiplied with: balanced (in inverse proportion to how
+            often it occurs) or a mapping, label to weight, where a label that is left out has 1; default no weights.
+        calibrate: fit the temperature of the probabilities on the dev rows, once the weights are chosen.
 
     Example:
         >>> from lateprompt.training.settings import RecipeSettings
@@ -133,6 +136,8 @@ class RecipeSettings:
     eval_batch_size: Count = 64
     precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
     seed: Seed = 42
+    class_weight: Annotated[str, OneOf((BALANCED,))] | dict[str, Annotated[float, Ge(0)]] | None = None
+    calibrate: bool = True
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""

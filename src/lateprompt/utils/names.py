@@ -9,5 +9,7 @@ POOLINGS = ("cls", "mean", "last")
 LOSSES = ("vocabulary", "labels")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("fp32", "bf16")
+BALANCED = "balanced"
+"""Class weights in inverse proportion to how often a class occurs."""
 READ_ONLY = "read-"
 """Begins the names of methods with a read-only prompt: the text never sees it (docs/read-only.md)."""

@@ -24,6 +24,8 @@ from lateprompt.utils.validation import Count, OneOf, Seed, checked
 
 FULL = "full"
 Shots = Count | Annotated[str, OneOf((FULL,))]
+_SAYS_NOTHING = (("recipe", "paper"), ("class_weight", None), ("calibrate", True))
+"""Recipe settings that are what all runs had before there was a choice."""
 OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
 
@@ -226,8 +228,8 @@ class RunSpec:
             "data": data,
             "files": [_file_digest(path) for path in (self.data.train, *self.data.test)],
             "task": _file_digest(str(self.data.task)) if Path(str(self.data.task)).is_file() else self.data.task,
-            # Left out where it says nothing: results of before there was a choice are found again.
-            "recipe": {k: v for k, v in earlier_settings(asdict(self.recipe)).items() if (k, v) != ("recipe", "paper")},
+            # Left out where they say nothing: results of before there was a choice are found again.
+            "recipe": {k: v for k, v in earlier_settings(asdict(self.recipe)).items() if (k, v) not in _SAYS_NOTHING},
             "states_dtype": self.states.states_dtype,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -96,7 +96,7 @@ def _value(kind: type, name: str, value: Any, what: str) -> Any:
 
 def _setting(kind: type, name: str, value: Any, what: str) -> Any:
     """A setting's value."""
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, (list, tuple, dict)) and not (name == "class_weight" and isinstance(value, dict)):
         raise LatePromptError(
             f"{what} has {name} {value!r}; give one value (several to choose from go into search: grid:)"
         )

@@ -16,15 +16,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lateprompt.experiments.compare.plan import RunSpec
 from lateprompt.runs.data import TEST
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE
 from lateprompt.runs.train import check_run, train_model
-from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.metrics import compute_metrics, primary_metric
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import write_json, write_lines
@@ -50,6 +48,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
         "status": "done",
         "error": "",
         "prompt_layer": pipeline.tuned.settings.prompt_layer,
+        "calibration": pipeline.calibrated.get("calibration"),
         "versions": versions(),
     }
     write_lines(folder / HISTORY_FILE, pipeline.result.history)
@@ -64,10 +63,10 @@ def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
         scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
         values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
-        probabilities, labels = softmax(scores), tuned.task.labels
+        values[path] |= tuned.calibration.errors(scores, feed.labels)
+        probabilities, labels = tuned.calibration.probabilities(scores), tuned.task.labels
         lines = []
-        for row, scored in zip(rows, probabilities, strict=True):
-            best = int(np.argmax(scored))
+        for row, scored, best in zip(rows, probabilities, scores.argmax(1).tolist(), strict=True):
             pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
             found = {"label": row.label, "prediction": labels[best], "probability": round(float(scored[best]), 6)}
             lines.append({"text": row.text, **pair, **found})

@@ -2,5 +2,6 @@
 
 from lateprompt.predictors.outputs.columns import Survey
 from lateprompt.predictors.outputs.file import PredictionFile, check_existing
+from lateprompt.predictors.outputs.mistakes import write_mistakes
 
-__all__ = ["PredictionFile", "Survey", "check_existing"]
+__all__ = ["PredictionFile", "Survey", "check_existing", "write_mistakes"]

@@ -13,6 +13,8 @@ from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json
 
 Line = dict[str, Any]
+MISTAKES = ("expected", "prediction", "score")
+"""Our columns in a file of mistakes."""
 
 
 class Survey:
@@ -55,6 +57,8 @@ class Columns:
         flat: for tables: one column for each label (`score_<label>`, of several runs `score_<task>_<label>`), and an
             `error` column that every row has.
         embeddings: whether there is a column `embedding`.
+        mistakes: whether the rows are mistakes: ours are then `expected` (the row's own label), `prediction` and its
+            `score`.
 
     Attributes:
         own: our columns, in their order.
@@ -68,8 +72,9 @@ class Columns:
         errors: bool,
         flat: bool,
         embeddings: bool = False,
+        mistakes: bool = False,
     ) -> None:
-        self.flat = flat
+        self.flat, self.mistakes = flat, mistakes
         self.tasks = labels if isinstance(labels, Mapping) else None
         self.labels: Sequence[str] = () if labels is None or isinstance(labels, Mapping) else labels
         names = ["prediction"] if self.tasks is None else list(self.tasks)
@@ -78,7 +83,7 @@ class Columns:
             scores = [f"score_{label}" for label in self.labels]
             scores += [_score(task, label) for task, own in (self.tasks or {}).items() for label in own]
         more = [*scores, *(["embedding"] if embeddings else []), *(["error"] if errors else [])]
-        self.own = [*names, *more]
+        self.own = list(MISTAKES) if mistakes else [*names, *more]
         twice = next((name for name in self.own if self.own.count(name) > 1), None)
         if twice is not None:
             raise LatePromptError(
@@ -92,7 +97,10 @@ class Columns:
         line = dict(prediction.source)
         if not self._taken.isdisjoint(line):
             line = {self.named(name, line): value for name, value in line.items()}
-        if self.tasks is not None:
+        if self.mistakes:
+            score = (prediction.scores or {}).get(prediction.prediction or "")
+            line.update(zip(MISTAKES, (prediction.expected, prediction.prediction, score), strict=True))
+        elif self.tasks is not None:
             self._add_tasks(line, prediction)
         else:
             self._add_one(line, prediction)

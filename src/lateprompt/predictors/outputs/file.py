@@ -53,6 +53,7 @@ class PredictionFile:
         survey: the columns of all rows, where they are known before; else a table has those of the first rows.
         overwrite: replace a file that is none of predictions.
         embeddings: whether there is a column `embedding`.
+        mistakes: whether the rows are mistakes, see `Columns`.
 
     Raises:
         LatePromptError: a place that cannot be written, a full disk, or a table whose columns change on the way.
@@ -76,12 +77,13 @@ class PredictionFile:
         survey: Survey | None = None,
         overwrite: bool = False,
         embeddings: bool = False,
+        mistakes: bool = False,
     ) -> None:
         self.name = str(path)
         self.format = format_of(self.name)
         tasks = labels if isinstance(labels, Mapping) else ()
         check_existing(self.name, overwrite=overwrite, tasks=tuple(tasks))
-        self.columns = Columns(labels, errors=errors, flat=self.format.table, embeddings=embeddings)
+        self.columns = Columns(labels, errors=errors, flat=self.format.table, embeddings=embeddings, mistakes=mistakes)
         self.survey = survey
         self.errors = 0
         self.left = ""

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from lateprompt.predictors.outputs.columns import MISTAKES
 from lateprompt.utils.errors import LatePromptError
 
 Kind = Literal["json", "csv", "tsv", "parquet"]
@@ -65,13 +66,15 @@ def format_of(name: str) -> Format:
 def is_prediction_file(path: Path, tasks: Sequence[str] = ()) -> bool:
     """Whether the first row of a file ends with the columns that we write: `prediction`, then scores and errors.
 
-    Of several runs, their `tasks` stand for `prediction`.
+    A file of mistakes is one of ours too. Of several runs, their `tasks` stand for `prediction`.
     """
     try:
         form = format_of(path.name)
         names = _parquet_names(path) if form.kind == "parquet" else _names(_first_line(path, form), form)
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, RecursionError):  # whatever it is, it is not ours
         return False
+    if not tasks and tuple(names[-len(MISTAKES) :]) == MISTAKES:
+        return True
     own = list(tasks) or ["prediction"]
     start = next((i for i in range(len(names)) if list(names[i : i + len(own)]) == own), None)
     if start is None:

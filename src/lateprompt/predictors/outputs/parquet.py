@@ -103,7 +103,8 @@ class ParquetSink:
 
     def _own_types(self) -> Mapping[str, Any]:
         text, number = self._arrow.string(), self._arrow.float64()
-        return {name: number if name.startswith("score_") else text for name in self._columns.own}
+        alone = {"score"} if self._columns.mistakes else set()
+        return {name: number if name.startswith("score_") or name in alone else text for name in self._columns.own}
 
     def _type(self, kinds: set[type], values: Sequence[Any]) -> Any:
         """One type for a column: that of its values where they are alike, text where they are not."""
