@@ -301,7 +301,10 @@ def test_bad_sample_weights(weights, message, headless):
     [
         ("even", "class_weight 'even' is unknown; give None, 'balanced'"),
         ([1, 2], "unknown; give None"),
-        ({"neutral": 2}, "class_weight has label 'neutral', which y has not; known are negative, positive"),
+        (
+            {"neutral": 2},
+            "class_weight has label 'neutral', which the task does not have; known are negative, positive",
+        ),
         ({"negative": -1}, "class_weight of 'negative' is -1"),
         ({"negative": float("inf")}, "of 'negative' is inf"),
         ({"negative": "2"}, "of 'negative' is '2'"),

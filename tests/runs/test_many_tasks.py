@@ -199,8 +199,8 @@ def test_texts_are_computed_once(files, tmp_path, monkeypatch):
     )
     _, measured = train_tasks(model, files, COLUMNS, RECIPE, None, states)
     assert measured["trunk_fill_seconds"] == 0.0
-    # Six steps, two evaluations of the dev rows and one of the test rows.
-    assert len(passes) == 9
+    # Six steps, two evaluations of the dev rows and one for their temperature, and one of the test rows.
+    assert len(passes) == 10
     assert all(len(names) == 3 for names in passes)
 
 
@@ -406,3 +406,21 @@ def test_other_models_and_pairs(kind, request, tmp_path):
     )
     train_tasks(model, data, ["topic"], RECIPE, tmp_path / "one", states)
     assert difference(weights(tmp_path / "alone"), weights(tmp_path / "one" / "topic")) < 1e-5
+
+
+def test_class_weights_and_temperatures_are_those_of_runs_of_their_own(files, no_dropout, tmp_path):
+    recipe = replace(RECIPE, class_weight="balanced")
+    model = settings(no_dropout)
+    data = replace(files, test=[])
+    tuned, measured = train_tasks(model, data, ["mood", "topic"], recipe, None, OFF)
+    own = replace(data, label_column="topic")
+    alone, metrics = train_run(settings(no_dropout), own, recipe, None, states=OFF)
+    assert measured["tasks"]["topic"]["calibration"] == pytest.approx(metrics["calibration"], rel=1e-3)
+    assert metrics["calibration"]["rows"] == 18
+    rows = [Row(str(row["text"])) for row in made(6, 300)]
+    together = [[*answer["topic"]["scores"].values()] for answer in tuned.classify(rows)]
+    np.testing.assert_allclose(together, alone.probabilities(rows), rtol=2e-3)
+    unweighted, _ = train_run(settings(no_dropout), own, RECIPE, None, states=OFF)
+    assert not np.allclose(together, unweighted.probabilities(rows), rtol=2e-3)
+    with pytest.raises(LatePromptError, match="one task's labels; give balanced"):
+        train_tasks(model, data, ["mood"], replace(RECIPE, class_weight={"good": 2}), None, OFF)

@@ -19,7 +19,7 @@ from lateprompt.training.loop import fit
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 
-STAGES = ["build", "encode", "cache_states", "free_weights", "fit", "evaluate"]
+STAGES = ["build", "encode", "cache_states", "free_weights", "fit", "calibrate", "evaluate"]
 TASK = default_task(["negative", "positive"], pair=False)
 CLOCKS = {"train_seconds", "tokens_per_second", "trunk_fill_seconds", "peak_memory_bytes"}
 
@@ -79,6 +79,8 @@ def test_each_stage_leaves_what_the_next_one_needs(masked_lm, tmp_path):
     assert sum(value.numel() for value in one.tuned.model.parameters()) < before
     one.fit()
     assert [entry["step"] for entry in one.result.history] == [2, 4]
+    one.calibrate()
+    assert one.calibrated["calibration"]["rows"] == 12
     assert one.evaluate()["accuracy"] == one.result.metrics["accuracy"]
     again = pipeline(masked_lm, tmp_path)
     assert numbers(again.run()) == numbers(one.metrics)

@@ -44,7 +44,9 @@ def class_weights(
     for label, weight in class_weight.items():
         name = label_name(label)
         if name not in known:
-            raise LatePromptError(f"class_weight has label {label!r}, which y has not; known are {', '.join(known)}")
+            raise LatePromptError(
+                f"class_weight has label {label!r}, which the task does not have; known are {', '.join(known)}"
+            )
         if name in by_name:
             raise LatePromptError(f"class_weight has label {name!r} twice; give each label one weight")
         good = isinstance(weight, Number) and not isinstance(weight, bool | complex)
