@@ -164,7 +164,7 @@ def test_the_most_confident_mistakes_come_first(
 ) -> None:
     import pandas as pd
 
-    file, rows = labelled
+    file, _ = labelled
     place = tmp_path / f"errors{suffix}"
     for _ in range(2):  # its own file is replaced
         assert main(["evaluate", str(run), "--data", file, "--errors", str(place)]) == 0
