@@ -65,7 +65,7 @@ class Pipeline:
         ...     RecipeSettings(max_steps=2),
         ... )
         >>> sorted(pipeline.run())[:2]
-        ['accuracy', 'dev_rows']
+        ['accuracy', 'calibration']
     """
 
     model: ModelSettings
