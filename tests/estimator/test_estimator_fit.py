@@ -401,12 +401,12 @@ def test_a_folder_of_an_older_version_loads(fitted, tmp_path):
     assert (loaded.method, loaded.generator) == ("npg", "npg")
     assert loaded.set_params(method="fixed").fit(TEXTS, LABELS).classifier_.settings.method == "fixed"
     state = fitted.__getstate__()
-    for name in ("method", "class_weight", "eval_every", "patience", "_device"):
+    for name in ("method", "class_weight", "eval_every", "patience", "calibrate", "_device"):
         del state[name]
     state["generator"] = "mppg"
     older = LatePromptClassifier.__new__(LatePromptClassifier)
     older.__setstate__(state)
-    assert (older.method, older.class_weight) == ("mppg", None)
+    assert (older.method, older.class_weight, older.calibrate) == ("mppg", None, True)
     np.testing.assert_array_equal(older.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
 
 

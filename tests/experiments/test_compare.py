@@ -385,3 +385,15 @@ def test_read_only_methods_in_a_plan(headless, folder, tmp_path):
         plan_of(tmp_path, headless, folder, methods=[{"method": "lora", "read_only": True}])
     with pytest.raises(ValueError, match="read_only 'yes'; give true or false"):
         plan_of(tmp_path, headless, folder, methods=[{"method": "npg", "read_only": "yes"}])
+
+
+def test_class_weights_are_part_of_a_run_and_their_absence_is_not(headless, folder, tmp_path, monkeypatch):
+    recipe = {"max_steps": 4, "class_weight": {"positive": 2}}
+    weighted = plan_of(tmp_path, headless, folder, recipe=recipe).runs()[0]
+    assert weighted.recipe.class_weight == {"positive": 2.0}
+    plain = plan_of(tmp_path, headless, folder, recipe={"max_steps": 4}).runs()[0]
+    assert plain.key != weighted.key
+    hashed = []
+    monkeypatch.setattr(json, "dumps", lambda what, **more: hashed.append(what) or "")
+    assert plain.key
+    assert not {"class_weight", "calibrate"} & set(hashed[0]["recipe"])

@@ -172,6 +172,7 @@ def unpickled_state(state: dict[str, Any], parameters: Iterable[str]) -> dict[st
     files, device = state.get(_FILES), state.get(_DEVICE, state.get("device"))
     known: dict[str, Any] = dict.fromkeys(parameters)
     known |= {"method": state.get("generator") or "npg", "recipe": "auto"}  # generator was its only name once
+    known |= {"read_only": False, "calibrate": True}  # what an older version's pickle does not have
     given = {name: value for name, value in state.items() if name not in (_FILES, _DEVICE)}
     found = {**known, **todays_settings(given, known)}
     if files is not None:
