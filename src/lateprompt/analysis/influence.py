@@ -111,9 +111,7 @@ def permutation_influence(
     return output_change(own_scores(readout, batches, batch_size=batch_size), changed), changed
 
 
-def removal_influence(
-    readout: Readout, batches: Batches, *, batch_size: int = BATCH_SIZE
-) -> tuple[Change, np.ndarray]:
+def removal_influence(readout: Readout, batches: Batches, *, batch_size: int = BATCH_SIZE) -> tuple[Change, np.ndarray]:
     """Take the prompt away, as `scores_without` says; how far the output moves, and the scores (rows, labels) after it.
 
     Args:

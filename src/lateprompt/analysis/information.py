@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lateprompt.analysis.prompts import BATCH_SIZE, _passes, prompt_of_layer
+from lateprompt.analysis.prompts import BATCH_SIZE, passes, prompt_of_layer
 from lateprompt.backbone.late_pass import mean_state
 from lateprompt.data.batches import Batches
 from lateprompt.readouts import Readout
@@ -130,7 +130,7 @@ def usable_information(
 
 def _mixed(probabilities: np.ndarray, rows: int) -> np.ndarray:
     share = 1 / (rows + 1)
-    return (1 - share) * probabilities + share / probabilities.shape[1]
+    return (1 - share) * probabilities + share / probabilities.shape[1]  # type: ignore[no-any-return]
 
 
 def _choose(features: np.ndarray, labels: np.ndarray, classes: int, strengths: Sequence[float], seed: int) -> float:
@@ -192,7 +192,7 @@ def frozen_states(readout: Readout, batches: Batches, *, batch_size: int = BATCH
     layer = readout.layer
     kept = _Kept(len(batches))
     with torch.no_grad():
-        for rows, batch in _passes(readout, batches, batch_size):
+        for rows, batch in passes(readout, batches, batch_size):
             anchor = readout.anchor(batch)
             text = layer.frozen_text(0, whole=True, **batch.backbone_inputs(), anchor=anchor)
             assert text.last is not None
@@ -221,7 +221,7 @@ def prompted_states(readout: Readout, batches: Batches, *, batch_size: int = BAT
     top = layer.num_layers
     extra: dict[str, Any] = {"use_cache": False} if layer.family.causal else {}
     with torch.no_grad():
-        for rows, batch in _passes(readout, batches, batch_size):
+        for rows, batch in passes(readout, batches, batch_size):
             anchor = readout.anchor(batch)
             if slot.read_only:
                 read = layer.read_call(name, **batch.backbone_inputs(), anchor=anchor)

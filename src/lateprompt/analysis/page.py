@@ -69,7 +69,14 @@ def write_instances(folder: AnalysisFolder, plane: Plane, examples: Sequence[Exa
     results = folder.results
     table = DataTable(
         "Where the variance lies",
-        ("Vectors", "Differ by instance", "Explained by class", "The same, adjusted", "Nearest of same class", "By chance"),
+        (
+            "Vectors",
+            "Differ by instance",
+            "Explained by class",
+            "The same, adjusted",
+            "Nearest of same class",
+            "By chance",
+        ),
         [
             (
                 row["vectors"],
@@ -97,8 +104,7 @@ def write_instances(folder: AnalysisFolder, plane: Plane, examples: Sequence[Exa
             for example in examples
         ]
         sections.append(Section("neighbours", "Nearest training texts by prompt", blocks))
-    tables, files = _write(folder, sections)
-    return [table], files
+    return [table], _write(folder, sections)[1]
 
 
 _INSTANCES_NOTE = (
@@ -111,9 +117,10 @@ _INSTANCES_NOTE = (
 
 def _check_installed() -> None:
     try:
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-    except ImportError:
+        from lateprompt.experiments.report import page  # noqa: F401
+    except ImportError as error:
+        if error.name not in ("matplotlib", "pandas", "scipy"):
+            raise
         raise LatePromptError(
             "the figures of an analysis need matplotlib and pandas: pip install 'lateprompt[experiments]'"
         ) from None
@@ -186,7 +193,9 @@ def _layers(results: Sequence[Mapping[str, Any]]) -> list[Section]:
                 Figure("Seconds of training.", _chart("seconds by layer", "training, s", seconds)),
             ],
         ),
-        Section("runs", "All layers", [DataTable("Score and time by prompt layer", headers, rows, "numbers"), _note(note)]),
+        Section(
+            "runs", "All layers", [DataTable("Score and time by prompt layer", headers, rows, "numbers"), _note(note)]
+        ),
     ]
 
 
@@ -231,6 +240,7 @@ def _influence(results: Sequence[Mapping[str, Any]]) -> list[Section]:
         for (method, layer), own in flat.groupby(["method", "layer"], sort=False)
     ]
     return [
+        *_layers(results),  # each run has been trained, and scored, as there
         Section(
             "gradient",
             "Propagation: the gradient that reaches the prompt",
@@ -260,9 +270,9 @@ def _influence(results: Sequence[Mapping[str, Any]]) -> list[Section]:
                 ),
                 DataTable("By prompt layer", ("Method", "Layer", *map(str.strip, columns)), rows, "numbers"),
                 _note(
-                    "Gradients are those of the loss of dev rows, without dropout. Removing leaves what else was trained "
-                    "(head, tuner); of a read-only prompt it leaves the state that it starts from. The dev rows chose "
-                    "the weights."
+                    "Gradients are those of the loss of dev rows, without dropout. Removing leaves what else was "
+                    "trained (head, tuner); of a read-only prompt it leaves the state that it starts from. The dev "
+                    "rows chose the weights."
                 ),
             ],
         ),
@@ -295,9 +305,9 @@ def _information(results: Sequence[Mapping[str, Any]]) -> list[Section]:
     ]
     note = (
         f"Usable information of regularised logistic regression (Xu et al., 2020), measured on "
-        f"{int(frame['heldout_rows'].min()):,} dev rows: between 0 and the label's own {entropy:.2f} bits; the standard "
-        "error is that of the dev rows, the mean over seeds. An estimate below 0 means that the probe did worse than "
-        "the labels' shares. Layer 0 is the embeddings; the last layer's states are behind the final norm."
+        f"{int(frame['heldout_rows'].min()):,} dev rows: between 0 and the label's own {entropy:.2f} bits; the "
+        "standard error is that of the dev rows, the mean over seeds. An estimate below 0 means that the probe did "
+        "worse than the labels' shares. Layer 0 is the embeddings; the last layer's states are behind the final norm."
     )
     return [
         Section(
@@ -313,7 +323,10 @@ def _information(results: Sequence[Mapping[str, Any]]) -> list[Section]:
                     _chart("probe accuracy by layer", "probe accuracy, %", accuracy, ".1f", "layer"),
                 ),
                 DataTable(
-                    "By layer", ("States", "Layer", "Bits ± s. e.", "H(Y|X), bits", "Accuracy, %", "Seeds"), rows, "numbers"
+                    "By layer",
+                    ("States", "Layer", "Bits ± s. e.", "H(Y|X), bits", "Accuracy, %", "Seeds"),
+                    rows,
+                    "numbers",
                 ),
                 _note(note),
             ],

@@ -74,9 +74,7 @@ def prompts_of(readout: Readout, batches: Batches, *, batch_size: int = BATCH_SI
     return np.stack([found[row] for row in range(len(batches))])
 
 
-def scores_with(
-    readout: Readout, batches: Batches, prompts: np.ndarray, *, batch_size: int = BATCH_SIZE
-) -> np.ndarray:
+def scores_with(readout: Readout, batches: Batches, prompts: np.ndarray, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
     """Return the label scores (rows, labels) that the model gives with other prompts in the place of its own.
 
     Args:
@@ -149,7 +147,7 @@ class PromptGradients:
 
         Norms of states grow with the layers, so that gradients of different layers compare in this unit only.
         """
-        return self.norms * self.state_norms
+        return self.norms * self.state_norms  # type: ignore[no-any-return]
 
 
 def prompt_gradients(readout: Readout, batches: Batches, *, batch_size: int = BATCH_SIZE) -> PromptGradients:
@@ -167,7 +165,7 @@ def prompt_gradients(readout: Readout, batches: Batches, *, batch_size: int = BA
     """
     if (batches.labels < 0).any():
         raise LatePromptError("gradients need rows with labels that the task has; leave out the others")
-    _, generator, slot = prompt_of_layer(readout.layer)
+    _, generator, _ = prompt_of_layer(readout.layer)
     norms, state_norms = np.zeros(len(batches)), np.zeros(len(batches))
     held: dict[str, Any] = {}
 
@@ -178,7 +176,7 @@ def prompt_gradients(readout: Readout, batches: Batches, *, batch_size: int = BA
         return held["prompt"]  # type: ignore[no-any-return]
 
     with _hooked(generator, watch):
-        for rows, batch in _passes(readout, batches, batch_size):
+        for rows, batch in passes(readout, batches, batch_size):
             with torch.enable_grad():
                 loss = readout.loss(replace(batch, weights=None)) * len(rows)  # the sum of the rows' own losses
             _check_rows(held["prompt"], rows)
@@ -209,7 +207,7 @@ def _scores(readout: Readout, batches: Batches, change: Change | None, batch_siz
         _, generator, slot = prompt_of_layer(readout.layer)
         hooks = [(generator, hook)]
     with _all_hooked(hooks), torch.no_grad():
-        for rows, batch in _passes(readout, batches, batch_size):
+        for rows, batch in passes(readout, batches, batch_size):
             current["pass"] = rows, batch
             parts.append((rows, readout.scores(batch).float().cpu().numpy()))
     scores = np.empty((len(batches), parts[0][1].shape[1]), dtype=np.float32)
@@ -218,8 +216,8 @@ def _scores(readout: Readout, batches: Batches, change: Change | None, batch_siz
     return scores
 
 
-def _passes(readout: Readout, batches: Batches, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Row numbers and batch of each pass over the rows; the model is in eval mode meanwhile."""
+def passes(readout: Readout, batches: Batches, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield row numbers and batch of each pass over the rows; the model is in eval mode meanwhile."""
     if not len(batches):
         raise LatePromptError("there are no rows to analyse; give some")
     layer = readout.layer
@@ -229,8 +227,7 @@ def _passes(readout: Readout, batches: Batches, batch_size: int) -> Iterator[tup
     try:
         order = sorted_batches(batches.lengths, batch_size)
         for rows, batch in zip(order, batches.batches(order), strict=True):
-            with layer.kernels():
-                yield rows, batch.to(device)
+            yield rows, batch.to(device)
     finally:
         layer.train(was_training)
 

@@ -160,7 +160,9 @@ def _rows(
     known = set(tuned.task.labels)
     rows, train_rows = ([row for row in part if row.label in known] for part in (rows, train_rows))
     if len(rows) < 2 or not train_rows:
-        raise LatePromptError(f"{len(rows)} rows have a label of the task, {len(train_rows)} to compare with; give more")
+        raise LatePromptError(
+            f"{len(rows)} rows have a label of the task, {len(train_rows)} to compare with; give more"
+        )
     return train_rows, rows
 
 

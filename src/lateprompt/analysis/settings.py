@@ -70,7 +70,7 @@ class StudySettings:
         return replace(self.model, method=method, prompt_layer=layer)
 
     def asked(self) -> dict[str, Any]:
-        """Return what all results of a folder share: all but methods, layers, seeds, and what results don't depend on."""
+        """Return what all results of a folder share: not methods, layers and seeds, nor what no result depends on."""
         model = {k: v for k, v in asdict(self.model).items() if k not in ("method", "prompt_layer", "device")}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("seed", "eval_batch_size")}
         return {**model, **asdict(self.data), **recipe}

@@ -229,4 +229,3 @@ def _measured(
             low, high = found.interval
             rows.append({**facts, "pooling": pooling, "layer": layer, **asdict(found), "interval": [low, high]})
     return rows
-

@@ -105,13 +105,13 @@ class Chart:
     def file(self, kind: str) -> bytes:
         """The figure as `pdf`, `svg` or `png`, for papers."""
         content = io.BytesIO()
-        metadata: dict[str, Any] = {
+        by_kind: dict[str, dict[str, Any]] = {
             "pdf": {"Creator": MAKER, "CreationDate": None},
             "svg": {"Creator": MAKER, "Date": None},
             "png": {"Software": MAKER},
-        }[kind]
+        }
         with _style(self.title):
-            self.draw(self.width).savefig(content, format=kind, dpi=300, facecolor="white", metadata=metadata)
+            self.draw(self.width).savefig(content, format=kind, dpi=300, facecolor="white", metadata=by_kind[kind])
         return content.getvalue()
 
 
@@ -390,7 +390,7 @@ def _frame(
 
 
 def _scale_y(axes: Axes, values: np.ndarray, margin: float, least: float = 0.4) -> None:
-    """A range that leaves a share of its height free around the values, `least` at least, and round numbers within it."""
+    """A range with round numbers in it that leaves a share of its height free around the values, or `least`."""
     free = max(margin * (values.max() - values.min()), least)
     axes.set_ylim(values.min() - free, values.max() + free)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
