@@ -142,7 +142,7 @@ def _rows(
 ) -> tuple[list[Row], Sequence[Row]]:
     """The rows to find neighbours in, and those to look at; only labels that the task has."""
     given = {
-        name: None if path is None else read_rows(path, task=tuned.task, columns=tuned.task.columns)
+        name: None if path is None else read_rows(path, task=tuned.task, any_label=True)
         for name, path in (("data", data), ("train", train))
     }
     rows, train_rows = given["data"], given["train"]

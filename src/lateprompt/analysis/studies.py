@@ -204,7 +204,9 @@ def _prompted(settings: StudySettings, rows: Rows, method: str, layer: int, seed
     pipeline = prepared(settings, rows, method, layer, seed)
     scored = _fit(pipeline)
     readout, size = pipeline.tuned.readout, pipeline.recipe.eval_batch_size
-    parts = [pipeline.batches[TRAIN], pipeline.batches[DEV]]
+    # A short training has not reached all rows, and only those that it does have states by now.
+    wanted = [(part, np.arange(len(part))) for part in (pipeline.batches[TRAIN], pipeline.batches[DEV])]
+    parts, _ = pipeline.tuned.cached(wanted, settings.states, quiet=settings.quiet)
     train, heldout = (prompted_states(readout, part, batch_size=size) for part in parts)
     facts = {
         "states": PROMPTED,

@@ -192,7 +192,7 @@ def line_chart(
                 min(min(line.index) for line in lines.values()) - 0.1,
                 max(max(line.index) for line in lines.values()) + 0.1,
             )
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         elif categories:
             axes.set_xlim(-0.15, len(categories) - 0.92)
             axes.set_xticks(range(len(categories)), categories)
