@@ -147,3 +147,19 @@ def test_a_broken_line_of_results_is_named(tmp_path):
         results.write("{half")
     with pytest.raises(LatePromptError, match="line 2"):
         AnalysisFolder(tmp_path / "own", "layers", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "analyze needs one of layers, influence, information, instances behind it"),
+        (["layer"], "did you mean 'layers'?"),
+        (["layers", "--model", "m"], "--train, --output are needed; lateprompt analyze layers --help shows all options"),
+        (["instances"], "RUN, --output are needed"),
+    ],
+)
+def test_words_that_are_missing_are_named(words, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", *words])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err

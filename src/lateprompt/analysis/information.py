@@ -134,7 +134,7 @@ def _mixed(probabilities: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _choose(features: np.ndarray, labels: np.ndarray, classes: int, strengths: Sequence[float], seed: int) -> float:
-    """The strength with the least cross-entropy over folds of the training rows."""
+    """From the strongest penalty on, the last one before the cross-entropy over folds of the training rows rises."""
     n = len(labels)
     if len(strengths) == 1 or n < 2 * FOLDS:
         return strengths[0]
@@ -143,15 +143,17 @@ def _choose(features: np.ndarray, labels: np.ndarray, classes: int, strengths: S
     order = order[np.argsort(labels[order], kind="stable")]
     fold = np.empty(n, dtype=np.int64)
     fold[order] = np.arange(n) % FOLDS
-    losses = []
-    for strength in strengths:
+    best, least = strengths[0], math.inf
+    for strength in sorted(strengths):
         total = 0.0
         for part in range(FOLDS):
             kept, left = fold != part, fold == part
             found = _mixed(_probe(features[kept], labels[kept], features[left], classes, strength), int(kept.sum()))
             total -= float(np.log2(found[np.arange(int(left.sum())), labels[left]]).sum())
-        losses.append(total)
-    return strengths[int(np.argmin(losses))]
+        if total > least:  # weaker penalties overfit more still, and take longest to fit
+            break
+        best, least = strength, total
+    return best
 
 
 def _probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, classes: int, strength: float) -> np.ndarray:

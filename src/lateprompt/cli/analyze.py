@@ -27,7 +27,6 @@ def add_analyze(parser: Parser) -> None:
     kinds = parser.add_subcommands(dest="what", required=True)
     for name, text in _KINDS.items():
         own = type(parser)(description=text)
-        own.allow_abbrev = False
         own.add_argument("--config", action="config", help="YAML file with any of these settings")
         if name == "instances":
             _add_instances(own)
