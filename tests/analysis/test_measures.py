@@ -63,6 +63,13 @@ def test_a_rows_own_prompt_changes_nothing_and_anothers_does(settings, pooling):
         assert np.abs(scores_with(readout, alone, prompts[[other]]) - scores[row]).max() < 1e-5
 
 
+@pytest.mark.parametrize("start", ["mean", "anchor"])
+def test_a_prompt_holds_what_it_starts_from(start):
+    readout = readout_of(pooling="last", read_only=True, prompt_start=start, num_prompt_tokens=1, zero_init=True)
+    states = frozen_states(readout, rows_of("bert"))
+    assert np.allclose(prompts_of(readout, rows_of("bert"))[:, 0], states[start][2], atol=1e-5)
+
+
 def test_prompts_that_are_the_same_for_all_rows_can_be_permuted():
     readout = readout_of(generator="fixed")
     moved, _ = permutation_influence(readout, rows_of("bert"))
