@@ -154,7 +154,10 @@ def test_a_broken_line_of_results_is_named(tmp_path):
     [
         ([], "analyze needs one of layers, influence, information, instances behind it"),
         (["layer"], "did you mean 'layers'?"),
-        (["layers", "--model", "m"], "--train, --output are needed; lateprompt analyze layers --help shows all options"),
+        (
+            ["layers", "--model", "m"],
+            "--train, --output are needed; lateprompt analyze layers --help shows all options",
+        ),
         (["instances"], "RUN, --output are needed"),
     ],
 )

@@ -95,7 +95,7 @@ def usable_information(
         >>> told = usable_information(labels[:200, None] * 2.0 - 1, labels[:200], labels[200:, None] * 2.0 - 1,
         ...     labels[200:], strengths=(1.0, 1000.0))
         >>> round(told.bits, 2), round(told.label_entropy, 2), told.accuracy  # two labels alike often: 1 bit
-        (0.99, 1.0, 1.0)
+        (1.0, 1.0, 1.0)
     """
     for rows, own in ((features, labels), (heldout_features, heldout_labels)):
         if not len(own) or len(rows) != len(own) or rows.ndim != 2:
