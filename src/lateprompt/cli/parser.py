@@ -215,6 +215,7 @@ class Parser(ArgumentParser):
             return f"{self._called} needs one of {', '.join(found[1].split(','))} behind it"
         if found := re.search(r"(?i)arguments are required: (\w+)\.(.*)", message):  # of a subcommand
             names = [name.rpartition(".")[2] for name in found[2].split(", ")]
+            assert self._subcommands_action is not None
             return self._say_needed(names, self._subcommands_action.choices[found[1]], f"{self._called} {found[1]}")
         if found := re.search(r"(?i)arguments are required: (.*)", message):
             return self._say_needed([name.strip() for name in found[1].split(",")], self, self._called)
