@@ -17,13 +17,15 @@ from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
 from lateprompt.runs.answers import MOST_TRAINING_ROWS, calibrate, some_scores, warn_of_one_class
+from lateprompt.runs.cross_validation import OutOfFold, cross_validate, folds_for, wilson_interval
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.runs.saving import write_run
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
-from lateprompt.training.loop import FitResult, fit, rows_needed
+from lateprompt.training.evaluate import measure
+from lateprompt.training.loop import FitResult, fit, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.files import as_json
 
@@ -82,6 +84,7 @@ class Pipeline:
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
     calibrated: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+    out_of_fold: OutOfFold | None = field(init=False, default=None, repr=False)
     metrics: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class Pipeline:
         self.free_weights()
         self.fit()
         self.calibrate()
+        self.cross_validate()
         return self.evaluate()
 
     def build(self) -> None:
@@ -142,6 +146,7 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
+        self._fresh = snapshot(trainable_parameters(self.tuned.model))
         self.result = fit(
             self.tuned.model,
             self.tuned.readout,
@@ -175,6 +180,30 @@ class Pipeline:
         part = self.batches[name]
         return rows_needed(part, self.recipe) if name == TRAIN else np.arange(len(part))
 
+    def cross_validate(self) -> None:
+        """Without dev rows, score the training rows by models that were trained without them (`RecipeSettings.folds`).
+
+        The weights that `fit` left stay as they are.
+        """
+        train = self.batches[TRAIN]
+        folds = folds_for(
+            self.recipe.folds,
+            rows=len(train),
+            dev_rows=len(self.rows.dev),
+            cached=isinstance(train, CachedBatches) and processes().count == 1,
+        )
+        if folds and not isinstance(self.tuned, TextWriter):
+            self.out_of_fold = cross_validate(
+                self.tuned.model,
+                self.tuned.readout,
+                train,
+                self.recipe,
+                self._fresh,
+                folds=folds,
+                device=self.tuned.device,
+                quiet=self.quiet,
+            )
+
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
 
@@ -195,6 +224,7 @@ class Pipeline:
             "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
             "train_rows": len(self.rows.train),
             "dev_rows": len(self.rows.dev),
+            **self.expected(),
             **self.costs(),
             "peak_memory_bytes": peak_memory_bytes(tuned.device),
         }
@@ -219,6 +249,17 @@ class Pipeline:
             "tokens_per_second": self.result.tokens_per_second,
             "trunk_fill_seconds": self.fill_seconds,
         }
+
+    def expected(self) -> dict[str, Any]:
+        """What the scores of rows that a fold was not trained on let one expect: `cross_validation`, if there was."""
+        found, labels = self.out_of_fold, self.batches[TRAIN].labels
+        if found is None:
+            return {}
+        values = measure(found.scores, labels, self.tuned.task.metrics)
+        right = int((found.scores.argmax(1) == labels).sum())
+        interval = list(wilson_interval(right, len(labels)))
+        own = {"folds": found.folds, **values, "accuracy_interval": interval, "seconds": found.seconds}
+        return {"cross_validation": own}
 
     def write_files(self, place: Path) -> None:
         """Write the files of `save` straight into a folder."""

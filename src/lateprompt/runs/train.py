@@ -127,6 +127,7 @@ def train_model(
     pipeline.free_weights()
     pipeline.fit()
     pipeline.calibrate()
+    pipeline.cross_validate()
     return pipeline
 
 
