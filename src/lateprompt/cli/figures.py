@@ -33,7 +33,12 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
 def print_expected(measured: dict[str, Any]) -> None:
     """Say how a run without dev rows was measured."""
     found = measured.get("cross_validation")
-    if found is not None:
+    if "expected_accuracy" in measured:
+        print(
+            f"chosen: {measured['chosen_method']} at layer {measured['chosen_prompt_layer']}; expect an accuracy of "
+            f"{measured['expected_accuracy']:.2f} ({measured['expected_low']:.2f} to {measured['expected_high']:.2f})"
+        )
+    elif found is not None:
         low, high = found["accuracy_interval"]
         print(
             f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect an accuracy of "
@@ -45,6 +50,34 @@ def print_expected(measured: dict[str, Any]) -> None:
             f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end, and not measured; "
             "give --dev, --dev-rows or --folds to know what to expect"
         )
+
+
+def print_search(folder: str) -> None:
+    """What a search has tried, as a table, if the run in a folder comes from one."""
+    from pathlib import Path
+
+    from lateprompt.run_folder.entries import SEARCH_FILE
+    from lateprompt.utils.console import print_table
+
+    path = Path(folder) / SEARCH_FILE
+    if not path.is_file():
+        return
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    print_table(
+        ("method", "layer", "rate", "steps", "score", "seconds", ""),
+        [
+            (
+                line["method"],
+                figure(line["prompt_layer"]),
+                "-" if line["lr"] is None else f"{line['lr']:.2g}",
+                figure(line["steps"]),
+                "-" if line["score"] is None else f"{line['score']:.3f}",
+                f"{line['seconds']:.1f}",
+                "chosen" if line["chosen"] else line["note"] or line["state"],
+            )
+            for line in lines
+        ],
+    )
 
 
 def figure(value: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.cli.arguments import settings_of
-from lateprompt.cli.figures import print_expected, print_metrics
+from lateprompt.cli.figures import print_expected, print_metrics, print_search
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MACHINE = ("dtype", "device", "compile")
 _KEPT = "cached states"
+_SEARCH = "search"
 _MANY = ("label_columns", "multi_label")
 """The options that make it a run of many tasks."""
 
@@ -23,6 +24,7 @@ def add_train(parser: Parser) -> None:
     """Its arguments."""
     from lateprompt.cli.config_files import LABEL_WORDS, class_weight, label_words
     from lateprompt.cli.parser import REQUIRED
+    from lateprompt.search.settings import SearchSettings
     from lateprompt.state_cache.settings import StatesSettings
     from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.settings import ModelSettings, RecipeSettings
@@ -57,6 +59,7 @@ def add_train(parser: Parser) -> None:
         help="what the losses of a class's rows are multiplied with: balanced (the rarer, the more), or a mapping, "
         "label to weight, as in '{bad: 2.5, good: 1}'",
     )
+    parser.add_class_arguments(SearchSettings, as_group=False)
     parser.add_class_arguments(StatesSettings, as_group=False)
     parser.add_argument("--output", type=str, required=True, help="folder of the run")
     parser.add_argument(
@@ -71,11 +74,15 @@ def add_train(parser: Parser) -> None:
             REQUIRED: ("model", "train", "output"),
             "data": ("dev", "test", *_names(DataSettings), *_MANY),
             "method": ("method", "read_only", "set", *method),
+            _SEARCH: _names(SearchSettings),
             "training": (*_names(RecipeSettings), *_MACHINE),
             _KEPT: _names(StatesSettings),
             "output": ("overwrite", "resume", "json", "quiet"),
         },
-        {_KEPT: "What the frozen layers make of a text is computed once, and read again by later epochs and runs."},
+        {
+            _SEARCH: "With --method auto, or --prompt-layer auto, what is best for these rows is found (docs/auto.md).",
+            _KEPT: "What the frozen layers make of a text is computed once, and read again by later epochs and runs.",
+        },
     )
 
 
@@ -87,13 +94,17 @@ def train(args: Namespace) -> None:
     """Run what `add_train` has parsed."""
     from lateprompt.methods import parse_options, read_only_name
     from lateprompt.runs.train import train_run
+    from lateprompt.search.settings import SearchSettings
     from lateprompt.state_cache.settings import StatesSettings
     from lateprompt.training.data_settings import DataSettings
     from lateprompt.training.distributed import processes
     from lateprompt.training.settings import ModelSettings, RecipeSettings
+    from lateprompt.utils.errors import LatePromptError
 
     args.options = parse_options(args.set)
     if args.read_only:
+        if args.method == "auto":
+            raise LatePromptError("method 'auto' tries read-only prompts among others; leave out --read-only")
         args.method = read_only_name(args.method)
     if any(args[name] for name in _MANY):
         _train_tasks(args)
@@ -104,11 +115,14 @@ def train(args: Namespace) -> None:
         settings_of(RecipeSettings, args),
         args.output,
         states=settings_of(StatesSettings, args),
+        search=settings_of(SearchSettings, args),
         overwrite=args.overwrite,
         resume=args.resume,
         quiet=args.quiet or args.json,
     )
     if processes().is_main:
+        if not args.json:
+            print_search(args.output)
         print_metrics({args.output: measured}, as_json=args.json, single=True)
         if not args.json:
             print_expected(measured)
@@ -126,6 +140,8 @@ def _train_tasks(args: Namespace) -> None:
     from lateprompt.utils.console import print_table
     from lateprompt.utils.errors import LatePromptError
 
+    if "auto" in (args.method, args.prompt_layer):
+        raise LatePromptError("a run of many tasks has nothing to search by; give --method and --prompt-layer")
     if args.resume:
         raise LatePromptError("a run of many tasks cannot be resumed; leave out --resume, and give --overwrite")
     _, measured = train_tasks(

@@ -18,13 +18,24 @@ from lateprompt.estimator.inputs import TrainRows, as_eval_set, as_texts, column
 from lateprompt.estimator.parameters import plain_class_weight, settings_of, task_of
 from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
+from lateprompt.runs.searching import find_settings
+from lateprompt.search.settings import SearchSettings, asks_search
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
 
 __all__ = ["LatePromptClassifier", "as_texts"]
 
-_FITTED = ("classifier_", "classes_", "n_features_in_", "feature_names_in_", "recipe_", "history_", "metrics_")
+_FITTED = (
+    "classifier_",
+    "classes_",
+    "n_features_in_",
+    "feature_names_in_",
+    "recipe_",
+    "history_",
+    "metrics_",
+    "search_",
+)
 
 
 @takes_earlier_names
@@ -42,9 +53,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         model: folder or hub id of a pretrained model.
         task: name of a task or a YAML file, whose label names `y` then holds; None: a plain template, labels from `y`.
         method: npg, mppg, appg, atpg, rpg or fixed; `head` trains a linear head on the frozen model; any other
-            method of `lateprompt methods` too: late-lora, npg+late-lora, …
+            method of `lateprompt methods` too: late-lora, npg+late-lora, …; auto: the best of several for these texts.
         options: the method's own options, by name; None: its defaults.
-        prompt_layer: number of layers below the prompt, or a fraction of the depth.
+        prompt_layer: number of layers below the prompt, a fraction of the depth, or auto.
         num_prompt_tokens: number of prompt vectors; None: 5 with a generator, 20 without.
         bottleneck_dim: inner width of the generator.
         readout: masked_lm, causal_lm, head or auto.
@@ -65,6 +76,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         class_weight: None, "balanced", or label to weight: what the losses of a class's rows are multiplied with.
         eval_every: evaluate `eval_set` every so many steps; None: once an epoch.
         patience: stop after so many evaluations of `eval_set` without a better result; None: never.
+        budget, tries: with `method` or `prompt_layer` "auto", how long what is best for the texts is searched: a time
+            such as "2m", or a number of settings, see `SearchSettings`.
         read_only: the late prompt reads the text and is not seen by it: `method="npg"` is then `read-npg`.
         calibrate: with an `eval_set`, fit the temperature of the probabilities on it; predictions stay as they are.
 
@@ -73,7 +86,10 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classifier_: the trained `TextClassifier`.
         recipe_: the recipe it was trained by, the seed in it.
         history_: one entry per evaluation: step, epoch, train_loss, seconds, and the metrics on `eval_set` (dev_…).
-        metrics_: steps, times, trained parameters, the metrics of the weights kept, and how they are calibrated.
+        metrics_: steps, times, trained parameters, the metrics of the weights kept, and how they are calibrated; after a
+            search also what was chosen (`chosen_method`, …) and `expected_accuracy` with its interval, `expected_low` to
+            `expected_high`.
+        search_: what a search has tried, a mapping for each setting; None: there was none.
         n_features_in_: 1 for texts, 2 for pairs.
         feature_names_in_: the columns' names, of a data frame.
 
@@ -134,6 +150,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         patience: int | None = None,
         read_only: bool = False,
         calibrate: bool = True,
+        budget: str | None = None,
+        tries: int | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -169,6 +187,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.patience = patience
         self.read_only = read_only
         self.calibrate = calibrate
+        self.budget = budget
+        self.tries = tries
 
     def set_params(self, **params: Any) -> LatePromptClassifier:
         """Set parameters by name. A fitted model stays as it is until the next `fit`.
@@ -212,6 +232,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         recipe.check()
         states = StatesSettings(str(self.states) if isinstance(self.states, os.PathLike) else self.states)
         states.check(model.trunk_dropout)
+        search = SearchSettings(self.budget, self.tries)
+        search.check(model)
         held_out = as_eval_set(eval_set)
         if recipe.patience is not None and held_out is None:
             raise LatePromptError(
@@ -225,14 +247,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         dev = [] if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
         recipe = replace(recipe, class_weight=plain_class_weight(self.class_weight))
-        pipeline = Pipeline(
-            model,
-            Rows(task, rows.rows(), dev),
-            recipe,
-            states,
-            weights=rows.relative_weights(),
-            quiet=not self.verbose,
-        )
+        given, weights, quiet = Rows(task, rows.rows(), dev), rows.relative_weights(), not self.verbose
+        found = None
+        if asks_search(model):
+            found = find_settings(model, given, recipe, states, search, weights=weights, quiet=quiet)
+            model, recipe = found.model, found.recipe
+        pipeline = Pipeline(model, given, recipe, states, weights=weights, quiet=quiet, found=found)
         pipeline.build()
         pipeline.encode()
         pipeline.cache_states()
@@ -252,7 +272,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
                 "train_rows": len(rows.texts),
                 **pipeline.expected(),
                 **pipeline.costs(),
+                **({} if found is None else found.metrics()),
             },
+            "search_": None if found is None else found.records,
         }
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}

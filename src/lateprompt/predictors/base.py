@@ -162,8 +162,16 @@ class TunedModel:
     # -- its life ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, settings: ModelSettings, task: AnyTask, *, seed: int) -> Self:
+    def build(
+        cls, settings: ModelSettings, task: AnyTask, *, seed: int, base: Any = None, tokenizer: Any = None
+    ) -> Self:
         """A model with a fresh adapter, initialised from `seed`.
+
+        Args:
+            settings: what is built.
+            task: what is asked.
+            seed: seed of the adapter's weights.
+            base, tokenizer: the pretrained model, which is changed, and its tokenizer, where they are loaded already.
 
         Raises:
             LatePromptError: a setting, model, task or label word that cannot be; nothing is left behind.
@@ -179,11 +187,14 @@ class TunedModel:
         if readout == "head":
             extra["head_labels"] = len(task.labels)
         adapter = adapter_config(settings, extra)
-        tokenizer = load_tokenizer(settings.model)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(settings.model)
         # What does not fit the tokenizer is found before weights are loaded.
         cls.make_encoder(tokenizer, task, settings, settings.max_length)
-        base = load_base(settings.model, readout, dtype=settings.dtype)
-        found = model_fingerprint(base)
+        found = None
+        if base is None:
+            base = load_base(settings.model, readout, dtype=settings.dtype)
+            found = model_fingerprint(base)
         with seeded(seed):
             model = wrap(base, adapter)
         settings.prompt_layer = adapter.prompt_layer

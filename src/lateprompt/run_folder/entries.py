@@ -21,6 +21,8 @@ CHECKPOINTS = (CHECKPOINT, NEW_CHECKPOINT)
 STATE = "state.json"
 STARTED = "started.json"
 """In a folder of checkpoints: marks it as one that a run began."""
+JOURNAL = "search-journal.jsonl"
+"""In a folder of checkpoints: what a search has tried so far."""
 KNOWN = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -31,14 +33,16 @@ KNOWN = (
     "run.json",
 )
 """The files of a run in the order in which they are moved into place: a folder with a `run.json` can be loaded."""
+SEARCH_FILE = "search.jsonl"
+"""What a search has tried; not in `KNOWN`, since no version without a manifest wrote it."""
 _FORMAT = "lateprompt run folder"
-_NAMES = "|".join(re.escape(name) for name in (*KNOWN, MANIFEST))
+_NAMES = "|".join(re.escape(name) for name in (*KNOWN, SEARCH_FILE, MANIFEST))
 _SAFETENSORS = r"\.tmp\w{6}"
 """Names of files left by a process killed while safetensors was writing."""
 _TEMPORARY = re.compile(rf"\.({_NAMES}){TEMPORARY_END}")
 """Names of files left by a process killed while it was writing."""
 _WAITING = re.compile(rf"{_NAMES}|{_TEMPORARY.pattern}|{_SAFETENSORS}")
-_STATE_FILES = rf"{re.escape(STARTED)}|{re.escape(STATE)}|tensors-\d+\.safetensors"
+_STATE_FILES = rf"{re.escape(STARTED)}|{re.escape(STATE)}|{re.escape(JOURNAL)}|tensors-\d+\.safetensors"
 _IN_CHECKPOINT = re.compile(rf"{_STATE_FILES}|\.({_STATE_FILES}){TEMPORARY_END}|{_SAFETENSORS}")
 
 Hashes = dict[str, str]
@@ -132,6 +136,11 @@ def _foreign_inside(folder: Path) -> Iterator[tuple[str, str]]:
         yield folder.name, "a folder which no run made"
         return
     yield from ((f"{folder.name}/{path.name}", "which no run wrote") for path in sorted(bad))
+
+
+def has_state(folder: Path) -> bool:
+    """Return whether a folder of checkpoints has something to go on from: a training's state, or a search's journal."""
+    return any((folder / name).is_file() for name in (STATE, JOURNAL))
 
 
 def refuse(folder: Path, name: str, why: str) -> LatePromptError:

@@ -21,10 +21,12 @@ from lateprompt.run_folder.entries import (
     LOCK,
     MANIFEST,
     NEW_CHECKPOINT,
+    SEARCH_FILE,
     STARTED,
     STATE,
     clear_staging,
     foreign_entries,
+    has_state,
     is_checkpoint,
     is_legacy,
     is_plain,
@@ -113,13 +115,13 @@ class RunFolder:
         """Return whether nothing is there, except what a run leaves that was stopped before its first checkpoint."""
         started = self.path / CHECKPOINT
         return all(
-            entry.name == LOCK or (entry == started and is_checkpoint(started) and not (started / STATE).exists())
+            entry.name == LOCK or (entry == started and is_checkpoint(started) and not has_state(started))
             for entry in self.path.iterdir()
         )
 
     def _check_inputs(self, inputs: Iterable[str | Path]) -> None:
         for given in inputs:
-            for name in KNOWN:
+            for name in (*KNOWN, SEARCH_FILE):
                 with suppress(OSError):
                     if Path(given).samefile(self.path / name):
                         raise LatePromptError(
@@ -177,7 +179,7 @@ class RunFolder:
             chosen = new if is_checkpoint(new) else old
         else:
             remove_checkpoint(new)
-            if (old / STATE).is_file():
+            if has_state(old):
                 chosen = new if overwrite else old
             else:
                 remove_checkpoint(old)
@@ -194,7 +196,7 @@ class RunFolder:
             checkpoint: the folder that `begin` returned.
             keep_state: keep the checkpoint if there is one that training can be resumed from.
         """
-        if not (keep_state and (checkpoint / STATE).is_file()):
+        if not (keep_state and has_state(checkpoint)):
             remove_checkpoint(checkpoint)
 
     # -- a new run ---------------------------------------------------------------------------------------------------

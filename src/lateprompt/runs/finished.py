@@ -15,6 +15,7 @@ from lateprompt.predictors.kinds import load_run
 from lateprompt.predictors.saved_run import asked_by, read_run, read_task, section_of
 from lateprompt.run_folder.folder import METRICS_FILE
 from lateprompt.runs.data import load_rows
+from lateprompt.search.settings import asks_search
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.aliases import todays_settings
@@ -30,11 +31,32 @@ def finished_run(
     Raises:
         LatePromptError: it was another run.
     """
+    if asks_search(model):
+        model, recipe = _chosen(folder, model, recipe)
     check_same_settings(folder, model, data, recipe)
     rows = load_rows(data, recipe.seed, model.readout)
     check_same_rows(folder, rows.fingerprints())
     check_same_task(folder, rows.task)
     return load_run(folder, device=model.device), read_json(folder / METRICS_FILE, "metrics")
+
+
+def _chosen(folder: Path, model: ModelSettings, recipe: RecipeSettings) -> tuple[ModelSettings, RecipeSettings]:
+    """The settings with what a finished run's search has chosen for them.
+
+    Raises:
+        LatePromptError: the run had no search, or one that was asked for something else.
+    """
+    run = read_run(folder)
+    search = section_of(run, "search", folder)
+    asked = {"method": model.method, "prompt_layer": model.prompt_layer, "lr": recipe.lr}
+    if search.get("asked") != asked:
+        raise LatePromptError(
+            f"{str(folder)!r} holds a finished run of another search, or of none; resume with the same settings, or "
+            "use --overwrite without --resume"
+        )
+    model = replace(model, method=search["chosen_method"], prompt_layer=search["chosen_prompt_layer"])
+    folds = section_of(run, "recipe", folder).get("folds") if recipe.folds is None else recipe.folds
+    return model, replace(recipe, lr=search["chosen_lr"], folds=folds)
 
 
 def check_same_settings(folder: Path, model: ModelSettings, data: Any, recipe: RecipeSettings) -> None:

@@ -46,6 +46,7 @@ class Pipeline:
         data: where the rows come from, for the run folder; a checkpoint of a run on other data is refused.
         checkpoint: folder to write the state of the training to, and to resume it from; None: nowhere.
         quiet: no progress bars.
+        found: the search that gave the settings, for the run folder; None: there was none.
 
     Attributes:
         tuned: the classifier or writer (`build`).
@@ -78,6 +79,7 @@ class Pipeline:
     data: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     quiet: bool = True
+    found: Any = None
 
     tuned: TextClassifier | TextWriter = field(init=False, repr=False)
     batches: dict[str, Batches] = field(init=False, repr=False)
@@ -226,6 +228,7 @@ class Pipeline:
             "dev_rows": len(self.rows.dev),
             **self.expected(),
             **self.costs(),
+            **({} if self.found is None else self.found.metrics()),
             "peak_memory_bytes": peak_memory_bytes(tuned.device),
         }
         return self.metrics
@@ -266,6 +269,9 @@ class Pipeline:
         finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {**self._asked(), "states": asdict(self.states), "finished": finished}
         recipe, history = asdict(self.recipe), self.result.history
+        if self.found is not None:
+            facts["search"] = self.found.run_facts()
+            self.found.write_files(place)
         write_run(place, self.tuned, recipe=recipe, history=history, metrics=self.metrics, facts=facts)
 
     def _asked(self) -> dict[str, Any]:

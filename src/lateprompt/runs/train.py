@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from lateprompt.runs.environment import versions as versions
 from lateprompt.runs.finished import finished_run
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE as HISTORY_FILE
+from lateprompt.runs.searching import find_settings
 from lateprompt.runs.training_folder import TrainingFolder
+from lateprompt.search.settings import SearchSettings, asks_search
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.class_weights import row_weights
 from lateprompt.training.data_settings import DataSettings as DataSettings
@@ -45,7 +48,8 @@ Trained = Pipeline
 def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, states: StatesSettings) -> None:
     """Raise LatePromptError for settings that cannot be, before anything is read."""
     model.check()
-    check_method(model.method, model.options)
+    if not asks_search(model):
+        check_method(model.method, model.options)
     data.check()
     recipe.check()
     states.check(model.trunk_dropout)
@@ -58,6 +62,7 @@ def train_run(
     output: str | Path | None,
     *,
     states: StatesSettings | None = None,
+    search: SearchSettings | None = None,
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = True,
@@ -67,16 +72,19 @@ def train_run(
     Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run
     take their places together, when all of them are there: until then an old one stays as it was.
 
+    With `method` or `prompt_layer` auto, `search` says how long they are searched (docs/auto.md).
+
     Returns:
         The model with its best weights, and what went to `metrics.json`.
 
     Raises:
         LatePromptError: settings or data that cannot be, or a folder that may not be written to.
     """
-    states = states or StatesSettings()
+    states, search = states or StatesSettings(), search or SearchSettings()
     check_run(model, data, recipe, states)
+    search.check(model)
     if output is None:
-        pipeline = train_model(model, data, recipe, states, quiet=quiet)
+        pipeline = train_model(model, data, recipe, states, search=search, quiet=quiet)
         return pipeline.tuned, pipeline.evaluate()
     folder = RunFolder(output)
     if resume:
@@ -87,7 +95,7 @@ def train_run(
     with ExitStack() as held:
         guard = TrainingFolder(folder, held, inputs, overwrite=overwrite and not resume, resume=resume)
         with guard.training():
-            pipeline = train_model(model, data, recipe, states, prepare=guard.begin, quiet=quiet)
+            pipeline = train_model(model, data, recipe, states, search=search, prepare=guard.begin, quiet=quiet)
         with guard.writing():
             measured = pipeline.evaluate()
             if processes().is_main:
@@ -101,6 +109,7 @@ def train_model(
     recipe: RecipeSettings,
     states: StatesSettings,
     *,
+    search: SearchSettings | None = None,
     prepare: Callable[[], Path | None] = lambda: None,
     quiet: bool = True,
 ) -> Pipeline:
@@ -108,6 +117,7 @@ def train_model(
 
     Args:
         model, data, recipe, states: the settings.
+        search: how long method and prompt layer are searched, where they are auto.
         prepare: called once everything that can be wrong with them was found; gives the folder of checkpoints.
         quiet: no progress bar.
 
@@ -118,7 +128,13 @@ def train_model(
     check_metrics(rows.task.metrics)
     weights = class_row_weights(rows, recipe)
     source = {**asdict(data), "fingerprints": rows.fingerprints()}
-    pipeline = Pipeline(model, rows, recipe, states, weights, data=source, quiet=quiet)
+    found = None
+    if asks_search(model):
+        begin = cache(prepare)  # the search's journal is kept where the winner's checkpoints will be
+        settings = search or SearchSettings()
+        found = find_settings(model, rows, recipe, states, settings, weights=weights, prepare=begin, quiet=quiet)
+        model, recipe, prepare = found.model, found.recipe, begin
+    pipeline = Pipeline(model, rows, recipe, states, weights, data=source, quiet=quiet, found=found)
     pipeline.build()
     pipeline.encode()
     pipeline.data |= check_sets(rows)

@@ -264,6 +264,10 @@ class Trainer:
         self._progress.seconds += time.perf_counter() - started
         self._bar.advance()
 
+    def close(self) -> None:
+        """Read no further rows: for a training that is not taken to its end."""
+        self._batches.close()
+
     def _backward(self, batch: Batch, share: float) -> None:
         """Add a batch's gradients; `share` is its part of all rows of the step."""
         self._tokens += int(batch.attention_mask.sum()) if share else 0  # known here without asking the device

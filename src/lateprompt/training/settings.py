@@ -24,9 +24,10 @@ class ModelSettings:
         model: folder or hub id of a pretrained model.
         method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
             another one that `lateprompt methods` lists: read-npg (a late prompt that the text does not see),
-            read-npg+lora, lora, late-lora, npg+late-lora, full, prompt-tuning, …
+            read-npg+lora, lora, late-lora, npg+late-lora, full, prompt-tuning, …; auto: what is best for these rows
+            (docs/auto.md).
         options: the method's own options, by name.
-        prompt_layer: number of layers below the prompt, 1 to L-1, or a fraction of the depth such as 0.5.
+        prompt_layer: number of layers below the prompt, 1 to L-1, a fraction of the depth such as 0.5, or auto.
         num_prompt_tokens: number of prompt vectors; default 5 with a generator, 20 without (the paper's).
         bottleneck_dim: inner width of the generator.
         prompt_dropout: dropout rate on the prompt; default the backbone's hidden dropout rate.
