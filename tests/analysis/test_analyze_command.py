@@ -113,7 +113,9 @@ def test_instances_of_a_run(run, tmp_path, capsys):
     assert not any(text in (output / "results.jsonl").read_text() for text in texts)
     # Once more, on other rows: its own results are replaced.
     data = write_rows(tmp_path / "rows.jsonl", make_rows(9, 300))
-    assert main(["analyze", "instances", run, "--data", data, "--output", str(output), "--json"]) == 0
+    assert (
+        main(["analyze", "instances", run, "--data", data, "--output", str(output), "--examples", "0", "--json"]) == 0
+    )
     assert [row["rows"] for row in results_in(output)] == [9, 9, 9]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,7 @@ def nearest_rows(
 
 
 def _flat(vectors: np.ndarray) -> np.ndarray:
-    return vectors.reshape(len(vectors), -1).astype(np.float64)
+    return vectors.reshape(len(vectors), math.prod(vectors.shape[1:])).astype(np.float64)  # -1 fails without rows
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
