@@ -86,9 +86,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classifier_: the trained `TextClassifier`.
         recipe_: the recipe it was trained by, the seed in it.
         history_: one entry per evaluation: step, epoch, train_loss, seconds, and the metrics on `eval_set` (dev_…).
-        metrics_: steps, times, trained parameters, the metrics of the weights kept, and how they are calibrated; after a
-            search also what was chosen (`chosen_method`, …) and `expected_accuracy` with its interval, `expected_low` to
-            `expected_high`.
+        metrics_: steps, times, trained parameters, the metrics of the weights kept, and how they are calibrated. After
+            a search also what was chosen (`chosen_method`, …) and `expected_accuracy` with its interval,
+            `expected_low` to `expected_high`.
         search_: what a search has tried, a mapping for each setting; None: there was none.
         n_features_in_: 1 for texts, 2 for pairs.
         feature_names_in_: the columns' names, of a data frame.
