@@ -114,8 +114,8 @@ class LayerStates:
             rows: row numbers.
         """
         if layer == self.num_layers and self._pooled is not None:
-            kept, places = self._pooled
-            output: np.ndarray = kept.get(places[rows], 1)[:, 0].numpy()
+            kept, of_rows = self._pooled
+            output: np.ndarray = kept.get(of_rows[rows], 1)[:, 0].numpy()
             return output
         store, numbers = self._stores[layer]
         parts = []
