@@ -23,4 +23,6 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
 
 def figure(value: Any) -> str:
     """A value as tables show it."""
+    if value is None:
+        return "-"
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

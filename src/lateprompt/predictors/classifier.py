@@ -10,6 +10,7 @@ import numpy as np
 from lateprompt.backbone.families import hidden_dropout_of
 from lateprompt.backbone.packed import can_pack
 from lateprompt.data import AnyTask, Row, Task, TaskEncoder
+from lateprompt.data.batches import Batches
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.loading import resolve_readout
 from lateprompt.readouts import HeadReadout, Loss, Readout, word_readout
@@ -79,6 +80,12 @@ class TextClassifier(TunedModel):
         loss: Loss = "labels" if self.settings.loss == "labels" else "vocabulary"
         return word_readout(base, layer, self.encoder.label_tokens, self.settings.readout, loss)
 
+    def batch_scores(
+        self, batches: Batches, *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Label scores (rows, labels) of encoded rows, in their order."""
+        return predict_scores(self.readout, batches, batch_size=batch_size, device=self.device, progress=progress)
+
     def scores(
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
@@ -90,9 +97,7 @@ class TextClassifier(TunedModel):
         parts = [np.zeros((0, len(self.task.labels)), dtype=np.float32)]
         for start in range(0, len(rows), _TOGETHER):
             feed = self.batches(rows[start : start + _TOGETHER])
-            parts.append(
-                predict_scores(self.readout, feed, batch_size=batch_size, device=self.device, progress=progress)
-            )
+            parts.append(self.batch_scores(feed, batch_size=batch_size, progress=progress))
         return np.concatenate(parts)
 
     def probabilities(

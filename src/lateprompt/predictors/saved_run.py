@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lateprompt.data import AnyTask, Task
@@ -16,7 +18,7 @@ from lateprompt.peft_method.config import PEFT_TYPE, LatePromptConfig
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.files import read_json, read_tensors
+from lateprompt.utils.files import read_json, read_tensors, write_json, write_text
 
 ADAPTER = "default"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,6 +27,8 @@ TASK_FILE = "task.yaml"
 RUN_FILE = "run.json"
 ASKED = "asked"
 """In the run file: what the task asked when the run was trained."""
+BASE_MODEL = "base_model"
+"""In the run file: what is known of the base model."""
 _NOT_ASKED = ("name", "columns", "chosen_columns", "label_map")
 """Of a task, what only reads rows."""
 
@@ -84,6 +88,24 @@ def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
 def asked_by(task: AnyTask) -> dict[str, Any]:
     """Of a task, what results depend on beside the rows: templates, labels, words, metrics."""
     return {name: value for name, value in task.to_dict().items() if name not in _NOT_ASKED}
+
+
+def write_description(
+    folder: Path, settings: ModelSettings, task: AnyTask, fingerprint: str | None, facts: Mapping[str, Any] | None
+) -> None:
+    """Write task and run file.
+
+    Args:
+        folder: where.
+        settings: the model's.
+        task: what is asked.
+        fingerprint: of the base model; None where it is not known.
+        facts: what the run file says besides.
+    """
+    write_text(folder / TASK_FILE, yaml.safe_dump(task.to_dict(), sort_keys=False, allow_unicode=True))
+    base = {} if fingerprint is None else {BASE_MODEL: {"fingerprint": fingerprint}}
+    run = {"model_settings": asdict(settings), ASKED: asked_by(task), **base, **(facts or {})}
+    write_json(folder / RUN_FILE, run)
 
 
 def check_same_asked(run: Mapping[str, Any], task: AnyTask, folder: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lateprompt.data import TextTask
-from lateprompt.methods import parse_method, title_of
+from lateprompt.methods import is_linear, parse_method, title_of
 from lateprompt.utils.names import READ_ONLY
 
 if TYPE_CHECKING:
@@ -48,13 +48,15 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
         recipe: the recipe it was trained by, as settings or as a mapping.
     """
     settings = dict(asdict(recipe)) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)
-    base = base_name(tuned.settings.model)
+    base, reads_model = base_name(tuned.settings.model), parse_method(tuned.settings.method)[0].method.reads_model
     return _TEMPLATE.render(
-        front_matter=_front_matter(tuned, measured, base),
+        front_matter=_front_matter(tuned, measured, base if reads_model else ""),
         title=title(tuned),
         what=_what(tuned),
         parameters=tuned.trainable_parameters,
         base=base,
+        is_linear=is_linear(tuned.settings.method),
+        reads_model=reads_model,
         results=_results(measured),
         training=_training(tuned, measured, settings),
         writes=isinstance(tuned.task, TextTask),
@@ -74,6 +76,8 @@ def title(tuned: TunedModel) -> str:
     else:
         shown = " / ".join(_plain(label) for label in task.labels[:_MOST_LABELS])
         what = f"{shown}{' / …' if len(task.labels) > _MOST_LABELS else ''} classifier"
+    if not parse_method(tuned.settings.method)[0].method.reads_model:
+        return f"{what}: {_method(tuned.settings.method)}"
     return f"{what}: {_method(tuned.settings.method)} on {base_name(tuned.settings.model)}"
 
 
@@ -127,7 +131,7 @@ def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> 
     metrics = dict.fromkeys(theirs for ours, theirs in _HUB_METRICS.items() if any(ours in values for values in sets))
     pipeline = "text-generation" if writes else "text-classification"
     facts: dict[str, Any] = {
-        "library_name": "peft",
+        "library_name": "lateprompt" if is_linear(tuned.settings.method) else "peft",
         **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
         "pipeline_tag": pipeline,
         "tags": ["late-prompt-tuning", "lateprompt", pipeline],
@@ -160,11 +164,16 @@ def _results(measured: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names and values; None is not told."""
     settings = tuned.settings
-    return [
+    first = [
         ("training rows", measured.get("train_rows")),
         ("dev rows, which chose the weights", measured.get("dev_rows") or None),
         ("method", settings.method),
         ("options", ", ".join(f"{key}={value}" for key, value in settings.options.items()) or None),
+    ]
+    if is_linear(settings.method):
+        return [*first, ("C (inverse regularisation)", measured.get("C")), ("seed", recipe.get("seed"))]
+    return [
+        *first,
         ("prompt after layer", settings.prompt_layer),
         ("readout", settings.readout),
         ("steps", measured.get("steps")),

@@ -13,6 +13,7 @@ import numpy as np
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import kind_of
+from lateprompt.predictors.linear.classifier import LinearClassifier
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
@@ -22,7 +23,7 @@ from lateprompt.runs.saving import write_run
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
-from lateprompt.training.loop import FitResult, fit, rows_needed
+from lateprompt.training.loop import FitResult, rows_needed
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.files import as_json
 
@@ -75,7 +76,7 @@ class Pipeline:
     checkpoint: Path | None = None
     quiet: bool = True
 
-    tuned: TextClassifier | TextWriter = field(init=False, repr=False)
+    tuned: TextClassifier | LinearClassifier | TextWriter = field(init=False, repr=False)
     batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
@@ -101,7 +102,7 @@ class Pipeline:
         Raises:
             LatePromptError: a setting, model, task or label word that cannot be.
         """
-        self.tuned = kind_of(self.rows.task).build(self.model, self.rows.task, seed=self.recipe.seed)
+        self.tuned = kind_of(self.rows.task, self.model.method).build(self.model, self.rows.task, seed=self.recipe.seed)
 
     def encode(self) -> None:
         """Make token ids of all rows.
@@ -141,14 +142,10 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
-        self.result = fit(
-            self.tuned.model,
-            self.tuned.readout,
+        self.result = self.tuned.fit(
             self.batches[TRAIN],
             self.batches.get(DEV),
             self.recipe,
-            metrics=self.tuned.task.metrics,
-            device=self.tuned.device,
             checkpoint=self.checkpoint,
             settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
@@ -211,7 +208,7 @@ class Pipeline:
             "recipe": asdict(self.recipe),
             "data": self.data,
             "labels": list(self.tuned.task.labels),
-            "num_layers": self.tuned.layer.num_layers,
+            "num_layers": self.tuned.num_layers,
         }
 
     def _identity(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lateprompt.methods import check_method
+from lateprompt.methods import check_method, check_model_given
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.kinds import kind_of as kind_of
 from lateprompt.predictors.kinds import load_run as load_run
@@ -41,6 +41,7 @@ def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, 
     """Raise LatePromptError for settings that cannot be, before anything is read."""
     model.check()
     check_method(model.method, model.options)
+    check_model_given(model.method, model.model)
     data.check()
     recipe.check()
     states.check(model.trunk_dropout)

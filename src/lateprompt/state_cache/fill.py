@@ -108,7 +108,7 @@ def cache_states(
         needed = needed_states(readout, [batches.examples[i] for batches, rows in parts for i in rows])
         stores = _stores(model, readout, prompt_layer, needed, folder, settings)
         missing = [needed.missing(store) for store in stores]
-        _check_room(stores, needed, missing, limit)
+        check_room(stores, needed, missing, limit)
         computed = any(map(len, missing))
         with Bar("trunk states", len(needed.keys), quiet=quiet or not computed) as bar:
             numbers = needed.fill(stores, progress=bar.advance)
@@ -166,7 +166,7 @@ keep_states = cache_states
 """Its name in earlier releases."""
 
 
-def _check_room(
+def check_room(
     stores: Sequence[TrunkStates], needed: NeededStates, missing: Sequence[np.ndarray], limit_bytes: float
 ) -> None:
     """Raise `CannotCache` where the missing rows do not fit on the disk, or all rows into the limit."""

@@ -24,7 +24,7 @@ from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, ve
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE
 from lateprompt.runs.train import check_run, train_model
-from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.evaluate import softmax
 from lateprompt.training.metrics import compute_metrics, primary_metric
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import write_json, write_lines
@@ -49,7 +49,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(pipeline.tuned.device),
         "status": "done",
         "error": "",
-        "prompt_layer": pipeline.tuned.settings.prompt_layer,
+        "prompt_layer": pipeline.tuned.prompt_layer,
         "versions": versions(),
     }
     write_lines(folder / HISTORY_FILE, pipeline.result.history)
@@ -62,7 +62,7 @@ def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]
     tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
     for path, rows in pipeline.rows.test.items():
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
-        scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
+        scores = tuned.batch_scores(feed, batch_size=batch_size)
         values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
         probabilities, labels = softmax(scores), tuned.task.labels
         lines = []
