@@ -100,6 +100,9 @@ class Parser(ArgumentParser):
         examples: command lines shown at the end of the help.
     """
 
+    usually_needed: Sequence[str] = ()
+    """Options that are needed unless another one says that they are not: shown, and asked for, as needed ones."""
+
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Formatter)
         super().__init__(*args, **kwargs)
@@ -120,6 +123,7 @@ class Parser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required
+        self._words = [str(word) for word in (args[0] if args and args[0] is not None else ())]
         return super().parse_args(*args, **kwargs)
 
     def _parse_known_args(self, arg_strings: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +209,11 @@ class Parser(ArgumentParser):
         return self.prog.replace(" [options]", "")
 
     def _needs(self, action: argparse.Action) -> bool:
-        return action.required or action.dest in getattr(self, "_extra_required_keys", ())
+        return (
+            action.required
+            or action.dest in self.usually_needed
+            or action.dest in getattr(self, "_extra_required_keys", ())
+        )
 
     def _in_words(self, message: str) -> str:
         """An error of jsonargparse's, for those who see options with dashes."""
@@ -214,6 +222,8 @@ class Parser(ArgumentParser):
         if found := re.search(r"(?i)arguments are required: (.*)", message):
             names = [name.strip() for name in found[1].split(",")]
             options = {action.dest for action in self._actions if action.option_strings}
+            if not self._gives("config"):
+                names = [*(name for name in self.usually_needed if not self._gives(name)), *names]
             shown = [f"--{_dashes(name)}" if name in options else name.upper() for name in names]
             what = "is" if len(shown) == 1 else "are"
             return f"{', '.join(shown)} {what} needed; {self._called} --help shows all options and examples"
@@ -238,6 +248,10 @@ class Parser(ArgumentParser):
         if found := re.match(r"Parser key ['\"]([^'\"]+)['\"]: (.*)", message):
             return f"--{_dashes(found[1])}: {found[2]}"
         return message
+
+    def _gives(self, name: str) -> bool:
+        """Whether an option is on the command line that is being read."""
+        return any(word.partition("=")[0] == f"--{name}" for word in self._words)
 
     def _unknown(self, words: Sequence[str]) -> str:
         """What to say of words on the command line that no argument takes."""

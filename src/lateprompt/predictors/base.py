@@ -46,8 +46,8 @@ from lateprompt.state_cache.fill import cache_states
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
-from lateprompt.training.metrics import UNKNOWN
 from lateprompt.training.loop import FitResult, fit
+from lateprompt.training.metrics import UNKNOWN
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError, first_line
 from lateprompt.utils.files import write_json, write_tensors

@@ -15,6 +15,8 @@ from lateprompt.run_folder.folder import reading
 
 Classifier = TextClassifier | LinearClassifier
 """What answers with labels."""
+Tuned = Classifier | TextWriter
+"""The model of a run."""
 _LINEAR: dict[str, type[LinearClassifier]] = {TFIDF: TfidfClassifier, EMBEDDING_LR: EmbeddingClassifier}
 
 
@@ -28,7 +30,7 @@ def kind_of(task: AnyTask, method: str = "npg") -> type[TextClassifier] | type[T
 
 def load_run(
     folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
-) -> Classifier | TextWriter:
+) -> Tuned:
     """Load the classifier or writer of a run folder, as `TunedModel.load` does."""
     with reading(folder):
         kind = _kind_in(Path(folder))

@@ -16,7 +16,7 @@ from lateprompt.methods import is_linear, parse_method, title_of
 from lateprompt.utils.names import READ_ONLY
 
 if TYPE_CHECKING:
-    from lateprompt.predictors.base import TunedModel
+    from lateprompt.predictors.kinds import Tuned
 
 CARD_FILE = "README.md"
 _UNNAMED = "custom"
@@ -39,7 +39,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MOST_LABELS = 4
 
 
-def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> str:
+def model_card(tuned: Tuned, measured: Mapping[str, Any], recipe: Any) -> str:
     """The text of a run folder's README.
 
     Args:
@@ -66,7 +66,7 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
     )
 
 
-def title(tuned: TunedModel) -> str:
+def title(tuned: Tuned) -> str:
     """What it is, how it was made, and on what: `sst2 classifier: npg late prompt on MiniLM-L6`."""
     task = tuned.task
     if isinstance(task, TextTask):
@@ -125,7 +125,7 @@ def _is_late(part: Any) -> bool:
     return bool(part.late and part.method.kind == "tuner")
 
 
-def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
+def _front_matter(tuned: Tuned, measured: Mapping[str, Any], base: str) -> str:
     writes = isinstance(tuned.task, TextTask)
     sets = [measured, *(measured.get("dev_sets") or {}).values(), *(measured.get("test") or {}).values()]
     metrics = dict.fromkeys(theirs for ours, theirs in _HUB_METRICS.items() if any(ours in values for values in sets))
@@ -140,7 +140,7 @@ def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> 
     return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
 
-def _what(tuned: TunedModel) -> str:
+def _what(tuned: Tuned) -> str:
     task = tuned.task
     if isinstance(task, TextTask):
         return "Writes answers to texts"
@@ -161,7 +161,7 @@ def _results(measured: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     ]
 
 
-def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _training(tuned: Tuned, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names and values; None is not told."""
     settings = tuned.settings
     first = [

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
-from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.predictors.kinds import kind_of
-from lateprompt.predictors.linear.classifier import LinearClassifier
+from lateprompt.predictors.kinds import Tuned, kind_of
 from lateprompt.predictors.saved_run import asked_by
-from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
@@ -76,7 +73,7 @@ class Pipeline:
     checkpoint: Path | None = None
     quiet: bool = True
 
-    tuned: TextClassifier | LinearClassifier | TextWriter = field(init=False, repr=False)
+    tuned: Tuned = field(init=False, repr=False)
     batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.methods import check_method, check_model_given
-from lateprompt.predictors.base import TunedModel
+from lateprompt.predictors.kinds import Tuned
 from lateprompt.predictors.kinds import kind_of as kind_of
 from lateprompt.predictors.kinds import load_run as load_run
 from lateprompt.run_folder.folder import RunFolder
@@ -57,7 +57,7 @@ def train_run(
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = True,
-) -> tuple[TunedModel, dict[str, Any]]:
+) -> tuple[Tuned, dict[str, Any]]:
     """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
 
     Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.experiments.compare.plan import RunSpec
+from lateprompt.predictors.kinds import Classifier
 from lateprompt.runs.data import TEST
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
 from lateprompt.runs.pipeline import Pipeline
@@ -60,6 +61,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
 def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the test sets by path, from one pass over their rows that gives the file of predictions too."""
     tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
+    assert isinstance(tuned, Classifier)  # a plan's tasks have labels
     for path, rows in pipeline.rows.test.items():
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
         scores = tuned.batch_scores(feed, batch_size=batch_size)

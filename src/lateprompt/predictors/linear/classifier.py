@@ -421,9 +421,7 @@ class EmbeddingClassifier(LinearClassifier):
         states = self._states(batches, batch_size, progress)
         return (states.astype(np.float64) - self.mean) / self.scale
 
-    def _states(
-        self, batches: Batches, batch_size: int, progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    def _states(self, batches: Batches, batch_size: int, progress: Callable[[int], None] | None = None) -> np.ndarray:
         if not isinstance(batches, PooledBatches):
             return self.output.compute(batches.examples, batch_size=batch_size, progress=progress)
         if progress is not None:
