@@ -64,7 +64,7 @@ class _Formatter(JsonargparseFormatter):
         if action.dest == "print_config":
             return "print all settings as YAML, for --config, and exit"
         default = action.default
-        plain = isinstance(default, str | int | float) and default != argparse.SUPPRESS and action.nargs != 0
+        plain = isinstance(default, str | int | float) and default not in (argparse.SUPPRESS, "") and action.nargs != 0
         if isinstance(default, list) and default:
             default, plain = " ".join(map(str, default)), True
         notes = [f"also --{_dashes(name)}" for name, today in FIELDS.items() if today == action.dest]
@@ -102,6 +102,7 @@ class Parser(ArgumentParser):
 
     usually_needed: Sequence[str] = ()
     """Options that are needed unless another one says that they are not: shown, and asked for, as needed ones."""
+    _words: Sequence[str] = ()
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Formatter)
