@@ -324,7 +324,9 @@ def test_read_only_names():
     assert {read_only_name(name) for name in synonyms} == {"read-npg+lora"}
 
 
-@pytest.mark.parametrize("name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr"])
+@pytest.mark.parametrize(
+    "name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr"]
+)
 def test_methods_without_a_read_only_form(name):
     with pytest.raises(ValueError, match=f"method '{name}' has no read-only form; choose one of npg"):
         read_only_name(name)

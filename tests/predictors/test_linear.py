@@ -271,7 +271,11 @@ def set_tensor(name, value):
         ("tfidf", lambda folder: (folder / "vocabulary.json").unlink(), "vocabulary.json"),
         ("tfidf", lambda folder: (folder / "vocabulary.json").write_text('{"text": ["a"]}'), "does not fit"),
         ("tfidf", lambda folder: (folder / "vocabulary.json").write_text('{"text": 3}'), "no list of terms"),
-        ("tfidf", lambda folder: (folder / "linear_model.safetensors").write_bytes(b"x"), "truncated or no safetensors"),
+        (
+            "tfidf",
+            lambda folder: (folder / "linear_model.safetensors").write_bytes(b"x"),
+            "truncated or no safetensors",
+        ),
         ("tfidf", set_tensor("coef", lambda coef: coef[:, :-1].contiguous()), "'coef' has shape"),
         ("tfidf", set_tensor("coef", lambda coef: coef * float("nan")), "NaN or infinity"),
         ("tfidf", set_tensor("classes", lambda classes: classes + 5), "classes up to 6, the task 2 labels"),

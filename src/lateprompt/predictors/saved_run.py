@@ -75,6 +75,9 @@ def settings_in(run: Mapping[str, Any], name: str, kind: type[Any], folder: Path
 
 def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
     """The model's settings in a run file; LatePromptError for what cannot be."""
+    if "model" not in section_of(run, "model_settings", folder):  # which is optional in Python alone
+        file = str(folder / RUN_FILE)
+        raise LatePromptError(f"run file {file!r} is broken: model_settings does not fit (it names no model)")
     settings: ModelSettings = settings_in(run, "model_settings", ModelSettings, folder)
     try:
         check_method(settings.method, settings.options)
