@@ -324,7 +324,10 @@ def test_read_only_names():
     assert {read_only_name(name) for name in synonyms} == {"read-npg+lora"}
 
 
-@pytest.mark.parametrize(
+NO_READ_ONLY_FORM = ("lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr")
+
+
+@pytest.mark.parametrize("name", NO_READ_ONLY_FORM)
     "name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr"]
 )
 def test_methods_without_a_read_only_form(name):
