@@ -328,8 +328,6 @@ NO_READ_ONLY_FORM = ("lora", "late-lora", "head", "full", "s-idpg", "prompt-tuni
 
 
 @pytest.mark.parametrize("name", NO_READ_ONLY_FORM)
-    "name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr"]
-)
 def test_methods_without_a_read_only_form(name):
     with pytest.raises(ValueError, match=f"method '{name}' has no read-only form; choose one of npg"):
         read_only_name(name)
