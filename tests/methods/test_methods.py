@@ -17,6 +17,7 @@ from lateprompt.methods import (
     adapter_config,
     check_method,
     is_late,
+    is_linear,
     parameter_count,
     parse_options,
     read_only_name,
@@ -28,7 +29,8 @@ from lateprompt.training.settings import ModelSettings
 
 READ_PAIRS = ("read-npg+lora", "read-atpg+bitfit", "read-rpg+late-adapter")
 PAIRS = ("npg+late-lora", "mppg+late-bitfit", "fixed+late-adapter", "appg+late-full", "atpg+lora")
-ALL = (*NAMES, *PAIRS)
+ADAPTERS = tuple(name for name in NAMES if not is_linear(name))
+ALL = (*ADAPTERS, *PAIRS)
 OPTIONS = {"s-idpg": {"phm_n": 4}, "adapterdrop": {"drop_layers": 2}}
 AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM", "head": "AutoModel"}
 CASES = [
@@ -124,7 +126,7 @@ def test_late_methods_train_from_trunk_states(family, method):
         assert torch.allclose(parameter, other[name], rtol=1e-5, atol=1e-6), name
 
 
-@pytest.mark.parametrize("method", [name for name in NAMES if not is_late(name)])
+@pytest.mark.parametrize("method", [name for name in ADAPTERS if not is_late(name)])
 def test_others_refuse_trunk_states(method):
     model = make("bert", "head", method)
     batch = replace(batch_of("bert"), trunk_states=torch.zeros(3, 11, WIDTH))
@@ -322,7 +324,10 @@ def test_read_only_names():
     assert {read_only_name(name) for name in synonyms} == {"read-npg+lora"}
 
 
-@pytest.mark.parametrize("name", ["lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning"])
+NO_READ_ONLY_FORM = ("lora", "late-lora", "head", "full", "s-idpg", "prompt-tuning", "tfidf", "embedding-lr")
+
+
+@pytest.mark.parametrize("name", NO_READ_ONLY_FORM)
 def test_methods_without_a_read_only_form(name):
     with pytest.raises(ValueError, match=f"method '{name}' has no read-only form; choose one of npg"):
         read_only_name(name)

@@ -136,7 +136,7 @@ def test_labels_in_the_file_are_ignored(run, quick, tmp_path):
 
 def test_stop_finds_a_late_bad_row_before_any_work(run, quick, tmp_path, capsys, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl", [*make_rows(500), {"text": ""}])
-    monkeypatch.setattr(predicting, "predict_scores", lambda *args, **kwargs: pytest.fail("computed"))
+    monkeypatch.setattr(TextClassifier, "batch_scores", lambda *args, **kwargs: pytest.fail("computed"))
     assert predict(run, data, tmp_path / "out.jsonl") == 2
     error = capsys.readouterr().err
     assert "rows.jsonl, line 501: 'text' is empty" in error
@@ -206,7 +206,7 @@ def test_errors_that_appear_while_computing(tuned, monkeypatch):
 def test_texts_without_tokens_are_found_before_any_work(run, quick, tuned, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tuned.encoder, "encode", refuse("odd")(tuned.encoder.encode), raising=False)
     monkeypatch.setattr(type(tuned.encoder), "may_be_empty", True)
-    monkeypatch.setattr(predicting, "predict_scores", lambda *args, **kwargs: pytest.fail("computed"))
+    monkeypatch.setattr(TextClassifier, "batch_scores", lambda *args, **kwargs: pytest.fail("computed"))
     data = write_rows(tmp_path / "rows.jsonl", [*make_rows(300), {"text": "odd"}])
     assert predict(run, data, tmp_path / "out.jsonl") == 2
     assert "row 301: gives no tokens" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_texts_without_tokens_are_found_before_any_work(run, quick, tuned, tmp_p
 
 def test_scores_that_are_no_numbers(tuned, monkeypatch):
     scores = np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 0.0]], dtype=np.float32)
-    monkeypatch.setattr(predicting, "predict_scores", lambda *args, **kwargs: scores)
+    monkeypatch.setattr(TextClassifier, "batch_scores", lambda *args, **kwargs: scores)
     rows = [Row("a film")] * 3
     assert [one.error is None for one in predict_rows(tuned, rows, on_error="skip")] == [True, False, False]
     with pytest.raises(LatePromptError, match="row 2: the model's scores are no numbers"):
@@ -570,7 +570,7 @@ def test_a_fault_keeps_what_was_written_and_its_traceback(run, quick, many, tmp_
 
 def test_an_error_in_the_middle(run, quick, many, tmp_path, capsys, monkeypatch):
     """A row that only the model finds bad."""
-    original = predicting.predict_scores
+    original = TextClassifier.batch_scores
     calls = []
 
     def scores(*args, **kwargs):
@@ -580,7 +580,7 @@ def test_an_error_in_the_middle(run, quick, many, tmp_path, capsys, monkeypatch)
             found[10] = np.nan
         return found
 
-    monkeypatch.setattr(predicting, "predict_scores", scores)
+    monkeypatch.setattr(TextClassifier, "batch_scores", scores)
     assert predict(run, many, tmp_path / "out.jsonl") == 2
     error = capsys.readouterr().err
     assert error.startswith("lateprompt: row 267: the model's scores are no numbers")

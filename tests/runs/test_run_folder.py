@@ -254,7 +254,7 @@ def test_a_run_that_never_had_a_state_is_in_nobodys_way(tmp_path, masked_lm, dat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("lateprompt.runs.pipeline.fit", stopped)
+        patched.setattr("lateprompt.predictors.base.fit", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(masked_lm, data, tmp_path / "run")
     train(masked_lm, data, tmp_path / "run")

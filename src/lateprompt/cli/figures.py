@@ -82,6 +82,8 @@ def print_search(folder: str) -> None:
 
 def figure(value: Any) -> str:
     """A value as tables show it."""
+    if value is None:
+        return "-"
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

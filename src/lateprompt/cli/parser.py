@@ -64,7 +64,7 @@ class _Formatter(JsonargparseFormatter):
         if action.dest == "print_config":
             return "print all settings as YAML, for --config, and exit"
         default = action.default
-        plain = isinstance(default, str | int | float) and default != argparse.SUPPRESS and action.nargs != 0
+        plain = isinstance(default, str | int | float) and default not in (argparse.SUPPRESS, "") and action.nargs != 0
         if isinstance(default, list) and default:
             default, plain = " ".join(map(str, default)), True
         notes = [f"also --{_dashes(name)}" for name, today in FIELDS.items() if today == action.dest]
@@ -100,6 +100,10 @@ class Parser(ArgumentParser):
         examples: command lines shown at the end of the help.
     """
 
+    usually_needed: Sequence[str] = ()
+    """Options that are needed unless another one says that they are not: shown, and asked for, as needed ones."""
+    _words: Sequence[str] = ()
+
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Formatter)
         super().__init__(*args, **kwargs)
@@ -120,6 +124,7 @@ class Parser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         self._short_usage()  # before parsing, which hides for a while what is required
+        self._words = [str(word) for word in (args[0] if args and args[0] is not None else ())]
         return super().parse_args(*args, **kwargs)
 
     def _parse_known_args(self, arg_strings: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +210,11 @@ class Parser(ArgumentParser):
         return self.prog.replace(" [options]", "")
 
     def _needs(self, action: argparse.Action) -> bool:
-        return action.required or action.dest in getattr(self, "_extra_required_keys", ())
+        return (
+            action.required
+            or action.dest in self.usually_needed
+            or action.dest in getattr(self, "_extra_required_keys", ())
+        )
 
     def _in_words(self, message: str) -> str:
         """An error of jsonargparse's, for those who see options with dashes."""
@@ -218,7 +227,10 @@ class Parser(ArgumentParser):
             assert self._subcommands_action is not None
             return self._say_needed(names, self._subcommands_action.choices[found[1]], f"{self._called} {found[1]}")
         if found := re.search(r"(?i)arguments are required: (.*)", message):
-            return self._say_needed([name.strip() for name in found[1].split(",")], self, self._called)
+            names = [name.strip() for name in found[1].split(",")]
+            if not self._gives("config"):
+                names = [*(name for name in self.usually_needed if not self._gives(name)), *names]
+            return self._say_needed(names, self, self._called)
         if found := re.search(r"argument (\S+): invalid choice: (['\"])(.*?)\2 \(choose from (.*)\)", message):
             choices = re.findall(r"[^\s',\"]+", found[4])
             return (
@@ -250,6 +262,10 @@ class Parser(ArgumentParser):
         what = "is" if len(shown) == 1 else "are"
         more = " and examples" if parser is self else ""
         return f"{', '.join(shown)} {what} needed; {called} --help shows all options{more}"
+
+    def _gives(self, name: str) -> bool:
+        """Whether an option is on the command line that is being read."""
+        return any(word.partition("=")[0] == f"--{name}" for word in self._words)
 
     def _unknown(self, words: Sequence[str]) -> str:
         """What to say of words on the command line that no argument takes."""

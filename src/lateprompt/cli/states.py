@@ -94,6 +94,7 @@ def _look_after(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], li
 
 def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     from lateprompt.data import TextTask, load_task, read_rows
+    from lateprompt.predictors.base import TunedModel
     from lateprompt.predictors.kinds import kind_of
     from lateprompt.runs.data import resolve_task
     from lateprompt.state_cache.fill import fill_layers
@@ -118,5 +119,6 @@ def _fill(args: Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str
         device=args.device,
     )
     tuned = kind_of(task).build(settings, task, seed=0)
+    assert isinstance(tuned, TunedModel)
     stores = fill_layers(tuned.model, tuned.readout, tuned.batches(rows), args.prompt_layer, folder, args.dtype)
     return [store.describe() for store in stores], []

@@ -68,6 +68,7 @@ def add_train(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.usually_needed = ("model",)
     method = [name for name in _names(ModelSettings) if name not in _MACHINE]
     parser.arrange(
         {

@@ -14,7 +14,7 @@ import numpy as np
 from lateprompt.data import label_name
 from lateprompt.estimator.parameters import settings_of
 from lateprompt.estimator.plain import classes_from_plain, classes_to_plain, from_plain, to_plain
-from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.kinds import Classifier, load_classifier
 from lateprompt.predictors.saved_run import RUN_FILE, broken_run, read_run, section_of, settings_in
 from lateprompt.run_folder.folder import METRICS_FILE, RunFolder, reading
 from lateprompt.runs.saving import HISTORY_FILE, write_run
@@ -81,7 +81,7 @@ def load_estimator(
     Args:
         folder: the run folder.
         defaults: the estimator's parameters, with what they are where the folder does not name them.
-        model, device, check_model: as in `TextClassifier.load`.
+        model, device, check_model: as in `TunedModel.load`.
 
     Raises:
         LatePromptError: no run folder, or one that is broken.
@@ -93,7 +93,7 @@ def load_estimator(
 def _load(
     folder: Path, defaults: Mapping[str, Any], model: str | None, device: str | None, check_model: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    classifier = TextClassifier.load(folder, model=model, device=device, check_model=check_model)
+    classifier = load_classifier(folder, model=model, device=device, check_model=check_model)
     run, metrics = read_run(folder), folder / METRICS_FILE
     recipe = asdict(settings_in(run, "recipe", RecipeSettings, folder))
     parameters = {
@@ -121,7 +121,7 @@ def _load(
 
 
 def _saved_parameters(
-    run: Mapping[str, Any], classifier: TextClassifier, recipe: dict[str, Any], folder: Path, known: Collection[str]
+    run: Mapping[str, Any], classifier: Classifier, recipe: dict[str, Any], folder: Path, known: Collection[str]
 ) -> dict[str, Any]:
     saved = {name: from_plain(value) for name, value in section_of(run, "estimator", folder).items()}
     if not saved:  # a run of the command line
@@ -131,7 +131,7 @@ def _saved_parameters(
     return {name: value for name, value in todays_settings(saved, known).items() if name in known}
 
 
-def _saved_classes(run: Mapping[str, Any], classifier: TextClassifier, folder: Path) -> np.ndarray:
+def _saved_classes(run: Mapping[str, Any], classifier: Classifier, folder: Path) -> np.ndarray:
     """The labels that `fit` has seen, or, after a run of the command line, the task's."""
     source = f"run file {str(folder / RUN_FILE)!r}"
     classes = classes_from_plain(run.get(_CLASSES), source)
@@ -179,5 +179,5 @@ def unpickled_state(state: dict[str, Any], parameters: Iterable[str]) -> dict[st
         with tempfile.TemporaryDirectory(prefix="lateprompt-") as name:
             for file, content in files.items():
                 (Path(name) / file).write_bytes(content)
-            found["classifier_"] = TextClassifier.load(name, device=device)
+            found["classifier_"] = load_classifier(name, device=device)
     return found

@@ -37,6 +37,7 @@ from lateprompt.data.batches import Batches
 from lateprompt.experiments.baselines import make_baseline
 from lateprompt.experiments.methods import BASELINE, BASELINES, METHODS
 from lateprompt.methods import METHODS as KNOWN
+from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.loading import load_config, max_positions
 from lateprompt.readouts import Readout
@@ -204,6 +205,7 @@ class MethodRun:
     @classmethod
     def of_late_prompt(cls, name: str, pipeline: Pipeline) -> MethodRun:
         """A late prompt, from a pipeline that has built it and encoded the rows."""
+        assert isinstance(pipeline.tuned, TunedModel)
         tuned, batches = pipeline.tuned, (pipeline.batches[TRAIN], pipeline.batches.get(DEV))
         facts: dict[str, Any] = {"metrics": tuned.task.metrics, "device": tuned.device, "pipeline": pipeline}
         return cls(name, tuned.model, tuned.readout, batches, pipeline.recipe, **facts)
@@ -304,6 +306,7 @@ def make_runs(settings: EndToEndSettings, rows: Rows, states: Path) -> list[Meth
         late_prompt = replace(settings.late_prompt(method), max_length=length)
         pipeline = Pipeline(late_prompt, rows, replace(settings.recipe(), seed=seed), stored)
         pipeline.build()
+        assert isinstance(pipeline.tuned, TunedModel)
         if pipeline.tuned.readout.continuations():
             raise LatePromptError(
                 f"task {rows.task.name!r} has label words of several tokens on {settings.model!r}: PEFT's methods "

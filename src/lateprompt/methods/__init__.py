@@ -28,6 +28,7 @@ from lateprompt.methods import (
     full,
     head,
     late_prompt,
+    linear,
     lora,
     p_tuning_v2,
     prompt_tuning,
@@ -42,7 +43,7 @@ from lateprompt.utils.suggestions import did_you_mean
 from lateprompt.utils.validation import is_of
 from lateprompt.utils.yaml_files import parse_yaml
 
-_FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg)
+_FILES = (late_prompt, head, full, lora, bitfit, adapter, prompt_tuning, p_tuning_v2, s_idpg, linear)
 METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
 LATE = "late-"
 NAMES = (*METHODS, *(f"{LATE}{name}" for name, method in METHODS.items() if method.kind == "tuner" and method.late))
@@ -75,6 +76,9 @@ def parse_method(name: str) -> list[Part]:
     parts = [_part(piece, name) for piece in name.split("+")]
     if len(parts) == 1:
         return parts
+    alone = next((part.method.name for part in parts if part.method.kind == "linear"), None)
+    if alone is not None:
+        raise LatePromptError(f"method {name!r} cannot be: {alone!r} is a linear model without a prompt; use it alone")
     kinds = sorted(part.method.kind for part in parts)
     if kinds != ["prompt", "tuner"]:
         raise LatePromptError(
@@ -142,6 +146,17 @@ def read_only_name(name: str) -> str:
 def is_late(name: str) -> bool:
     """Return whether a method trains only what lies above the prompt layer, so that trunk states can be cached."""
     return all(part.late for part in parse_method(name))
+
+
+def is_linear(name: str) -> bool:
+    """Return whether a method is a linear model of scikit-learn's, which trains no adapter."""
+    return parse_method(name)[0].method.kind == "linear"
+
+
+def check_model_given(name: str, model: str) -> None:
+    """Raise LatePromptError where a method needs a pretrained model and none is named."""
+    if not model and parse_method(name)[0].method.reads_model:
+        raise LatePromptError(f"--model is needed: method {name!r} reads a pretrained model; give a folder or hub id")
 
 
 def title_of(name: str) -> str:
@@ -247,7 +262,9 @@ __all__ = [
     "Shape",
     "adapter_config",
     "check_method",
+    "check_model_given",
     "is_late",
+    "is_linear",
     "parameter_count",
     "parse_method",
     "parse_options",

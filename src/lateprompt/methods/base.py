@@ -75,13 +75,15 @@ class Method:
         title: its name in tables.
         source: the paper it is from.
         kind: `prompt` (a prompt generator), `tuner` (a method that changes the backbone's layers or its input, alone or
-            together with a late prompt) or `head` (a linear head alone).
+            together with a late prompt), `head` (a linear head alone) or `linear` (a linear model of scikit-learn's,
+            which is no adapter).
         options: what `--set` may change, with the defaults.
         fragment: makes the fields of `LatePromptConfig` (of a tuner: its `tuner`) from options and settings.
         count: counts the trained parameters, head aside, from the shape, the options, the settings, and whether only
             the layers above the prompt are tuned.
         read_only: of a prompt, whether the text never sees it; a tuner beside it lies on the prompt's own path.
         late: of a tuner, whether it can be kept to the layers above the prompt; of a prompt, whether it enters there.
+        reads_model: whether it needs a pretrained model at all.
 
     Example:
         >>> from lateprompt.methods import METHODS
@@ -92,12 +94,13 @@ class Method:
     name: str
     title: str
     source: str
-    kind: Literal["prompt", "tuner", "head"]
+    kind: Literal["prompt", "tuner", "head", "linear"]
     fragment: Callable[[Options, ModelSettings], dict[str, Any]]
     count: Callable[[Shape, Options, ModelSettings, bool], int]
     options: Options = field(default_factory=dict)
     late: bool = True
     read_only: bool = False
+    reads_model: bool = True
 
     @property
     def recipe(self) -> Recipe:

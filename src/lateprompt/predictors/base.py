@@ -9,14 +9,13 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
-import yaml
 from peft import PeftModel, get_peft_model_state_dict
 
 from lateprompt.backbone.families import FAMILIES
 from lateprompt.data import AnyTask, Example, Row, TargetEncoder, TaskEncoder
 from lateprompt.data.batches import Batches
 from lateprompt.data.row_checks import unknown_labels
-from lateprompt.methods import adapter_config, check_method, is_late
+from lateprompt.methods import adapter_config, check_method, check_model_given, is_late, is_linear
 from lateprompt.peft_method.config import LatePromptConfig
 from lateprompt.peft_method.layer import LatePromptLayer
 from lateprompt.peft_method.wrapping import wrap
@@ -27,11 +26,8 @@ from lateprompt.predictors.saved_run import (
     ADAPTER,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    ASKED,
-    CALIBRATION,
+    BASE_MODEL,
     RUN_FILE,
-    TASK_FILE,
-    asked_by,
     calibration_in,
     check_finite,
     check_same,
@@ -42,6 +38,7 @@ from lateprompt.predictors.saved_run import (
     read_run,
     read_task,
     section_of,
+    write_description,
 )
 from lateprompt.readouts import Readout
 from lateprompt.run_folder.folder import RunFolder, reading
@@ -51,14 +48,12 @@ from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.calibration import Calibration
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import evaluate
+from lateprompt.training.loop import FitResult, fit
 from lateprompt.training.metrics import UNKNOWN
-from lateprompt.training.settings import ModelSettings
+from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError, first_line
-from lateprompt.utils.files import write_json, write_tensors, write_text
+from lateprompt.utils.files import write_json, write_tensors
 from lateprompt.utils.randomness import seeded
-
-BASE_MODEL = "base_model"
-"""In the run file: what is known of the base model."""
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -74,6 +69,17 @@ def pick_device(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise LatePromptError(f"device {device!r} is not available: {first_line(error)}") from None
     return chosen
+
+
+def encode_rows(encoder: Any, rows: Sequence[Row], task: AnyTask, *, any_label: bool) -> list[Any]:
+    """The rows as an encoder makes them; with `any_label` those with labels that the task does not have, too."""
+    unknown = unknown_labels(rows, task) if any_label else {}
+    given = [replace(row, label=None) if row.label in unknown else row for row in rows]
+    examples: list[Any] = encoder.encode(given)
+    if unknown:
+        pairs = zip(rows, examples, strict=True)
+        examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
+    return examples
 
 
 class TunedModel:
@@ -178,6 +184,7 @@ class TunedModel:
         """
         settings.check()
         check_method(settings.method, settings.options)
+        check_model_given(settings.method, settings.model)
         config = load_config(settings.model)
         device = pick_device(settings.device)
         readout = cls.resolve_readout(config, settings)
@@ -208,6 +215,16 @@ class TunedModel:
         return cast(LatePromptLayer, self.model.base_model.layer)
 
     @property
+    def num_layers(self) -> int | None:
+        """How many layers the backbone has."""
+        return self.layer.num_layers
+
+    @property
+    def prompt_layer(self) -> int | float | str | None:
+        """How many of them are below the prompt."""
+        return self.settings.prompt_layer
+
+    @property
     def trainable_parameters(self) -> int:
         """How many parameters are trained."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -235,12 +252,10 @@ class TunedModel:
             any_label: whether they may have labels that the task does not have, to be counted as wrong; else such a
                 label is a LatePromptError.
         """
-        unknown = unknown_labels(rows, self.task) if any_label else {}
-        given = [replace(row, label=None) if row.label in unknown else row for row in rows]
-        examples: list[Example] = self.encoder.encode(given)
-        if unknown:
-            pairs = zip(rows, examples, strict=True)
-            examples = [replace(example, label=UNKNOWN) if row.label in unknown else example for row, example in pairs]
+        return self.batched(encode_rows(self.encoder, rows, self.task, any_label=any_label))
+
+    def batched(self, examples: Sequence[Example]) -> Batches:
+        """Rows that `encoder` has encoded, together."""
         return Batches(examples, self.tokenizer.pad_token_id or 0)
 
     def cached(
@@ -256,6 +271,30 @@ class TunedModel:
         return cache_states(self.model, self.readout, int(self.settings.prompt_layer), batches, settings, quiet=quiet)
 
     feed, kept = batches, cached  # their names in earlier releases
+
+    def fit(
+        self,
+        train: Batches,
+        dev: Batches | None,
+        recipe: RecipeSettings,
+        *,
+        checkpoint: Path | None = None,
+        settings: str = "{}",
+        quiet: bool = True,
+    ) -> FitResult:
+        """Train; with dev rows, keep the weights that were best on them. Arguments and errors as of the `Trainer`."""
+        return fit(
+            self.model,
+            self.readout,
+            train,
+            dev,
+            recipe,
+            metrics=self.task.metrics,
+            device=self.device,
+            checkpoint=checkpoint,
+            settings=settings,
+            quiet=quiet,
+        )
 
     def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, float]:
         """The task's metrics on rows with answers, or on batches of them (with cached states, perhaps).
@@ -293,14 +332,7 @@ class TunedModel:
             "parent_library": "transformers",
         }
         write_json(folder / ADAPTER_CONFIG, config)
-        write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
-        base: dict[str, Any] = (
-            {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
-        )
-        if self.calibration.rows:
-            base[CALIBRATION] = self.calibration.to_dict()
-        run = {"model_settings": asdict(self.settings), ASKED: asked_by(self.task), **base, **(facts or {})}
-        write_json(folder / RUN_FILE, run)
+        write_description(folder, self.settings, self.task, self.base_fingerprint, self.calibration, facts)
 
     @classmethod
     def load(
@@ -342,6 +374,11 @@ class TunedModel:
         """What a run folder says, checked, without its weights; arguments and errors as in `load`."""
         run = read_run(folder)
         settings = model_settings_in(run, folder)
+        if is_linear(settings.method):
+            raise LatePromptError(
+                f"run {str(folder)!r} is of method {settings.method!r}, a linear model without an adapter; load it "
+                "alone (lateprompt.predictors.kinds.load_run)"
+            )
         settings.model = model or settings.model
         settings.device = device
         task = read_task(folder)

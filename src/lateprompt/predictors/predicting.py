@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lateprompt.data import Example, Row, TargetEncoder, TaskEncoder
-from lateprompt.data.batches import Batches
 from lateprompt.data.rows import BadRow
 from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.linear.classifier import LinearClassifier
+from lateprompt.predictors.linear.tfidf import TextEncoder
 from lateprompt.predictors.multi_task import EMBEDDING, MultiTask
 from lateprompt.predictors.text_generator import TextWriter
-from lateprompt.training.evaluate import predict_scores
 from lateprompt.utils.errors import LatePromptError
 
-Tuned = TextClassifier | TextWriter | MultiTask
+Tuned = TextClassifier | LinearClassifier | TextWriter | MultiTask
 OnError = Literal["stop", "skip"]
 Progress = Callable[[int], None]
 
@@ -233,7 +233,7 @@ def _windows(rows: Iterable[Row | BadRow], first: int, most: int) -> Iterator[li
 class _Answers:
     """What classifiers and writers do differently: which rows can be encoded, and what is said of them."""
 
-    encoder: TaskEncoder | TargetEncoder | MultiTask
+    encoder: TaskEncoder | TargetEncoder | TextEncoder | MultiTask
 
     @property
     def may_refuse(self) -> bool:
@@ -260,7 +260,7 @@ def _encode(encode: Callable[[Sequence[Row]], Sequence[Any]], rows: Sequence[Row
         return _encode(encode, rows[:half]) + _encode(encode, rows[half:])
 
 
-def _answers_of(tuned: TextClassifier | MultiTask, batch_size: int, embeddings: bool) -> _Answers:
+def _answers_of(tuned: TextClassifier | LinearClassifier | MultiTask, batch_size: int, embeddings: bool) -> _Answers:
     if isinstance(tuned, MultiTask):
         return _Asking(tuned, batch_size, embeddings)
     if embeddings:
@@ -269,17 +269,15 @@ def _answers_of(tuned: TextClassifier | MultiTask, batch_size: int, embeddings: 
 
 
 class _Labelling(_Answers):
-    def __init__(self, classifier: TextClassifier, batch_size: int) -> None:
+    def __init__(self, classifier: TextClassifier | LinearClassifier, batch_size: int) -> None:
         self.encoder = classifier.encoder
         classifier.restore()
         self.classifier, self.batch_size = classifier, batch_size
 
     def answer(self, examples: Sequence[Example], progress: Progress | None) -> Iterator[Prediction]:
         classifier, labels = self.classifier, self.classifier.task.labels
-        feed = Batches(examples, classifier.tokenizer.pad_token_id or 0)
-        scores = predict_scores(
-            classifier.readout, feed, batch_size=self.batch_size, device=classifier.device, progress=progress
-        )
+        feed = classifier.batched(examples)
+        scores = classifier.batch_scores(feed, batch_size=self.batch_size, progress=progress)
         with np.errstate(invalid="ignore"):  # infinite scores are looked for below
             probabilities = classifier.calibration.probabilities(scores)
         for row, best in zip(probabilities, scores.argmax(1).tolist(), strict=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lateprompt.data import AnyTask, Task
@@ -17,7 +19,7 @@ from lateprompt.training.calibration import Calibration
 from lateprompt.training.metrics import check_metrics
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.files import read_json, read_tensors
+from lateprompt.utils.files import read_json, read_tensors, write_json, write_text
 
 ADAPTER = "default"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,6 +30,8 @@ ASKED = "asked"
 """In the run file: what the task asked when the run was trained."""
 CALIBRATION = "calibration"
 """In the run file: the temperature of the probabilities; runs of earlier versions have none."""
+BASE_MODEL = "base_model"
+"""In the run file: what is known of the base model."""
 _NOT_ASKED = ("name", "columns", "chosen_columns", "label_map")
 """Of a task, what only reads rows."""
 
@@ -74,6 +78,9 @@ def settings_in(run: Mapping[str, Any], name: str, kind: type[Any], folder: Path
 
 def model_settings_in(run: Mapping[str, Any], folder: Path) -> ModelSettings:
     """The model's settings in a run file; LatePromptError for what cannot be."""
+    if "model" not in section_of(run, "model_settings", folder):  # which is optional in Python alone
+        file = str(folder / RUN_FILE)
+        raise LatePromptError(f"run file {file!r} is broken: model_settings does not fit (it names no model)")
     settings: ModelSettings = settings_in(run, "model_settings", ModelSettings, folder)
     try:
         check_method(settings.method, settings.options)
@@ -99,6 +106,32 @@ def calibration_in(run: Mapping[str, Any], folder: Path) -> Calibration:
 def asked_by(task: AnyTask) -> dict[str, Any]:
     """Of a task, what results depend on beside the rows: templates, labels, words, metrics."""
     return {name: value for name, value in task.to_dict().items() if name not in _NOT_ASKED}
+
+
+def write_description(
+    folder: Path,
+    settings: ModelSettings,
+    task: AnyTask,
+    fingerprint: str | None,
+    calibration: Calibration,
+    facts: Mapping[str, Any] | None,
+) -> None:
+    """Write task and run file.
+
+    Args:
+        folder: where.
+        settings: the model's.
+        task: what is asked.
+        fingerprint: of the base model; None where it is not known.
+        calibration: of the probabilities.
+        facts: what the run file says besides.
+    """
+    write_text(folder / TASK_FILE, yaml.safe_dump(task.to_dict(), sort_keys=False, allow_unicode=True))
+    base: dict[str, Any] = {} if fingerprint is None else {BASE_MODEL: {"fingerprint": fingerprint}}
+    if calibration.rows:
+        base[CALIBRATION] = calibration.to_dict()
+    run = {"model_settings": asdict(settings), ASKED: asked_by(task), **base, **(facts or {})}
+    write_json(folder / RUN_FILE, run)
 
 
 def check_same_asked(run: Mapping[str, Any], task: AnyTask, folder: Path) -> None:

@@ -33,10 +33,14 @@ KNOWN = (
     "run.json",
 )
 """The files of a run in the order in which they are moved into place: a folder with a `run.json` can be loaded."""
+LINEAR = ("vocabulary.json", "linear_model.safetensors")
+"""The further files of linear models' runs; earlier versions, which wrote no manifest, had none."""
 SEARCH_FILE = "search.jsonl"
 """What a search has tried; not in `KNOWN`, since no version without a manifest wrote it."""
+FILES = (*LINEAR, *KNOWN, SEARCH_FILE)
+"""All files of runs in the order in which they are moved into place."""
 _FORMAT = "lateprompt run folder"
-_NAMES = "|".join(re.escape(name) for name in (*KNOWN, SEARCH_FILE, MANIFEST))
+_NAMES = "|".join(re.escape(name) for name in (*FILES, MANIFEST))
 _SAFETENSORS = r"\.tmp\w{6}"
 """Names of files left by a process killed while safetensors was writing."""
 _TEMPORARY = re.compile(rf"\.({_NAMES}){TEMPORARY_END}")

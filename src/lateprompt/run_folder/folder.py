@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 from lateprompt.run_folder.entries import (
     CHECKPOINT,
     CHECKPOINTS,
+    FILES,
     KNOWN,
     LOCK,
     MANIFEST,
     NEW_CHECKPOINT,
-    SEARCH_FILE,
     STARTED,
     STATE,
     clear_staging,
@@ -106,7 +106,7 @@ class RunFolder:
         for name, why in foreign_entries(self.path):
             if name in apart:
                 continue
-            if not resume or name.partition("/")[0] in (*KNOWN, MANIFEST, STAGING) or name in CHECKPOINTS:
+            if not resume or name.partition("/")[0] in (*FILES, MANIFEST, STAGING) or name in CHECKPOINTS:
                 raise refuse(self.shown, name, why)
         if not resume:
             self._check_inputs(inputs)
@@ -121,7 +121,7 @@ class RunFolder:
 
     def _check_inputs(self, inputs: Iterable[str | Path]) -> None:
         for given in inputs:
-            for name in (*KNOWN, SEARCH_FILE):
+            for name in FILES:
                 with suppress(OSError):
                     if Path(given).samefile(self.path / name):
                         raise LatePromptError(
@@ -260,7 +260,7 @@ class RunFolder:
         new, old = manifest_of(staging), manifest_of(self.path) or {}
         if new is None:
             return
-        waiting = [name for name in (*KNOWN, *sorted(set(new) - set(KNOWN))) if (staging / name).is_file()]
+        waiting = [name for name in (*FILES, *sorted(set(new) - set(FILES))) if (staging / name).is_file()]
         for name in waiting:
             self._check_replaceable(name, old, new)
         with naming(self.shown):

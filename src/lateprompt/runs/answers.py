@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
-from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.kinds import Classifier
 from lateprompt.runs.data import DEV
 from lateprompt.training.calibration import LEAST_ROWS, Calibration, fit_calibration
-from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.settings import RecipeSettings
 
 MOST_TRAINING_ROWS = 256
@@ -20,17 +19,17 @@ MOST_TRAINING_ROWS = 256
 
 
 def some_scores(
-    tuned: TextClassifier, batches: Batches, rows: np.ndarray, batch_size: int, *, most: int | None = None
+    tuned: Classifier, batches: Batches, rows: np.ndarray, batch_size: int, *, most: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (rows,) and scores (rows, labels) of some rows, given by their numbers; evenly spaced ones of too many."""
     if most is not None and len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    scores = predict_scores(tuned.readout, batches, batch_size=batch_size, device=tuned.device, rows=rows)
+    scores = tuned.batch_scores(batches, batch_size=batch_size, rows=rows)
     return batches.labels[rows], scores
 
 
 def calibrate(
-    tuned: TextClassifier, scores: np.ndarray, labels: np.ndarray, *, held_out: bool, wanted: bool
+    tuned: Classifier, scores: np.ndarray, labels: np.ndarray, *, held_out: bool, wanted: bool
 ) -> dict[str, Any]:
     """Fit a classifier's temperature, and return what `metrics.json` says of it.
 

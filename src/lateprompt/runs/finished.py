@@ -10,8 +10,7 @@ from typing import Any
 
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.data import AnyTask
-from lateprompt.predictors.base import TunedModel
-from lateprompt.predictors.kinds import load_run
+from lateprompt.predictors.kinds import Tuned, load_run
 from lateprompt.predictors.saved_run import asked_by, read_run, read_task, section_of
 from lateprompt.run_folder.folder import METRICS_FILE
 from lateprompt.runs.data import load_rows
@@ -25,7 +24,7 @@ from lateprompt.utils.files import read_json
 
 def finished_run(
     folder: Path, model: ModelSettings, data: DataSettings, recipe: RecipeSettings
-) -> tuple[TunedModel, dict[str, Any]]:
+) -> tuple[Tuned, dict[str, Any]]:
     """Load what a finished run of the same settings, rows and task has left: its model and its metrics.
 
     Raises:

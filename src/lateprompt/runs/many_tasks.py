@@ -29,7 +29,7 @@ from lateprompt.predictors.multi_task import EMBEDDING, MultiTask
 from lateprompt.predictors.saved_run import ADAPTER
 from lateprompt.readouts.head import HeadReadout
 from lateprompt.readouts.tasks import TasksReadout
-from lateprompt.run_folder.entries import CHECKPOINTS, KNOWN, MANIFEST
+from lateprompt.run_folder.entries import CHECKPOINTS, FILES, MANIFEST
 from lateprompt.run_folder.folder import METRICS_FILE, RunFolder
 from lateprompt.runs.answers import calibrate, warn_of_one_class
 from lateprompt.runs.data import DEV, DEV_ROWS, TEST, TRAIN, VALIDATION, Rows, fingerprint, resolve_task
@@ -196,7 +196,7 @@ def _check_settings(
 
 def _check_names(names: Sequence[str]) -> None:
     """Raise LatePromptError for names of tasks that cannot be names of folders."""
-    taken = {*KNOWN, MANIFEST, *CHECKPOINTS, EMBEDDING}
+    taken = {*FILES, MANIFEST, *CHECKPOINTS, EMBEDDING}
     seen: dict[str, str] = {}
     for name in names:
         bad = set(name) & set("/\\:\0") or name.startswith(".") or name != name.strip() or len(name.encode()) > 200

@@ -12,11 +12,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lateprompt.data import TextTask
-from lateprompt.methods import parse_method, title_of
+from lateprompt.methods import is_linear, parse_method, title_of
 from lateprompt.utils.names import READ_ONLY
 
 if TYPE_CHECKING:
-    from lateprompt.predictors.base import TunedModel
+    from lateprompt.predictors.kinds import Tuned
 
 CARD_FILE = "README.md"
 _UNNAMED = "custom"
@@ -39,7 +39,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MOST_LABELS = 4
 
 
-def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> str:
+def model_card(tuned: Tuned, measured: Mapping[str, Any], recipe: Any) -> str:
     """The text of a run folder's README.
 
     Args:
@@ -48,13 +48,15 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
         recipe: the recipe it was trained by, as settings or as a mapping.
     """
     settings = dict(asdict(recipe)) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)
-    base = base_name(tuned.settings.model)
+    base, reads_model = base_name(tuned.settings.model), parse_method(tuned.settings.method)[0].method.reads_model
     return _TEMPLATE.render(
-        front_matter=_front_matter(tuned, measured, base),
+        front_matter=_front_matter(tuned, measured, base if reads_model else ""),
         title=title(tuned),
         what=_what(tuned),
         parameters=tuned.trainable_parameters,
         base=base,
+        is_linear=is_linear(tuned.settings.method),
+        reads_model=reads_model,
         results=_results(measured),
         training=_training(tuned, measured, settings),
         writes=isinstance(tuned.task, TextTask),
@@ -64,7 +66,7 @@ def model_card(tuned: TunedModel, measured: Mapping[str, Any], recipe: Any) -> s
     )
 
 
-def title(tuned: TunedModel) -> str:
+def title(tuned: Tuned) -> str:
     """What it is, how it was made, and on what: `sst2 classifier: npg late prompt on MiniLM-L6`."""
     task = tuned.task
     if isinstance(task, TextTask):
@@ -74,6 +76,8 @@ def title(tuned: TunedModel) -> str:
     else:
         shown = " / ".join(_plain(label) for label in task.labels[:_MOST_LABELS])
         what = f"{shown}{' / …' if len(task.labels) > _MOST_LABELS else ''} classifier"
+    if not parse_method(tuned.settings.method)[0].method.reads_model:
+        return f"{what}: {_method(tuned.settings.method)}"
     return f"{what}: {_method(tuned.settings.method)} on {base_name(tuned.settings.model)}"
 
 
@@ -121,13 +125,13 @@ def _is_late(part: Any) -> bool:
     return bool(part.late and part.method.kind == "tuner")
 
 
-def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> str:
+def _front_matter(tuned: Tuned, measured: Mapping[str, Any], base: str) -> str:
     writes = isinstance(tuned.task, TextTask)
     sets = [measured, *(measured.get("dev_sets") or {}).values(), *(measured.get("test") or {}).values()]
     metrics = dict.fromkeys(theirs for ours, theirs in _HUB_METRICS.items() if any(ours in values for values in sets))
     pipeline = "text-generation" if writes else "text-classification"
     facts: dict[str, Any] = {
-        "library_name": "peft",
+        "library_name": "lateprompt" if is_linear(tuned.settings.method) else "peft",
         **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
         "pipeline_tag": pipeline,
         "tags": ["late-prompt-tuning", "lateprompt", pipeline],
@@ -136,7 +140,7 @@ def _front_matter(tuned: TunedModel, measured: Mapping[str, Any], base: str) -> 
     return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
 
-def _what(tuned: TunedModel) -> str:
+def _what(tuned: Tuned) -> str:
     task = tuned.task
     if isinstance(task, TextTask):
         return "Writes answers to texts"
@@ -157,14 +161,19 @@ def _results(measured: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     ]
 
 
-def _training(tuned: TunedModel, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _training(tuned: Tuned, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names and values; None is not told."""
     settings = tuned.settings
-    return [
+    first = [
         ("training rows", measured.get("train_rows")),
         ("dev rows, which chose the weights", measured.get("dev_rows") or None),
         ("method", settings.method),
         ("options", ", ".join(f"{key}={value}" for key, value in settings.options.items()) or None),
+    ]
+    if is_linear(settings.method):
+        return [*first, ("C (inverse regularisation)", measured.get("C")), ("seed", recipe.get("seed"))]
+    return [
+        *first,
         ("prompt after layer", settings.prompt_layer),
         ("readout", settings.readout),
         ("steps", measured.get("steps")),

@@ -12,9 +12,8 @@ import numpy as np
 
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.predictors.kinds import kind_of
+from lateprompt.predictors.kinds import Tuned, kind_of
 from lateprompt.predictors.saved_run import asked_by
-from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
 from lateprompt.runs.answers import MOST_TRAINING_ROWS, calibrate, some_scores, warn_of_one_class
 from lateprompt.runs.cross_validation import OutOfFold, cross_validate, folds_for, wilson_interval
@@ -25,7 +24,7 @@ from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import measure
-from lateprompt.training.loop import FitResult, fit, rows_needed, snapshot, trainable_parameters
+from lateprompt.training.loop import FitResult, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.files import as_json
 
@@ -81,7 +80,7 @@ class Pipeline:
     quiet: bool = True
     found: Any = None
 
-    tuned: TextClassifier | TextWriter = field(init=False, repr=False)
+    tuned: Tuned = field(init=False, repr=False)
     batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
@@ -111,7 +110,7 @@ class Pipeline:
         Raises:
             LatePromptError: a setting, model, task or label word that cannot be.
         """
-        self.tuned = kind_of(self.rows.task).build(self.model, self.rows.task, seed=self.recipe.seed)
+        self.tuned = kind_of(self.rows.task, self.model.method).build(self.model, self.rows.task, seed=self.recipe.seed)
 
     def encode(self) -> None:
         """Make token ids of all rows.
@@ -148,15 +147,12 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
-        self._fresh = snapshot(trainable_parameters(self.tuned.model))
-        self.result = fit(
-            self.tuned.model,
-            self.tuned.readout,
+        if isinstance(self.tuned, TextClassifier):
+            self._fresh = snapshot(trainable_parameters(self.tuned.model))
+        self.result = self.tuned.fit(
             self.batches[TRAIN],
             self.batches.get(DEV),
             self.recipe,
-            metrics=self.tuned.task.metrics,
-            device=self.tuned.device,
             checkpoint=self.checkpoint,
             settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
@@ -194,7 +190,7 @@ class Pipeline:
             dev_rows=len(self.rows.dev),
             cached=isinstance(train, CachedBatches) and processes().count == 1,
         )
-        if folds and not isinstance(self.tuned, TextWriter):
+        if folds and isinstance(self.tuned, TextClassifier):
             self.out_of_fold = cross_validate(
                 self.tuned.model,
                 self.tuned.readout,
@@ -280,7 +276,7 @@ class Pipeline:
             "recipe": asdict(self.recipe),
             "data": self.data,
             "labels": list(self.tuned.task.labels),
-            "num_layers": self.tuned.layer.num_layers,
+            "num_layers": self.tuned.num_layers,
         }
 
     def _identity(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lateprompt.predictors.base import TunedModel
+from lateprompt.predictors.kinds import Tuned
 from lateprompt.run_folder.folder import METRICS_FILE
 from lateprompt.runs.environment import versions
 from lateprompt.runs.model_card import CARD_FILE, model_card
@@ -17,7 +17,7 @@ HISTORY_FILE = "history.jsonl"
 
 def write_run(
     place: Path,
-    tuned: TunedModel,
+    tuned: Tuned,
     *,
     recipe: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data import TextTask
-from lateprompt.methods import check_method
-from lateprompt.predictors.base import TunedModel
+from lateprompt.methods import check_method, check_model_given
+from lateprompt.predictors.kinds import Tuned
 from lateprompt.predictors.kinds import kind_of as kind_of
 from lateprompt.predictors.kinds import load_run as load_run
 from lateprompt.run_folder.folder import RunFolder
@@ -50,6 +50,7 @@ def check_run(model: ModelSettings, data: DataSettings, recipe: RecipeSettings, 
     model.check()
     if not asks_search(model):
         check_method(model.method, model.options)
+        check_model_given(model.method, model.model)
     data.check()
     recipe.check()
     states.check(model.trunk_dropout)
@@ -66,7 +67,7 @@ def train_run(
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = True,
-) -> tuple[TunedModel, dict[str, Any]]:
+) -> tuple[Tuned, dict[str, Any]]:
     """Train a classifier or writer and leave its run folder at `output` (None: nowhere).
 
     Everything that can be wrong with settings and data is found before the folder is touched. The files of the new run

@@ -286,14 +286,14 @@ class SourceStates(NeededStates):
         states = run_trunk(split, ids, [self.types[i] for i in sequences], layers)
         return [
             {
-                self.keys[i][0]: _pooled(row[: len(row_ids)], store.pooling)
+                self.keys[i][0]: pool(row[: len(row_ids)], store.pooling)
                 for i, row, row_ids in zip(sequences, rows, ids, strict=True)
             }
             for store, rows in zip(stores, states, strict=True)
         ]
 
 
-def _pooled(states: torch.Tensor, pooling: str | None) -> torch.Tensor:
+def pool(states: torch.Tensor, pooling: str | None) -> torch.Tensor:
     """What is kept of a sequence's states (length, hidden): all, or one (1, hidden)."""
     if pooling is None:
         return states

@@ -42,14 +42,14 @@ class FitResult:
         history: one entry per evaluation: step, epoch, train_loss, seconds, and the dev metrics.
         steps: optimiser steps done.
         train_seconds: time in training steps, evaluations left out.
-        tokens_per_second: real tokens trained on per second of it.
+        tokens_per_second: real tokens trained on per second of it; None where no steps are done on batches.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     steps: int
     train_seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ class ModelSettings:
     """What is trained: the backbone, the method, and the readout.
 
     Args:
-        model: folder or hub id of a pretrained model.
+        model: folder or hub id of a pretrained model; not needed for tfidf.
         method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
             another one that `lateprompt methods` lists: read-npg (a late prompt that the text does not see),
             read-npg+lora, lora, late-lora, npg+late-lora, full, prompt-tuning, …; auto: what is best for these rows
@@ -50,7 +50,7 @@ class ModelSettings:
         'float32'
     """
 
-    model: str
+    model: str = ""
     method: str = "npg"
     options: dict[str, Any] = field(default_factory=dict)
     prompt_layer: int | float | str = "0.5"

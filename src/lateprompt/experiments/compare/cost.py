@@ -14,7 +14,7 @@ import torch
 
 from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.experiments.compare.plan import FULL, RunSpec
-from lateprompt.methods import is_late, parse_method
+from lateprompt.methods import is_late, is_linear, parse_method
 from lateprompt.methods.late_prompt import tokens_of
 from lateprompt.predictors.loading import load_config
 from lateprompt.training.loop import plan_steps
@@ -28,8 +28,13 @@ _ROWS = 5000
 
 def units(spec: RunSpec) -> float:
     """Layer crossings of a run's training steps, counted in tokens."""
+    rows = _ROWS if spec.shots == FULL else int(spec.shots)
+    if not parse_method(spec.settings.method)[0].method.reads_model:
+        return 0.0
     config: Any = load_config(spec.settings.model)
     layers = int(config.num_hidden_layers)
+    if is_linear(spec.settings.method):  # each text crosses the frozen model once, unless a run has kept its state
+        return float(layers * rows * _TOKENS)
     low = resolve_prompt_layer(spec.settings.prompt_layer, layers)
     parts = parse_method(spec.settings.method)
     late = is_late(spec.settings.method) and spec.states.folder is not None
@@ -44,7 +49,6 @@ def units(spec: RunSpec) -> float:
         per_token = 3.0
     if any(part.method.name == "s-idpg" for part in parts):
         per_token = 3.0  # the sentence's encoding is a forward pass of its own
-    rows = _ROWS if spec.shots == FULL else int(spec.shots)
     recipe = spec.recipe.resolved(rows, spec.settings.method)
     _, steps = plan_steps(rows, recipe)
     return crossed * per_token * steps * recipe.batch_size * recipe.grad_accumulation * (_TOKENS + extra)
@@ -53,7 +57,9 @@ def units(spec: RunSpec) -> float:
 def seconds_per_unit(done: Sequence[tuple[RunSpec, Mapping[str, Any]]]) -> float | None:
     """Median over finished runs of one model; None without one."""
     rates = sorted(
-        result["train_seconds"] / units(spec) for spec, result in done if result.get("train_seconds") is not None
+        result["train_seconds"] / units(spec)
+        for spec, result in done
+        if result.get("train_seconds") is not None and not is_linear(spec.settings.method)
     )
     return rates[len(rates) // 2] if rates else None
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from lateprompt.experiments.compare.plan import RunSpec
+from lateprompt.predictors.kinds import Classifier
 from lateprompt.runs.data import TEST
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE
 from lateprompt.runs.train import check_run, train_model
-from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.metrics import compute_metrics, primary_metric
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import write_json, write_lines
@@ -47,7 +47,7 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(pipeline.tuned.device),
         "status": "done",
         "error": "",
-        "prompt_layer": pipeline.tuned.settings.prompt_layer,
+        "prompt_layer": pipeline.tuned.prompt_layer,
         "calibration": pipeline.calibrated.get("calibration"),
         "versions": versions(),
     }
@@ -59,9 +59,10 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
 def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the test sets by path, from one pass over their rows that gives the file of predictions too."""
     tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
+    assert isinstance(tuned, Classifier)  # a plan's tasks have labels
     for path, rows in pipeline.rows.test.items():
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
-        scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
+        scores = tuned.batch_scores(feed, batch_size=batch_size)
         values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
         values[path] |= tuned.calibration.errors(scores, feed.labels)
         probabilities, labels = tuned.calibration.probabilities(scores), tuned.task.labels
