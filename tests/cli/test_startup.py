@@ -52,6 +52,8 @@ def test_importing_the_package_imports_nothing_heavy():
         (["predict", "--help"], ()),
         (["compare", "--help"], ()),
         (["states", "--help"], ()),
+        (["analyze", "--help"], ()),
+        (["analyze", "layers", "--help"], ()),
         (["tasks"], ()),
     ],
 )

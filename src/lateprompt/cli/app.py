@@ -115,6 +115,17 @@ COMMANDS = {
         ),
         arguments="bench:add_bench",
     ),
+    "analyze": Command(
+        "what a prompt does by its layer: score, gradient, influence, information, instances",
+        "analyze:analyze",
+        (
+            "lateprompt analyze layers --model roberta-base --task sst2 \\\n"
+            "      --train train.jsonl --dev dev.jsonl --shots 100 --output layers",
+            "lateprompt analyze instances runs/first --output instances",
+        ),
+        arguments="analyze:add_analyze",
+        going_on="it goes on with the same command",
+    ),
     "demo": Command(
         "tune a late prompt on installed reviews with an installed small model", "app:demo", ("lateprompt demo",)
     ),

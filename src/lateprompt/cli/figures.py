@@ -21,6 +21,23 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
         print_table((name, "value"), rows)
 
 
+def print_expected(measured: dict[str, Any]) -> None:
+    """Say how a run without dev rows was measured."""
+    found = measured.get("cross_validation")
+    if found is not None:
+        low, high = found["accuracy_interval"]
+        print(
+            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect an accuracy of "
+            f"{found['accuracy']:.2f} ({low:.2f} to {high:.2f}), by cross-validation in {found['folds']} folds, "
+            f"{found['seconds']:.1f} s"
+        )
+    elif not measured.get("dev_rows"):
+        print(
+            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end, and not measured; "
+            "give --dev, --dev-rows or --folds to know what to expect"
+        )
+
+
 def figure(value: Any) -> str:
     """A value as tables show it."""
     if value is None:

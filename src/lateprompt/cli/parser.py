@@ -220,14 +220,17 @@ class Parser(ArgumentParser):
         """An error of jsonargparse's, for those who see options with dashes."""
         if found := re.search(r"(?i)unrecognized arguments?: (.*)", message):
             return self._unknown(found[1].split(" "))
+        if found := re.search(r'expected "\w+" to be one of \{(.*)\}, but it was not provided', message):
+            return f"{self._called} needs one of {', '.join(found[1].split(','))} behind it"
+        if found := re.search(r"(?i)arguments are required: (\w+)\.(.*)", message):  # of a subcommand
+            names = [name.rpartition(".")[2] for name in found[2].split(", ")]
+            assert self._subcommands_action is not None
+            return self._say_needed(names, self._subcommands_action.choices[found[1]], f"{self._called} {found[1]}")
         if found := re.search(r"(?i)arguments are required: (.*)", message):
             names = [name.strip() for name in found[1].split(",")]
-            options = {action.dest for action in self._actions if action.option_strings}
             if not self._gives("config"):
                 names = [*(name for name in self.usually_needed if not self._gives(name)), *names]
-            shown = [f"--{_dashes(name)}" if name in options else name.upper() for name in names]
-            what = "is" if len(shown) == 1 else "are"
-            return f"{', '.join(shown)} {what} needed; {self._called} --help shows all options and examples"
+            return self._say_needed(names, self, self._called)
         if found := re.search(r"argument (\S+): invalid choice: (['\"])(.*?)\2 \(choose from (.*)\)", message):
             choices = re.findall(r"[^\s',\"]+", found[4])
             return (
@@ -253,6 +256,14 @@ class Parser(ArgumentParser):
     def _gives(self, name: str) -> bool:
         """Whether an option is on the command line that is being read."""
         return any(word.partition("=")[0] == f"--{name}" for word in self._words)
+
+    def _say_needed(self, names: Sequence[str], parser: Any, called: str) -> str:
+        """What to say of arguments that a parser needs, and that are not there."""
+        options = {action.dest for action in parser._actions if action.option_strings}
+        shown = [f"--{_dashes(name)}" if name in options else name.upper() for name in names]
+        what = "is" if len(shown) == 1 else "are"
+        more = " and examples" if parser is self else ""
+        return f"{', '.join(shown)} {what} needed; {called} --help shows all options{more}"
 
     def _unknown(self, words: Sequence[str]) -> str:
         """What to say of words on the command line that no argument takes."""

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from lateprompt.cli.arguments import settings_of
-from lateprompt.cli.figures import print_metrics
+from lateprompt.cli.figures import print_expected, print_metrics
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -105,6 +105,8 @@ def train(args: Namespace) -> None:
     )
     if processes().is_main:
         print_metrics({args.output: measured}, as_json=args.json, single=True)
+        if not args.json:
+            print_expected(measured)
 
 
 def _train_tasks(args: Namespace) -> None:

@@ -99,6 +99,34 @@ class Batches:
             yield self.batch(rows)
 
 
+class SomeBatches(Batches):
+    """Some rows of other batches, numbered from 0: cached states and all, nothing is copied.
+
+    Args:
+        whole: the batches.
+        rows: (some,) row numbers in them.
+
+    Example:
+        >>> import numpy as np
+        >>> from lateprompt.data import Example
+        >>> from lateprompt.data.batches import Batches, SomeBatches
+        >>> rows = [Example(np.array(ids), None, read=-1, label=0) for ids in ([5, 6, 7], [5, 6])]
+        >>> SomeBatches(Batches(rows, pad_token_id=1), np.array([1])).batch(np.array([0])).input_ids.tolist()
+        [[5, 6]]
+    """
+
+    def __init__(self, whole: Batches, rows: np.ndarray) -> None:
+        weights = None if whole.weights is None else whole.weights[rows]
+        super().__init__([whole.examples[i] for i in rows], whole.pad_token_id, weights)
+        self.whole, self.rows = whole, rows
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.whole.batch(self.rows[rows])
+
+    def batches(self, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        return self.whole.batches([self.rows[rows] for rows in order])
+
+
 Feed = Batches
 """Its name in earlier releases."""
 

@@ -55,8 +55,10 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         max_length: longest input in tokens.
         dtype: the frozen backbone's float type.
         device: where to run; None: a GPU if there is one.
-        recipe, epochs, max_steps, batch_size, lr, weight_decay, warmup_ratio, max_grad_norm, precision: the recipe, see
-            `RecipeSettings`; what is left out follows from the number of texts and the method.
+        recipe, epochs, max_steps, batch_size, lr, weight_decay, warmup_ratio, schedule, max_grad_norm, precision: the
+            recipe, see `RecipeSettings`; what is left out follows from the number of texts and the method.
+        folds: without an eval set, folds of a cross-validation that says what accuracy to expect
+            (`metrics_["cross_validation"]`), see `RecipeSettings`.
         states: on, off or a folder: whether and where trunk states are kept, see `StatesSettings`.
         random_state: seed; None: another one at each `fit`.
         verbose: show a progress bar.
@@ -119,7 +121,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         lr: float | None = None,
         weight_decay: float = 0.1,
         warmup_ratio: float = 0.06,
+        schedule: str | None = None,
         max_grad_norm: float = 1.0,
+        folds: int | None = 0,
         precision: str = "fp32",
         states: str = "on",
         random_state: int | np.random.RandomState | None = 42,
@@ -151,7 +155,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_ratio = warmup_ratio
+        self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.folds = folds
         self.precision = precision
         self.states = states
         self.random_state = random_state
@@ -228,6 +234,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         pipeline.encode()
         pipeline.cache_states()
         pipeline.fit()  # no weights were freed: `predict` needs all of them
+        pipeline.cross_validate()
         fitted = {
             "classifier_": pipeline.tuned,
             "classes_": classes,
@@ -235,7 +242,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
             "recipe_": asdict(pipeline.recipe),
             "history_": pipeline.result.history,
-            "metrics_": {**pipeline.result.metrics, "train_rows": len(rows.texts), **pipeline.costs()},
+            "metrics_": {
+                **pipeline.result.metrics,
+                "train_rows": len(rows.texts),
+                **pipeline.expected(),
+                **pipeline.costs(),
+            },
         }
         # All at once: whatever interrupts finds the old model or the new one.
         self.__dict__ = {**{name: value for name, value in vars(self).items() if name not in _FITTED}, **fitted}

@@ -10,6 +10,7 @@ from torch import nn
 
 from lateprompt.backbone.families import core_of, family_of, num_layers_of
 from lateprompt.peft_method.extra.base import Stack, under
+from lateprompt.training.recipes import Recipe, recipe_of
 from lateprompt.training.settings import ModelSettings
 
 Options = Mapping[str, Any]
@@ -100,3 +101,8 @@ class Method:
     late: bool = True
     read_only: bool = False
     reads_model: bool = True
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it trains with where its user has left it open."""
+        return recipe_of(self.name)

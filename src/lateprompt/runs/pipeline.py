@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
+from lateprompt.predictors.base import TunedModel
+from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import Tuned, kind_of
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.run_folder.folder import RunFolder
+from lateprompt.runs.cross_validation import OutOfFold, cross_validate, folds_for, wilson_interval
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
 from lateprompt.runs.saving import write_run
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
-from lateprompt.training.loop import FitResult, rows_needed
+from lateprompt.training.evaluate import measure
+from lateprompt.training.loop import FitResult, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json
 
 
@@ -77,6 +82,7 @@ class Pipeline:
     batches: dict[str, Batches] = field(init=False, repr=False)
     fill_seconds: float = field(init=False, default=0.0)
     result: FitResult = field(init=False, repr=False)
+    out_of_fold: OutOfFold | None = field(init=False, default=None, repr=False)
     metrics: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +97,7 @@ class Pipeline:
         self.cache_states()
         self.free_weights()
         self.fit()
+        self.cross_validate()
         return self.evaluate()
 
     def build(self) -> None:
@@ -139,6 +146,8 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
+        if isinstance(self.tuned, TunedModel):
+            self._fresh = snapshot(trainable_parameters(self.tuned.model))
         self.result = self.tuned.fit(
             self.batches[TRAIN],
             self.batches.get(DEV),
@@ -147,6 +156,30 @@ class Pipeline:
             settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
         )
+
+    def cross_validate(self) -> None:
+        """Without dev rows, score the training rows by models that were trained without them (`RecipeSettings.folds`).
+
+        The weights that `fit` left stay as they are.
+        """
+        train = self.batches[TRAIN]
+        folds = folds_for(
+            self.recipe.folds,
+            rows=len(train),
+            dev_rows=len(self.rows.dev),
+            cached=isinstance(train, CachedBatches) and processes().count == 1,
+        )
+        if folds and isinstance(self.tuned, TextClassifier):
+            self.out_of_fold = cross_validate(
+                self.tuned.model,
+                self.tuned.readout,
+                train,
+                self.recipe,
+                self._fresh,
+                folds=folds,
+                device=self.tuned.device,
+                quiet=self.quiet,
+            )
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
@@ -167,6 +200,7 @@ class Pipeline:
             "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
             "train_rows": len(self.rows.train),
             "dev_rows": len(self.rows.dev),
+            **self.expected(),
             **self.costs(),
             "peak_memory_bytes": peak_memory_bytes(tuned.device),
         }
@@ -180,6 +214,13 @@ class Pipeline:
         """
         RunFolder(folder).put(self.write_files)
 
+    @property
+    def adapted(self) -> TunedModel:
+        """What was built, with its adapter, layers and readout; LatePromptError for a linear model, which has none."""
+        if not isinstance(self.tuned, TunedModel):
+            raise LatePromptError(f"method {self.model.method!r} is a linear model without an adapter; give another")
+        return self.tuned
+
     # -- what is known of the run ------------------------------------------------------------------------------------
 
     def costs(self) -> dict[str, Any]:
@@ -191,6 +232,17 @@ class Pipeline:
             "tokens_per_second": self.result.tokens_per_second,
             "trunk_fill_seconds": self.fill_seconds,
         }
+
+    def expected(self) -> dict[str, Any]:
+        """What the scores of rows that a fold was not trained on let one expect: `cross_validation`, if there was."""
+        found, labels = self.out_of_fold, self.batches[TRAIN].labels
+        if found is None:
+            return {}
+        values = measure(found.scores, labels, self.tuned.task.metrics)
+        right = int((found.scores.argmax(1) == labels).sum())
+        interval = list(wilson_interval(right, len(labels)))
+        own = {"folds": found.folds, **values, "accuracy_interval": interval, "seconds": found.seconds}
+        return {"cross_validation": own}
 
     def write_files(self, place: Path) -> None:
         """Write the files of `save` straight into a folder."""

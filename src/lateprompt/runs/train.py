@@ -121,4 +121,5 @@ def train_model(
     pipeline.cache_states()
     pipeline.free_weights()
     pipeline.fit()
+    pipeline.cross_validate()
     return pipeline

@@ -48,6 +48,8 @@ def fill_layers(
     layers: Sequence[int | float | str],
     folder: Path,
     dtype: str,
+    *,
+    quiet: bool = False,
 ) -> list[TrunkStates]:
     """Store what training on some rows at some prompt layers will ask for, in one pass; the stores, one a layer.
 
@@ -69,7 +71,7 @@ def fill_layers(
         raise LatePromptError(
             "label words of several tokens are scored by whole passes here: the architecture has no states to keep"
         )
-    with Bar("trunk states", len(batches)) as bar:
+    with Bar("trunk states", len(batches), quiet=quiet) as bar:
         needed_states(readout, batches.examples).fill(stores, progress=bar.advance)
     return stores
 

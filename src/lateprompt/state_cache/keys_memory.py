@@ -94,7 +94,8 @@ class KeysMemory:
             assert known is not None
             return self._by_layer(known)
         device, dtype = self.layer.placement
-        with self.layer.kernels():
+        # In the backbone's own type, whoever asks: evaluation asks within autocast, training does not.
+        with torch.autocast(device.type, enabled=False), self.layer.kernels():
             made = self.layer.frozen.text_keys(
                 {layer: part.to(device=device, dtype=dtype) for layer, part in states.items()}
             )

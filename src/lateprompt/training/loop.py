@@ -13,7 +13,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from lateprompt.backbone.kernels.cpu_mode import CpuKernels
 from lateprompt.data.batches import Batches, batch_order
@@ -60,6 +64,20 @@ def make_optimizer(parameters: dict[str, nn.Parameter], recipe: RecipeSettings) 
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.peak_rate, fused=fused)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: RecipeSettings, steps: int, done: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """How the rate rises and falls over so many steps, of which some are done."""
+    warmup = math.ceil(recipe.warmup_ratio * steps)
+    made: torch.optim.lr_scheduler.LambdaLR
+    if recipe.schedule == "constant":
+        made = get_constant_schedule_with_warmup(optimizer, warmup, done - 1)
+    else:
+        fall = get_cosine_schedule_with_warmup if recipe.schedule == "cosine" else get_linear_schedule_with_warmup
+        made = fall(optimizer, warmup, steps, last_epoch=done - 1)
+    return made
 
 
 def plan_steps(rows: int, recipe: RecipeSettings) -> tuple[int, int]:
@@ -171,9 +189,7 @@ class Trainer:
         readout.layer.train()
         # Asked in training mode; a baseline drops out as PEFT has it.
         self._fast_dropout = bool(getattr(readout.layer, "drops_out_quickly", False))
-        self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer, math.ceil(recipe.warmup_ratio * self.total_steps), self.total_steps, self.steps_done - 1
-        )
+        self.schedule = make_schedule(self.optimizer, recipe, self.total_steps, self.steps_done)
         self._batches = _step_batches(train, recipe, self.steps_done, self.total_steps)
         quiet = quiet or not processes().is_main
         self._bar = Bar("training", self.total_steps, quiet=quiet, start=self.steps_done)
@@ -283,7 +299,7 @@ class Trainer:
             self._bar.note(f"loss {entry['train_loss']:.3f}, dev {metric} {entry[f'dev_{metric}']:.3f}")
         progress.history.append(entry)
         if self.checkpoint is not None and progress.step < self.total_steps and processes().is_main:
-            weights = _snapshot(self.parameters)
+            weights = snapshot(self.parameters)
             save_checkpoint(self.checkpoint, progress, weights, self._best, self.optimizer, self.settings, self.numbers)
         return entry
 
@@ -319,7 +335,7 @@ class Trainer:
         progress, metric = self._progress, primary_metric(self.metrics)
         if is_better(metric, values[metric], progress.best):
             progress.best, progress.best_step, progress.waited = values[metric], progress.step, 0
-            self._best = _snapshot(self.parameters)
+            self._best = snapshot(self.parameters)
         else:
             progress.waited += 1
         return values
@@ -344,14 +360,14 @@ class Trainer:
             found = load_checkpoint(self.checkpoint, self.optimizer, self.settings, self.numbers)
         if found is not None:
             self._progress, weights, self._best = found
-            _restore(self.parameters, weights)
+            restore(self.parameters, weights)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", self.recipe.peak_rate)
 
     def _finish(self) -> None:
         """Take the best weights."""
         if self._best:
-            _restore(self.parameters, self._best)
+            restore(self.parameters, self._best)
         broken = next((name for name, value in self.parameters.items() if not bool(value.isfinite().all())), None)
         if broken is not None:  # the last step did it: no loss has shown it
             raise LatePromptError(
@@ -368,7 +384,7 @@ class Trainer:
         except BaseException:
             for parameter in self.parameters.values():
                 parameter.grad = None
-            _restore(self.parameters, self._before)
+            restore(self.parameters, self._before)
             self.readout.layer.eval()
             raise
 
@@ -391,11 +407,13 @@ def fit(
     return Trainer(model, readout, train, dev, recipe, metrics=metrics, device=device, **more).run()
 
 
-def _snapshot(parameters: dict[str, nn.Parameter]) -> Weights:
+def snapshot(parameters: dict[str, nn.Parameter]) -> Weights:
+    """Return copies of parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
-def _restore(parameters: dict[str, nn.Parameter], weights: Weights) -> None:
+def restore(parameters: dict[str, nn.Parameter], weights: Weights) -> None:
+    """Put the weights of `snapshot` back."""
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])

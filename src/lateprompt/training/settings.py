@@ -8,8 +8,11 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
+from lateprompt.training.recipes import FEW_ROWS as FEW_ROWS
+from lateprompt.training.recipes import PAPER, SCHEDULES, recipe_of
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
-from lateprompt.utils.names import DTYPES, GENERATORS, LOSSES, POOLINGS, PRECISIONS, READ_ONLY, READOUTS
+from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
 from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
@@ -72,15 +75,10 @@ class ModelSettings:
 
 
 RECIPES = ("auto", "paper")
-PAPER_EPOCHS, PAPER_LR = 10, 1e-3
+PAPER_EPOCHS, PAPER_LR = 10, PAPER.lr
 """The authors' encoder settings (Liu et al. 2022, appendix)."""
-FEW_ROWS = 1000
-"""Below so many training rows a late prompt's generator takes `FEW_ROWS_LR` (dev rows' figures: docs/results.md)."""
-FEW_ROWS_LR = 5e-3
-READ_ONLY_LR = 2e-3
-"""What read-only prompts take, with or without a tuner on their path (dev rows' figures: docs/results.md)."""
-LEAST_STEPS = 400
-"""Optimiser steps of a run whose length nobody has set, at least."""
+FEW_ROWS_LR, LEAST_STEPS = recipe_of("npg").rate(0), recipe_of("npg").least_steps
+"""The late prompts' recipe, as earlier releases named it."""
 EVALUATIONS = 10
 """Evaluations of a run whose length nobody has set, as often as the paper's few-shot runs evaluate."""
 
@@ -93,21 +91,24 @@ class RecipeSettings:
     What is left out follows from the number of training rows and the method (`resolved`); what is given holds.
 
     Args:
-        recipe: where lr, epochs and max_steps are left out: auto (10 epochs but at least 400 steps; a learning rate of
-            5e-3 for the generators of late prompts below 1,000 training rows, 2e-3 for read-only prompts, else 1e-3) or
-            paper (10 epochs, 1e-3).
+        recipe: where lr, schedule, epochs and max_steps are left out: auto (10 epochs, but at least the method's own
+            number of steps, at its own rate: `lateprompt methods` lists them) or paper (10 epochs, 1e-3).
         epochs: passes over the training rows; ignored when max_steps is given; default see recipe.
         max_steps: number of optimiser steps; default see recipe.
         batch_size: rows in a batch.
         grad_accumulation: batches per optimiser step.
         lr: peak learning rate of AdamW; default see recipe.
         weight_decay: weight decay, not on biases and normalisation weights.
-        warmup_ratio: share of the steps over which the rate rises; afterwards it falls linearly to 0.
+        warmup_ratio: share of the steps over which the rate rises; afterwards it falls as the schedule says.
+        schedule: linear or cosine (to 0) or constant; default see recipe.
         max_grad_norm: largest norm of the gradient; 0 for no clipping.
         eval_every: evaluate on dev rows every so many steps; default once an epoch (with recipe auto and no epochs
             given, at most ten times).
         patience: stop after so many evaluations without a better dev metric; default never.
         eval_batch_size: rows in a batch when evaluating.
+        folds: without dev rows, folds of a cross-validation that says what accuracy to expect: each trains anew without
+            some of the rows and is scored on them, while the run itself trains on all; 0: none; default 3 below 1,000
+            rows, where states are cached.
         precision: fp32, or bf16 for bfloat16 autocast.
         seed: seed of initialisation, order of rows and dropout.
 
@@ -127,19 +128,23 @@ class RecipeSettings:
     lr: Annotated[float, Gt(0)] | None = None
     weight_decay: Annotated[float, Ge(0)] = 0.1
     warmup_ratio: Rate = 0.06
+    schedule: Annotated[str, OneOf(SCHEDULES)] | None = None
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
     eval_every: Count | None = None
     patience: Count | None = None
     eval_batch_size: Count = 64
+    folds: Annotated[int, Ge(0)] | None = None
     precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
     seed: Seed = 42
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""
         check_types(self)
+        if self.folds == 1:
+            raise LatePromptError("folds 1 leave no rows to train on; give 0 for none, or from 2 on")
 
     def resolved(self, rows: int, method: str | None = None) -> RecipeSettings:
-        """Fill in what was left out, for so many training rows and a method (None: any but a generator's).
+        """Fill in what was left out, for so many training rows and a method (None: no method's own rate).
 
         Example:
             >>> recipe = RecipeSettings().resolved(60, "npg")
@@ -147,19 +152,20 @@ class RecipeSettings:
             (400, 0.005, 40)
         """
         auto = self.recipe == "auto"
+        own = recipe_of(method) if auto and method is not None else PAPER
+        least = own.least_steps if method is not None else LEAST_STEPS
         per_epoch = math.ceil(math.ceil(rows / self.batch_size) / self.grad_accumulation)
         found: dict[str, Any] = {}
         if self.lr is None:
-            few = auto and rows < FEW_ROWS and method in GENERATORS
-            found["lr"] = FEW_ROWS_LR if few else PAPER_LR
-            if auto and method is not None and method.startswith(READ_ONLY):
-                found["lr"] = READ_ONLY_LR
+            found["lr"] = own.rate(rows)
+        if self.schedule is None:
+            found["schedule"] = own.schedule
         if self.epochs is None:
             found["epochs"] = PAPER_EPOCHS
-            if auto and self.max_steps is None and per_epoch * PAPER_EPOCHS < LEAST_STEPS:
-                found["max_steps"] = LEAST_STEPS
+            if auto and self.max_steps is None and per_epoch * PAPER_EPOCHS < least:
+                found["max_steps"] = least
                 if self.eval_every is None:
-                    found["eval_every"] = max(per_epoch, LEAST_STEPS // EVALUATIONS)
+                    found["eval_every"] = max(per_epoch, least // EVALUATIONS)
         return replace(self, **found)
 
     @property

@@ -103,11 +103,15 @@ class Chart:
         )
 
     def file(self, kind: str) -> bytes:
-        """The figure as `pdf` or `png`, for papers."""
+        """The figure as `pdf`, `svg` or `png`, for papers."""
         content = io.BytesIO()
-        metadata = {"Creator": MAKER, "CreationDate": None} if kind == "pdf" else {"Software": MAKER}
+        by_kind: dict[str, dict[str, Any]] = {
+            "pdf": {"Creator": MAKER, "CreationDate": None},
+            "svg": {"Creator": MAKER, "Date": None},
+            "png": {"Software": MAKER},
+        }
         with _style(self.title):
-            self.draw(self.width).savefig(content, format=kind, dpi=300, facecolor="white", metadata=metadata)
+            self.draw(self.width).savefig(content, format=kind, dpi=300, facecolor="white", metadata=by_kind[kind])
         return content.getvalue()
 
 
@@ -157,6 +161,8 @@ def line_chart(
     x_label: str,
     y_label: str,
     categories: Sequence[str] = (),
+    by_layer: bool = False,
+    digits: str = ".1f",
     width: float = 400,
     height: float = 290,
 ) -> Chart:
@@ -170,6 +176,8 @@ def line_chart(
         x_label: name of the x axis.
         y_label: name of the y axis.
         categories: names of x = 0, 1, ... instead of a numeric axis.
+        by_layer: x are whole numbers, and the axis begins where they do.
+        digits: format of values in words.
         width: in points.
         height: in points.
     """
@@ -178,8 +186,14 @@ def line_chart(
         room = min(0.36 * width, max(map(width_of, lines)) + 24)
         figure, axes = _frame(width, height, right=room, x_label=x_label, y_label=y_label)
         values = np.concatenate([line.to_numpy() for line in lines.values()])
-        _scale_y(axes, values, margin=0.05)
-        if categories:
+        _scale_y(axes, values, margin=0.05, least=0.02 * float(np.abs(values).max() or 1) if by_layer else 0.4)
+        if by_layer:
+            axes.set_xlim(
+                min(min(line.index) for line in lines.values()) - 0.1,
+                max(max(line.index) for line in lines.values()) + 0.1,
+            )
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        elif categories:
             axes.set_xlim(-0.15, len(categories) - 0.92)
             axes.set_xticks(range(len(categories)), categories)
         else:
@@ -187,7 +201,7 @@ def line_chart(
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         for method, line in lines.items():
-            said = ", ".join(f"{x:g}: {y:.1f}" for x, y in line.head(20).items())
+            said = ", ".join(f"{x:g}: {y:{digits}}" for x, y in line.head(20).items())
             dashes, marker, colour = _look(numbers[method])
             style: dict[str, Any] = {
                 "ls": dashes,
@@ -209,7 +223,7 @@ def line_chart(
             _label(figure, edge + 19, place, shorten(method, room - 20))
         return figure
 
-    ends = "; ".join(f"{method} ends at {line.iloc[-1]:.1f}" for method, line in lines.items())
+    ends = "; ".join(f"{method} ends at {line.iloc[-1]:{digits}}" for method, line in lines.items())
     return Chart(name, title, f"{x_label} against {y_label}. {ends}.", width, draw)
 
 
@@ -311,6 +325,55 @@ def rank_chart(
     return Chart(name, title, said, width, draw)
 
 
+def scatter_chart(
+    points: pd.DataFrame,
+    *,
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: float = 560,
+    height: float = 400,
+) -> Chart:
+    """Points in a plane, coloured by group, with the groups' names beside them.
+
+    Args:
+        points: `x`, `y` and `group`, a row a point.
+        name: for its file.
+        title: what the chart shows.
+        x_label: name of the x axis.
+        y_label: name of the y axis.
+        width: in points.
+        height: in points.
+    """
+    groups = [str(group) for group in points["group"].value_counts(sort=True).index]
+    fitting = int((height - TOP - BOTTOM) // LINE)
+    named = groups if len(groups) <= fitting else groups[: fitting - 1]
+    rest = f"{len(groups) - len(named)} more"
+
+    def draw(width: float) -> Figure:
+        shown = [*named, rest] if len(named) < len(groups) else named
+        room = min(0.36 * width, max(map(width_of, shown)) + 24)
+        figure, axes = _frame(width, height, right=room, x_label=x_label, y_label=y_label, grid="both")
+        axes.margins(0.04)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        for number, group in enumerate(shown):
+            others = number == len(named)
+            own = points[~points["group"].astype(str).isin(named) if others else points["group"].astype(str) == group]
+            _, marker, colour = _look(number)
+            style = {"color": PALETTE["soft"], "marker": "."} if others else {"color": colour, "marker": marker}
+            axes.plot(own["x"], own["y"], ls="", ms=4.2, mew=0, alpha=0.75, gid=f"hint:{clean(group)}", **style)
+            place = height - TOP - LINE * (number + 0.5)
+            _draw(figure, [(width - room + 12, place)], ms=6.5, mew=0.8, mec=PALETTE["paper"], **style)
+            _label(figure, width - room + 19, place, shorten(group, room - 20))
+        return figure
+
+    counts = points["group"].astype(str).value_counts()
+    said = "; ".join(f"{group}: {counts[group]} points" for group in named)
+    return Chart(name, title, f"{x_label} against {y_label}. {said}.", width, draw)
+
+
 # -- their parts: all places in points from the lower left corner --------------------------------------------------
 
 
@@ -326,9 +389,9 @@ def _frame(
     return figure, axes
 
 
-def _scale_y(axes: Axes, values: np.ndarray, margin: float) -> None:
-    """A range that leaves a share of its height free around the values, and round numbers within it."""
-    free = max(margin * (values.max() - values.min()), 0.4)
+def _scale_y(axes: Axes, values: np.ndarray, margin: float, least: float = 0.4) -> None:
+    """A range with round numbers in it that leaves a share of its height free around the values, or `least`."""
+    free = max(margin * (values.max() - values.min()), least)
     axes.set_ylim(values.min() - free, values.max() + free)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -54,6 +54,11 @@ def render(results: Results) -> str:
 
 def page_of(results: Results, sections: Sequence[Section]) -> str:
     """The page of sections that are made."""
+    return whole_page("Comparison of tuning methods", _summary(results), sections)
+
+
+def whole_page(title: str, summary: str, sections: Sequence[Section]) -> str:
+    """A page with a heading, a line below it, and sections: self-contained HTML that nothing else gets into."""
     script = _asset("page.js")
     environment = Environment(
         loader=PackageLoader("lateprompt.experiments.report"),
@@ -69,7 +74,8 @@ def page_of(results: Results, sections: Sequence[Section]) -> str:
         style=_asset("page.css"),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        summary=_summary(results),
+        title=title,
+        summary=summary,
         sections=sections,
     )
 
