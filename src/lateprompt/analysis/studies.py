@@ -13,9 +13,9 @@ from lateprompt.analysis.folder import AnalysisFolder
 from lateprompt.analysis.influence import gradient_facts, influence_facts
 from lateprompt.analysis.information import States, frozen_states, prompted_states, usable_information
 from lateprompt.analysis.settings import StudySettings
-from lateprompt.analysis.training import fill_all, layers_of, num_layers, prepared, rows_of, tuned_model
+from lateprompt.analysis.training import fill_all, layers_of, num_layers, prepared, rows_of
 from lateprompt.methods import parse_method
-from lateprompt.predictors.kinds import kind_of
+from lateprompt.predictors.kinds import adapter_kind_of
 from lateprompt.runs.data import DEV, TRAIN, Rows, fingerprint
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.training.metrics import primary_metric
@@ -51,14 +51,13 @@ def study_influence(settings: StudySettings, output: str | Path) -> AnalysisFold
             raise LatePromptError(f"method {method!r} has no prompt whose influence could be measured; choose npg")
 
     def measure(pipeline: Pipeline, seed: int) -> dict[str, Any]:
-        tuned, rows = tuned_model(pipeline.tuned), pipeline.batches[DEV]
-        readout = tuned.readout
+        readout, rows = pipeline.adapted.readout, pipeline.batches[DEV]
         size = pipeline.recipe.eval_batch_size
         before = gradient_facts(readout, rows, batch_size=size)
         found = _fit(pipeline)
         return {
             **found,
-            "distance": tuned.layer.num_layers - int(tuned.settings.prompt_layer),
+            "distance": pipeline.adapted.layer.num_layers - int(pipeline.tuned.settings.prompt_layer),
             "gradient": {"initial": before, "trained": gradient_facts(readout, rows, batch_size=size)},
             **influence_facts(readout, rows, seed=seed, batch_size=size),
         }
@@ -90,7 +89,7 @@ def _train_all(
             filled = fill_all(settings, rows, sorted({layer for layer, _ in runs}), seed)
             for layer, method in runs:
                 pipeline = prepared(settings, rows, method, layer, seed)
-                depth = tuned_model(pipeline.tuned).layer.num_layers
+                depth = pipeline.adapted.layer.num_layers
                 facts = {"method": method, "layer": layer, "seed": seed, "num_layers": depth}
                 filled += pipeline.fill_seconds
                 own = {**facts, **measure(pipeline, seed), "fill_seconds": filled, **_rows_facts(rows)}
@@ -193,8 +192,7 @@ def _check_has_prompt(method: str) -> None:
 
 def _frozen(settings: StudySettings, rows: Rows, layer: int, seed: int) -> list[dict[str, Any]]:
     """Information in the states of layers 0 to L of the frozen model."""
-    method = settings.methods[0]
-    tuned = tuned_model(kind_of(rows.task, method).build(settings.of(method, layer), rows.task, seed=seed))
+    tuned = adapter_kind_of(rows.task).build(settings.of(settings.methods[0], layer), rows.task, seed=seed)
     parts = [tuned.batches(part, any_label=name == DEV) for name, part in ((TRAIN, rows.train), (DEV, rows.dev))]
     size = settings.recipe.eval_batch_size
     train, heldout = (frozen_states(tuned.readout, part, batch_size=size) for part in parts)
@@ -206,17 +204,16 @@ def _prompted(settings: StudySettings, rows: Rows, method: str, layer: int, seed
     """Information in the states above a trained prompt."""
     pipeline = prepared(settings, rows, method, layer, seed)
     scored = _fit(pipeline)
-    tuned, size = tuned_model(pipeline.tuned), pipeline.recipe.eval_batch_size
-    readout = tuned.readout
+    readout, size = pipeline.adapted.readout, pipeline.recipe.eval_batch_size
     # A short training has not reached all rows, and only those that it does have states by now.
     wanted = [(part, np.arange(len(part))) for part in (pipeline.batches[TRAIN], pipeline.batches[DEV])]
-    parts, _ = tuned.cached(wanted, settings.states, quiet=settings.quiet)
+    parts, _ = pipeline.tuned.cached(wanted, settings.states, quiet=settings.quiet)
     train, heldout = (prompted_states(readout, part, batch_size=size) for part in parts)
     facts = {
         "states": PROMPTED,
         "method": method,
         "prompt_layer": layer,
-        "num_layers": tuned.layer.num_layers,
+        "num_layers": pipeline.adapted.layer.num_layers,
         "tuned_score": scored["dev"],
     }
     return _measured(facts, train, heldout, parts[0].labels, parts[1].labels, seed)

@@ -11,8 +11,7 @@ from lateprompt.backbone.split import resolve_prompt_layer
 from lateprompt.data import TextTask
 from lateprompt.data.batches import Batches
 from lateprompt.methods import parse_method
-from lateprompt.predictors.base import TunedModel
-from lateprompt.predictors.kinds import Tuned, kind_of
+from lateprompt.predictors.kinds import adapter_kind_of
 from lateprompt.predictors.loading import load_config
 from lateprompt.runs.data import Rows, load_rows
 from lateprompt.runs.pipeline import Pipeline
@@ -56,20 +55,6 @@ def rows_of(settings: StudySettings, seed: int, *, labelled: bool) -> Rows:
     return rows
 
 
-def tuned_model(tuned: Tuned) -> TunedModel:
-    """Return a model that has layers and a readout.
-
-    Raises:
-        LatePromptError: a linear baseline.
-    """
-    if not isinstance(tuned, TunedModel):
-        raise LatePromptError(
-            f"method {tuned.settings.method!r} trains no layers that could be analysed; choose npg, or another that "
-            "lateprompt methods lists"
-        )
-    return tuned
-
-
 def fill_all(settings: StudySettings, rows: Rows, layers: Sequence[int], seed: int) -> float:
     """Keep the trunk states of all layers in one pass of the frozen model; return the seconds it took.
 
@@ -81,7 +66,7 @@ def fill_all(settings: StudySettings, rows: Rows, layers: Sequence[int], seed: i
     # What a read-only prompt reads holds what the others do.
     method = next((name for name in settings.methods if _reads_only(name)), settings.methods[0])
     model = settings.of(method, min(layers))
-    tuned = tuned_model(kind_of(rows.task, method).build(model, rows.task, seed=seed))
+    tuned = adapter_kind_of(rows.task).build(model, rows.task, seed=seed)
     if not tuned.readout.reads_cached_states():
         return 0.0
     parts = [tuned.batches(part, any_label=name != "train") for name, part in rows.sets().items() if part]

@@ -25,6 +25,11 @@ def kind_of(task: AnyTask, method: str = "npg") -> type[TextClassifier] | type[T
     linear = _LINEAR.get(parse_method(method)[0].method.name)
     if linear is not None:
         return linear
+    return adapter_kind_of(task)
+
+
+def adapter_kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
+    """The kind of model that learns a task by an adapter."""
     return TextWriter if isinstance(task, TextTask) else TextClassifier
 
 

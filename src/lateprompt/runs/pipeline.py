@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
+from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import Tuned, kind_of
 from lateprompt.predictors.saved_run import asked_by
@@ -26,6 +27,7 @@ from lateprompt.training.distributed import processes
 from lateprompt.training.evaluate import measure
 from lateprompt.training.loop import FitResult, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json
 
 
@@ -147,7 +149,7 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
-        if isinstance(self.tuned, TextClassifier):
+        if isinstance(self.tuned, TunedModel):
             self._fresh = snapshot(trainable_parameters(self.tuned.model))
         self.result = self.tuned.fit(
             self.batches[TRAIN],
@@ -236,6 +238,13 @@ class Pipeline:
             LatePromptError: a file of one of its names is there that no run wrote.
         """
         RunFolder(folder).put(self.write_files)
+
+    @property
+    def adapted(self) -> TunedModel:
+        """What was built, with its adapter, layers and readout; LatePromptError for a linear model, which has none."""
+        if not isinstance(self.tuned, TunedModel):
+            raise LatePromptError(f"method {self.model.method!r} is a linear model without an adapter; give another")
+        return self.tuned
 
     # -- what is known of the run ------------------------------------------------------------------------------------
 
