@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+MOST_LABELS = 20
+"""Labels that a table on the screen shows."""
+
 
 def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: bool) -> None:
     """Metrics by run or file, as tables or as one JSON object."""
@@ -17,8 +20,25 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
         rows = [(key, figure(value)) for key, value in values.items() if not isinstance(value, dict)]
         for kind in ("dev_sets", "test"):
             for path, part in values.get(kind, {}).items():
-                rows += [(f"{kind.removesuffix('_sets')} {path}: {key}", figure(value)) for key, value in part.items()]
+                rows += [
+                    (f"{kind.removesuffix('_sets')} {path}: {key}", figure(value))
+                    for key, value in part.items()
+                    if not isinstance(value, dict)
+                ]
         print_table((name, "value"), rows)
+        if values.get("by_label"):
+            _print_labels(values["by_label"])
+
+
+def _print_labels(by_label: dict[str, dict[str, Any]]) -> None:
+    """Each label's own figures; of many labels those of the most frequent ones."""
+    from lateprompt.utils.console import print_table
+
+    shown = list(by_label.items())[:MOST_LABELS]
+    names = list(shown[0][1])
+    print_table(("label", *names), [(label, *(figure(own[name]) for name in names)) for label, own in shown])
+    if len(by_label) > len(shown):
+        print(f"the {len(shown)} most frequent of {len(by_label):,} labels; --json has all")
 
 
 def print_expected(measured: dict[str, Any]) -> None:

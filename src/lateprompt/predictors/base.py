@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -150,9 +150,19 @@ class TunedModel:
     def check_task(task: AnyTask, source: object) -> None:
         """Raise LatePromptError for a task of another kind."""
 
-    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, float]:
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, Any]:
         """Metrics that training does not compute at each evaluation; none here."""
         return {}
+
+    def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
+        """Learn from the dev rows what training does not: nothing here."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says of the trained model beside its settings: nothing here."""
+        return {}
+
+    def take_facts(self, run: Mapping[str, Any], folder: Path) -> None:
+        """Take what `facts` has left in a run file; LatePromptError for what cannot be."""
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
@@ -241,7 +251,7 @@ class TunedModel:
 
     feed, kept = batches, cached  # their names in earlier releases
 
-    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, float]:
+    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, Any]:
         """The task's metrics on rows with answers, or on batches of them (with cached states, perhaps).
 
         A label that the task does not have counts as wrong.
@@ -279,7 +289,8 @@ class TunedModel:
         write_json(folder / ADAPTER_CONFIG, config)
         write_text(folder / TASK_FILE, yaml.safe_dump(self.task.to_dict(), sort_keys=False, allow_unicode=True))
         base = {} if self.base_fingerprint is None else {BASE_MODEL: {"fingerprint": self.base_fingerprint}}
-        run = {"model_settings": asdict(self.settings), ASKED: asked_by(self.task), **base, **(facts or {})}
+        run = {"model_settings": asdict(self.settings), ASKED: asked_by(self.task), **base, **self.facts()}
+        run |= facts or {}
         write_json(folder / RUN_FILE, run)
 
     @classmethod
@@ -314,6 +325,7 @@ class TunedModel:
         load_adapter_weights(peft_model, folder / ADAPTER_WEIGHTS)
         tuned = cls(settings, opened.task, peft_model, load_tokenizer(settings.model), pick_device(device))
         tuned.base_fingerprint = found
+        tuned.take_facts(opened.run, folder)
         return tuned
 
     @classmethod
@@ -329,7 +341,7 @@ class TunedModel:
         check_same(settings, adapter, task, folder)
         check_same_asked(run, task, folder)
         cls.resolve_readout(load_config(settings.model), settings)
-        return OpenedRun(settings, task, adapter, section_of(run, BASE_MODEL, folder).get("fingerprint"))
+        return OpenedRun(settings, task, adapter, section_of(run, BASE_MODEL, folder).get("fingerprint"), run)
 
 
 @dataclass(frozen=True)
@@ -341,9 +353,11 @@ class OpenedRun:
         task: what is asked.
         adapter: the adapter's configuration.
         fingerprint: of the base model that it was trained on; None in runs of earlier versions.
+        run: the whole run file.
     """
 
     settings: ModelSettings
     task: AnyTask
     adapter: LatePromptConfig
     fingerprint: str | None
+    run: Mapping[str, Any] = field(default_factory=dict)

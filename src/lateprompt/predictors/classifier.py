@@ -9,11 +9,12 @@ import numpy as np
 
 from lateprompt.backbone.families import hidden_dropout_of
 from lateprompt.backbone.packed import can_pack
-from lateprompt.data import AnyTask, Row, Task, TaskEncoder
+from lateprompt.data import AnyTask, MultiLabelTask, Row, Task, TaskEncoder
+from lateprompt.data.batches import Batches
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.loading import resolve_readout
 from lateprompt.readouts import HeadReadout, Loss, Readout, word_readout
-from lateprompt.training.evaluate import predict_scores, softmax
+from lateprompt.training.evaluate import measure, predict_scores, softmax
 from lateprompt.training.settings import ModelSettings
 from lateprompt.utils.errors import LatePromptError
 
@@ -63,6 +64,8 @@ class TextClassifier(TunedModel):
     def check_task(task: AnyTask, source: object) -> None:
         if not isinstance(task, Task):
             raise LatePromptError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
+        if isinstance(task, MultiLabelTask):
+            raise LatePromptError(f"{str(source)!r}: task {task.name} is multi-label; load it by load_run")
 
     @property
     def answer_positions(self) -> int:
@@ -99,4 +102,17 @@ class TextClassifier(TunedModel):
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Label probabilities (rows, labels)."""
-        return softmax(self.scores(rows, batch_size=batch_size, progress=progress))
+        return self.probabilities_of(self.scores(rows, batch_size=batch_size, progress=progress))
+
+    def probabilities_of(self, scores: np.ndarray) -> np.ndarray:
+        """Label probabilities (rows, labels) of scores."""
+        return softmax(scores)
+
+    def answers_of(self, probabilities: np.ndarray) -> list[Any]:
+        """The answer to each row, from label probabilities (rows, labels): the most probable label."""
+        labels = self.task.labels
+        return [labels[best] for best in probabilities.argmax(1).tolist()]
+
+    def measure(self, scores: np.ndarray, batches: Batches) -> dict[str, Any]:
+        """The task's metrics of scores (rows, labels) of some batches' rows."""
+        return measure(scores, batches.labels, self.task.metrics)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lateprompt.data import AnyTask, TextTask
 from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.multi_label import classifier_kind
 from lateprompt.predictors.saved_run import TASK_FILE, read_task
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import reading
@@ -13,7 +14,7 @@ from lateprompt.run_folder.folder import reading
 
 def kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
     """The kind of model that learns a task."""
-    return TextWriter if isinstance(task, TextTask) else TextClassifier
+    return TextWriter if isinstance(task, TextTask) else classifier_kind(task)
 
 
 def load_run(

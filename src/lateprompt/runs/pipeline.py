@@ -13,6 +13,7 @@ import numpy as np
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import kind_of
+from lateprompt.predictors.multi_label import BY_LABEL
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
@@ -27,6 +28,9 @@ from lateprompt.training.evaluate import measure
 from lateprompt.training.loop import FitResult, fit, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.files import as_json
+
+MOST_LABELS = 20
+"""Labels whose own figures go to `metrics.json`."""
 
 
 @dataclass
@@ -140,7 +144,7 @@ class Pipeline:
             self.tuned.release()
 
     def fit(self) -> None:
-        """Train; with dev rows, keep the weights that were best on them.
+        """Train; with dev rows, keep the weights that were best on them, and what else is chosen by them.
 
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
@@ -158,6 +162,7 @@ class Pipeline:
             settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
         )
+        self.tuned.after_training(self.batches.get(DEV), batch_size=self.recipe.eval_batch_size)
 
     def cross_validate(self) -> None:
         """Without dev rows, score the training rows by models that were trained without them (`RecipeSettings.folds`).
@@ -190,14 +195,14 @@ class Pipeline:
         """
         tuned, batch_size = self.tuned, self.recipe.eval_batch_size
         scores = {
-            name: tuned.evaluate(part, batch_size=batch_size)
+            name: _short(tuned.evaluate(part, batch_size=batch_size))
             for name, part in self.batches.items()
             if name not in (TRAIN, DEV)
         }
         more = tuned.measure_more(self.batches[DEV], batch_size=batch_size) if DEV in self.batches else {}
         self.metrics = {
             **self.result.metrics,
-            **more,
+            **_short(more),
             "dev_sets": {path: scores[self.rows.name_of(path, VALIDATION)] for path in self.rows.more_dev},
             "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
             "train_rows": len(self.rows.train),
@@ -260,3 +265,8 @@ class Pipeline:
         asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
         named = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
         return json.dumps(named, sort_keys=True, default=as_json)
+
+
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics without each label's own figures, where labels are many."""
+    return {name: value for name, value in values.items() if name != BY_LABEL or len(value) <= MOST_LABELS}

@@ -1,0 +1,138 @@
+"""`MultiLabelClassifier`: a tuned model whose answers are any number of labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lateprompt.backbone.families import hidden_dropout_of
+from lateprompt.data import AnyTask, MultiLabelTask, Row, Task
+from lateprompt.data.batches import Batches
+from lateprompt.predictors.classifier import TextClassifier
+from lateprompt.predictors.saved_run import TASK_FILE, broken_run, read_task, section_of
+from lateprompt.readouts import MultiLabelReadout
+from lateprompt.state_cache.batches import CachedBatches
+from lateprompt.training.evaluate import predict_scores
+from lateprompt.training.multi_label import DEFAULT, answers, by_label, choose_thresholds, measure_labels, sigmoid
+from lateprompt.training.settings import ModelSettings
+from lateprompt.utils.errors import LatePromptError
+
+THRESHOLDS = "thresholds"
+"""In the run file: of each label the probability from which on it is an answer."""
+BY_LABEL = "by_label"
+"""In metrics: figures of each label."""
+
+
+class MultiLabelClassifier(TextClassifier):
+    """A tuned classifier whose texts have any number of labels; the arguments are `TunedModel`'s.
+
+    Attributes:
+        thresholds: (labels,) probabilities from which on a label is an answer; 0.5 until `choose_thresholds`.
+
+    Example:
+        >>> from lateprompt.data import Row, multi_label_task
+        >>> from lateprompt.demo import installed_encoder
+        >>> from lateprompt.predictors.multi_label import MultiLabelClassifier
+        >>> from lateprompt.training.settings import ModelSettings
+        >>> task = multi_label_task(["film", "food", "music"], pair=False)
+        >>> classifier = MultiLabelClassifier.build(ModelSettings(installed_encoder()), task, seed=42)
+        >>> rows = [Row("a warm film", labels=("film",)), Row("songs of a film", labels=("film", "music"))]
+        >>> classifier.probabilities(rows).shape  # (rows, labels), of an untrained prompt
+        (2, 3)
+        >>> 0.0 <= classifier.evaluate(rows)["micro_f1"] <= 1.0
+        True
+    """
+
+    task: MultiLabelTask
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.thresholds = np.full(len(self.task.labels), DEFAULT)
+
+    @staticmethod
+    def resolve_readout(config: Any, settings: ModelSettings) -> str:
+        if settings.readout not in ("auto", "head"):
+            raise LatePromptError(
+                f"readout {settings.readout!r} reads one label word a text, but the task is multi-label; give head, or "
+                "leave it out"
+            )
+        return "head"
+
+    @staticmethod
+    def check_task(task: AnyTask, source: object) -> None:
+        if not isinstance(task, MultiLabelTask):
+            raise LatePromptError(f"{str(source)!r}: task {task.name} is no multi-label task")
+
+    def make_readout(self) -> MultiLabelReadout:
+        dropout = hidden_dropout_of(self.layer.config, self.layer.family)
+        pooling = self.settings.head_pooling or "cls"
+        return MultiLabelReadout(self.model.get_base_model(), self.layer, self.adapter, pooling, dropout)
+
+    def batches(self, rows: Sequence[Row], *, any_label: bool = False) -> Batches:
+        examples = self.encoder.encode(rows, any_label=any_label)
+        return Batches(examples, self.tokenizer.pad_token_id or 0)
+
+    def probabilities_of(self, scores: np.ndarray) -> np.ndarray:
+        """Each label's own probability (rows, labels) of scores."""
+        return sigmoid(scores)
+
+    def answers_of(self, probabilities: np.ndarray) -> list[list[str]]:
+        """The labels of each row, from their probabilities (rows, labels): those from their thresholds on."""
+        names = self.task.labels
+        chosen = answers(probabilities, self.thresholds)
+        return [[names[i] for i in np.flatnonzero(row).tolist()] for row in chosen]
+
+    def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
+        """Choose the thresholds on the dev rows; without them they are 0.5."""
+        self.thresholds = np.full(len(self.task.labels), DEFAULT)
+        if dev is not None:
+            scores = self._scores_of(dev, batch_size)
+            self.thresholds = choose_thresholds(sigmoid(scores), dev.labels)
+
+    def _scores_of(self, batches: Batches, batch_size: int) -> np.ndarray:
+        if not isinstance(batches, CachedBatches):
+            self.restore()
+        return predict_scores(self.readout, batches, batch_size=batch_size, device=self.device)
+
+    def measure(self, scores: np.ndarray, batches: Batches) -> dict[str, Any]:
+        """Micro and macro F1, subset accuracy and the loss, and under `by_label` each label's own figures."""
+        predicted = answers(sigmoid(scores), self.thresholds)
+        return {
+            **measure_labels(scores, batches.labels, batches.missed, self.thresholds),
+            BY_LABEL: by_label(self.task.labels, batches.labels, predicted, self.thresholds),
+        }
+
+    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, Any]:
+        """`measure` of rows with answers; a label that the task does not have counts as missed."""
+        batches = rows if isinstance(rows, Batches) else self.batches(rows, any_label=True)
+        return self.measure(self._scores_of(batches, batch_size), batches)
+
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, Any]:
+        """Each label's own figures."""
+        return {BY_LABEL: self.evaluate(feed, batch_size=batch_size)[BY_LABEL]}
+
+    def facts(self) -> dict[str, Any]:
+        return {THRESHOLDS: dict(zip(self.task.labels, self.thresholds.tolist(), strict=True))}
+
+    def take_facts(self, run: Mapping[str, Any], folder: Path) -> None:
+        saved = section_of(run, THRESHOLDS, folder)
+        found = [saved.get(label) for label in self.task.labels]
+        for label, value in zip(self.task.labels, found, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise broken_run(folder, THRESHOLDS, f"{value!r} for label {label!r} is no number; train it again")
+        self.thresholds = np.array(found, dtype=np.float64)
+
+
+def classifier_kind(task: Task) -> type[TextClassifier]:
+    """The kind of classifier that learns a task with labels."""
+    return MultiLabelClassifier if isinstance(task, MultiLabelTask) else TextClassifier
+
+
+def classifier_kind_in(folder: Path) -> type[TextClassifier]:
+    """The kind of classifier that a run folder holds; of what is none, loading will say what is wrong."""
+    task = read_task(folder) if (folder / TASK_FILE).is_file() else None
+    return classifier_kind(task) if isinstance(task, Task) else TextClassifier
