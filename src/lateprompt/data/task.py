@@ -194,7 +194,8 @@ class MultiLabelTask(Task):
         return MULTI_LABEL_FIELDS
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), MULTI_LABEL: True}
+        unused = ("template", "decoder_template", "label_words")
+        return {**{key: value for key, value in super().to_dict().items() if key not in unused}, MULTI_LABEL: True}
 
 
 def _spelled(label: object) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from lateprompt.utils.errors import LatePromptError
 
-FEW = 5
-"""With fewer rows that have a label, its own threshold says more of these rows than of the label."""
+SHARED_ROWS = 10
+"""How many rows the shared threshold counts for: a label's own weighs more the more rows have the label."""
 DEFAULT = 0.5
 """The threshold without rows to choose it on."""
 
@@ -20,10 +20,12 @@ def sigmoid(scores: np.ndarray) -> np.ndarray:
 
 
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Thresholds (labels,) that are best on some rows: for each label the one with the largest F1.
+    """Thresholds (labels,) that are good for some rows.
 
-    A label that fewer than `FEW` of the rows have gets the threshold with the largest micro F1 over all labels; where
-    no row has any label it is 0.5. A threshold lies half-way between the two probabilities that it separates.
+    A label that n of the rows have gets `(n own + 10 shared) / (n + 10)`, where `own` is the threshold with the
+    label's largest F1, and `shared` the one with the largest micro F1 over all labels: with few rows a label's own
+    threshold says more of these rows than of the label. Both lie half-way between the two probabilities that they
+    separate. Without any label they are 0.5.
 
     Args:
         probabilities: (rows, labels).
@@ -36,9 +38,9 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
         [0.15]
     """
     labels = np.asarray(labels) > 0
+    rows = labels.sum(0)
     shared = float(_best_f1(probabilities.reshape(-1, 1), labels.reshape(-1, 1))[0])
-    own = _best_f1(probabilities, labels)
-    return np.where(labels.sum(0) < FEW, shared, own)
+    return (rows * _best_f1(probabilities, labels) + SHARED_ROWS * shared) / (rows + SHARED_ROWS)
 
 
 def _best_f1(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -14,18 +14,20 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from lateprompt.data import MultiLabelTask
 from lateprompt.experiments.compare.plan import RunSpec
+from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.runs.data import TEST
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.saving import HISTORY_FILE
 from lateprompt.runs.train import check_run, train_model
-from lateprompt.training.evaluate import predict_scores, softmax
-from lateprompt.training.metrics import compute_metrics, primary_metric
+from lateprompt.training.evaluate import predict_scores
+from lateprompt.training.metrics import primary_metric
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import write_json, write_lines
 
@@ -59,12 +61,15 @@ def run_one(spec: RunSpec, folder: Path) -> dict[str, Any]:
 
 def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the test sets by path, from one pass over their rows that gives the file of predictions too."""
-    tuned, batch_size, values = pipeline.tuned, pipeline.recipe.eval_batch_size, {}
+    tuned, batch_size, values = cast(TextClassifier, pipeline.tuned), pipeline.recipe.eval_batch_size, {}
     for path, rows in pipeline.rows.test.items():
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
         scores = predict_scores(tuned.readout, feed, batch_size=batch_size, device=tuned.device)
-        values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
-        probabilities, labels = softmax(scores), tuned.task.labels
+        measured = tuned.measure(scores, feed)
+        values[path] = {name: value for name, value in measured.items() if isinstance(value, float)}
+        if isinstance(tuned.task, MultiLabelTask):  # a file of predictions has one label a row
+            continue
+        probabilities, labels = tuned.probabilities_of(scores), tuned.task.labels
         lines = []
         for row, scored in zip(rows, probabilities, strict=True):
             best = int(np.argmax(scored))
