@@ -154,6 +154,9 @@ class TunedModel:
         """Metrics that training does not compute at each evaluation; none here."""
         return {}
 
+    def before_training(self, train: Batches) -> None:
+        """Begin at what the training rows tell without training: nothing here."""
+
     def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
         """Learn from the dev rows what training does not: nothing here."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lateprompt.backbone.families import hidden_dropout_of
 from lateprompt.data import AnyTask, MultiLabelTask, Row, Task
@@ -48,6 +49,7 @@ class MultiLabelClassifier(TextClassifier):
     """
 
     task: MultiLabelTask
+    readout: MultiLabelReadout
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -85,6 +87,11 @@ class MultiLabelClassifier(TextClassifier):
         names = self.task.labels
         chosen = answers(probabilities, self.thresholds)
         return [[names[i] for i in np.flatnonzero(row).tolist()] for row in chosen]
+
+    def before_training(self, train: Batches) -> None:
+        """Let the head begin at how often the training rows have each label."""
+        shares = (train.labels.sum(0) + 0.5) / (len(train) + 1)  # never 0 or 1
+        self.readout.start_at(torch.from_numpy(shares))
 
     def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
         """Choose the thresholds on the dev rows; without them they are 0.5."""

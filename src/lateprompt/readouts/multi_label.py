@@ -36,3 +36,14 @@ class MultiLabelReadout(HeadReadout):
         scores = self.scores(batch).float()
         losses = F.binary_cross_entropy_with_logits(scores, batch.labels.to(scores.dtype), reduction="none")
         return weighted_mean(losses.mean(1), batch.weights)
+
+    def start_at(self, shares: torch.Tensor) -> None:
+        """Let the head's biases begin at how often each label occurs (Lin et al., ICCV 2017, section 4.1).
+
+        From zero, the first steps of a task with many rare labels would go into saying no to all of them.
+
+        Args:
+            shares: (labels,) of rows that have each label, between 0 and 1.
+        """
+        with torch.no_grad():
+            self.head.bias.copy_(torch.logit(shares))

@@ -149,6 +149,7 @@ class Pipeline:
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
+        self.tuned.before_training(self.batches[TRAIN])
         self._fresh = snapshot(trainable_parameters(self.tuned.model))
         self.result = fit(
             self.tuned.model,
