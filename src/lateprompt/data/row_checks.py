@@ -82,6 +82,19 @@ def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
         )
 
 
+def warn_untrained(rows: Sequence[Row], task: AnyTask, source: str) -> None:
+    """Warn of labels of the task that no row of a sample has."""
+    if not isinstance(task, Task):
+        return
+    seen = {row.label for row in rows} | {label for row in rows for label in row.labels or ()}
+    lacking = [label for label in task.labels if label not in seen]
+    if lacking:
+        warn(
+            f"{len(lacking):,} of {len(task.labels):,} labels have no row among the {len(rows):,} drawn from {source!r} "
+            f"({some_of(lacking, most=5)}), and will hardly be predicted; draw more rows"
+        )
+
+
 def warn_gaps(rows: Sequence[Row], source: str) -> None:
     """Warn of labels such as `NA` or `NULL`, which may stand for a missing label but are taken for a class."""
     found = Counter(label for row in rows for label in (row.label, *(row.labels or ())) if label in GAPS)

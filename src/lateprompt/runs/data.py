@@ -30,6 +30,7 @@ from lateprompt.data.row_checks import (
     warn_gaps,
     warn_shared,
     warn_unknown,
+    warn_untrained,
 )
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.distributed import processes
@@ -198,6 +199,8 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
         check_choosing_labels(dev, task, data.dev[0])
     if data.shots is not None:
         train, rest = few_shot(train, data.shots, seed, dev_size=data.dev_rows or DEV_ROWS)
+        if processes().is_main:
+            warn_untrained(train, task, data.train)
         dev = dev or rest
     elif data.dev_rows is not None:
         if data.dev_rows >= len(train):
