@@ -1,4 +1,4 @@
-"""A multi-label run from the command line to its predictions: training, folder, evaluate, predict, many runs at once."""
+"""A multi-label run by the command line: training, folder, evaluate, predict, many runs at once."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def warn_untrained(rows: Sequence[Row], task: AnyTask, source: str) -> None:
     lacking = [label for label in task.labels if label not in seen]
     if lacking:
         warn(
-            f"{len(lacking):,} of {len(task.labels):,} labels have no row among the {len(rows):,} drawn from {source!r} "
-            f"({some_of(lacking, most=5)}), and will hardly be predicted; draw more rows"
+            f"{len(lacking):,} of {len(task.labels):,} labels have no row among the {len(rows):,} drawn from "
+            f"{source!r} ({some_of(lacking, most=5)}), and will hardly be predicted; draw more rows"
         )
 
 

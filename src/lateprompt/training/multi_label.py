@@ -40,7 +40,8 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
     labels = np.asarray(labels) > 0
     rows = labels.sum(0)
     shared = float(_best_f1(probabilities.reshape(-1, 1), labels.reshape(-1, 1))[0])
-    return (rows * _best_f1(probabilities, labels) + SHARED_ROWS * shared) / (rows + SHARED_ROWS)
+    own: np.ndarray = _best_f1(probabilities, labels)
+    return np.asarray((rows * own + SHARED_ROWS * shared) / (rows + SHARED_ROWS))
 
 
 def _best_f1(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
