@@ -139,6 +139,20 @@ def test_the_same_seed_gives_the_same_weights(headless: str, files: dict[str, st
     assert one == two
 
 
+def test_without_dev_rows_folds_choose_the_thresholds(
+    headless: str, files: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--model", headless, "--train", files["train"], "--output", str(folder), "--quiet", "--folds", "2"]
+    assert (
+        main(["train", *arguments, "--method", "head", "--max-steps", "4", "--states", str(tmp_path / "states")]) == 0
+    )
+    assert "expect a micro F1 of" in capsys.readouterr().out
+    measured = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= measured["cross_validation"]["micro_f1"] <= 1
+    assert (load_run(folder).thresholds != 0.5).any()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("method", ["head", "npg+late-lora", "full"])
 def test_any_method_trains_it(headless: str, files: dict[str, str], tmp_path: Path, method: str) -> None:
     folder = train(headless, files, tmp_path / "run", "--max-steps", "2", "--method", method)

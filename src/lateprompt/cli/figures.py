@@ -45,11 +45,14 @@ def print_expected(measured: dict[str, Any]) -> None:
     """Say how a run without dev rows was measured."""
     found = measured.get("cross_validation")
     if found is not None:
-        low, high = found["accuracy_interval"]
+        if "accuracy_interval" in found:
+            low, high = found["accuracy_interval"]
+            expected = f"an accuracy of {found['accuracy']:.2f} ({low:.2f} to {high:.2f})"
+        else:  # a multi-label task
+            expected = f"a micro F1 of {found['micro_f1']:.2f}"
         print(
-            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect an accuracy of "
-            f"{found['accuracy']:.2f} ({low:.2f} to {high:.2f}), by cross-validation in {found['folds']} folds, "
-            f"{found['seconds']:.1f} s"
+            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect {expected}, by "
+            f"cross-validation in {found['folds']} folds, {found['seconds']:.1f} s"
         )
     elif not measured.get("dev_rows"):
         print(

@@ -331,8 +331,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """The most probable label of each text (texts,).
 
         Of several labels a text, those whose probability is at least their threshold: a matrix (texts, classes) of 0
-        and 1 where `fit` was given one, else a list of lists. Thresholds are chosen on `eval_set`; without it all are
-        0.5.
+        and 1 where `fit` was given one, else a list of lists. Thresholds are chosen on `eval_set`, or by
+        cross-validation; without either all are 0.5.
         """
         scores = self._scores(X)
         if not self._multi_label:

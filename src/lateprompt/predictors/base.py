@@ -160,6 +160,9 @@ class TunedModel:
     def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
         """Learn from the dev rows what training does not: nothing here."""
 
+    def learn_from(self, scores: np.ndarray, batches: Batches) -> None:
+        """Learn the same from scores (rows, labels) of rows that were not trained on: nothing here."""
+
     def facts(self) -> dict[str, Any]:
         """What `run.json` says of the trained model beside its settings: nothing here."""
         return {}

@@ -97,8 +97,11 @@ class MultiLabelClassifier(TextClassifier):
         """Choose the thresholds on the dev rows; without them they are 0.5."""
         self.thresholds = np.full(len(self.task.labels), DEFAULT)
         if dev is not None:
-            scores = self._scores_of(dev, batch_size)
-            self.thresholds = choose_thresholds(sigmoid(scores), dev.labels)
+            self.learn_from(self._scores_of(dev, batch_size), dev)
+
+    def learn_from(self, scores: np.ndarray, batches: Batches) -> None:
+        """Choose the thresholds by scores (rows, labels) of rows that were not trained on."""
+        self.thresholds = choose_thresholds(sigmoid(scores), batches.labels)
 
     def _scores_of(self, batches: Batches, batch_size: int) -> np.ndarray:
         if not isinstance(batches, CachedBatches):

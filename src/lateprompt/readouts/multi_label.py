@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lateprompt.data.batch import Batch
@@ -46,4 +49,4 @@ class MultiLabelReadout(HeadReadout):
             shares: (labels,) of rows that have each label, between 0 and 1.
         """
         with torch.no_grad():
-            self.head.bias.copy_(torch.logit(shares))
+            cast(nn.Linear, self.head).bias.copy_(torch.logit(shares))

@@ -13,7 +13,7 @@ import numpy as np
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import kind_of
-from lateprompt.predictors.multi_label import BY_LABEL
+from lateprompt.predictors.multi_label import BY_LABEL, MultiLabelClassifier
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import RunFolder
@@ -188,6 +188,7 @@ class Pipeline:
                 device=self.tuned.device,
                 quiet=self.quiet,
             )
+            self.tuned.learn_from(self.out_of_fold.scores, train)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
@@ -239,6 +240,9 @@ class Pipeline:
         found, labels = self.out_of_fold, self.batches[TRAIN].labels
         if found is None:
             return {}
+        if isinstance(self.tuned, MultiLabelClassifier):
+            values = _short(self.tuned.measure(found.scores, self.batches[TRAIN]))
+            return {"cross_validation": {"folds": found.folds, **values, "seconds": found.seconds}}
         values = measure(found.scores, labels, self.tuned.task.metrics)
         right = int((found.scores.argmax(1) == labels).sum())
         interval = list(wilson_interval(right, len(labels)))
