@@ -323,7 +323,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         """Logarithms of the label probabilities (texts, classes); finite, however small a probability is."""
         scores = self._scores(X)
         if self._multi_label:
-            return -np.logaddexp(0.0, -scores.astype(np.float64))  # type: ignore[no-any-return]
+            return -np.logaddexp(0.0, -scores.astype(np.float64))
         scores = scores - scores.max(1, keepdims=True)
         return scores - np.log(np.exp(scores).sum(1, keepdims=True))  # type: ignore[no-any-return]
 
