@@ -13,9 +13,9 @@ from lateprompt.analysis.folder import AnalysisFolder
 from lateprompt.analysis.information import frozen_states
 from lateprompt.analysis.instances import nearest_rows, principal_plane, variance_by_class
 from lateprompt.analysis.prompts import prompt_of_layer, prompts_of
-from lateprompt.data import Row, TextTask, read_rows
+from lateprompt.data import MultiLabelTask, Row, TextTask, read_rows
 from lateprompt.predictors.classifier import TextClassifier
-from lateprompt.predictors.saved_run import read_run, section_of, settings_in
+from lateprompt.predictors.saved_run import read_run, read_task, section_of, settings_in
 from lateprompt.run_folder.folder import reading
 from lateprompt.runs.data import fingerprint, load_rows
 from lateprompt.training.data_settings import DataSettings
@@ -93,6 +93,8 @@ def study_instances(
     with reading(run):
         saved = read_run(Path(run))
         recipe = section_of(saved, "recipe", Path(run))
+        if isinstance(read_task(Path(run)), MultiLabelTask):
+            raise LatePromptError(f"run {str(run)!r} gives a text several labels; give a run of one label a text")
         tuned = TextClassifier.load(run, model=model, device=device)
     if isinstance(tuned.task, TextTask):
         raise LatePromptError(f"run {str(run)!r} writes texts; give a run of a classifier")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lateprompt.analysis.settings import StudySettings
 from lateprompt.backbone.split import resolve_prompt_layer
-from lateprompt.data import TextTask
+from lateprompt.data import MultiLabelTask, TextTask
 from lateprompt.data.batches import Batches
 from lateprompt.methods import parse_method
 from lateprompt.predictors.kinds import adapter_kind_of
@@ -43,13 +43,18 @@ def rows_of(settings: StudySettings, seed: int, *, labelled: bool) -> Rows:
     """Load the rows of one seed.
 
     Raises:
-        LatePromptError: bad data; a task whose answers are texts, where labels are needed.
+        LatePromptError: bad data; a task whose answers are texts or several labels, where labels are needed.
     """
     rows = load_rows(settings.data, seed, settings.model.readout)
     check_metrics(rows.task.metrics)
     if labelled and isinstance(rows.task, TextTask):
         raise LatePromptError(
             f"task {rows.task.name!r} has texts for answers, and this analysis asks for information about labels; only "
+            "analyze layers takes it"
+        )
+    if labelled and isinstance(rows.task, MultiLabelTask):
+        raise LatePromptError(
+            f"task {rows.task.name!r} has several labels a row, and this analysis asks for information about one; only "
             "analyze layers takes it"
         )
     return rows

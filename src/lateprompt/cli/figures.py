@@ -26,8 +26,25 @@ def print_metrics(results: dict[str, dict[str, Any]], *, as_json: bool, single: 
         rows += [(f"calibration: {key}", figure(value)) for key, value in calibration.items()]
         for kind in ("dev_sets", "test"):
             for path, part in values.get(kind, {}).items():
-                rows += [(f"{kind.removesuffix('_sets')} {path}: {key}", figure(value)) for key, value in part.items()]
+                rows += [
+                    (f"{kind.removesuffix('_sets')} {path}: {key}", figure(value))
+                    for key, value in part.items()
+                    if not isinstance(value, dict)
+                ]
         print_table((name, "value"), rows)
+        if values.get("by_label"):
+            _print_labels(values["by_label"])
+
+
+def _print_labels(by_label: dict[str, dict[str, Any]]) -> None:
+    """Each label's own figures; of many labels those of the most frequent ones."""
+    from lateprompt.utils.console import print_table
+
+    shown = list(by_label.items())[:MOST_LABELS]
+    names = list(shown[0][1])
+    print_table(("label", *names), [(label, *(figure(own[name]) for name in names)) for label, own in shown])
+    if len(by_label) > len(shown):
+        print(f"the {len(shown)} most frequent of {len(by_label):,} labels; --json has all")
 
 
 def print_expected(measured: dict[str, Any]) -> None:
@@ -39,11 +56,14 @@ def print_expected(measured: dict[str, Any]) -> None:
             f"{measured['expected_accuracy']:.2f} ({measured['expected_low']:.2f} to {measured['expected_high']:.2f})"
         )
     elif found is not None:
-        low, high = found["accuracy_interval"]
+        if "accuracy_interval" in found:
+            low, high = found["accuracy_interval"]
+            expected = f"an accuracy of {found['accuracy']:.2f} ({low:.2f} to {high:.2f})"
+        else:  # a multi-label task
+            expected = f"a micro F1 of {found['micro_f1']:.2f}"
         print(
-            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect an accuracy of "
-            f"{found['accuracy']:.2f} ({low:.2f} to {high:.2f}), by cross-validation in {found['folds']} folds, "
-            f"{found['seconds']:.1f} s"
+            f"no dev rows: trained on all {measured['train_rows']:,} rows, to the end; expect {expected}, by "
+            f"cross-validation in {found['folds']} folds, {found['seconds']:.1f} s"
         )
     elif not measured.get("dev_rows"):
         print(
@@ -96,6 +116,9 @@ def print_assessments(found: Mapping[str, Assessment], *, as_json: bool) -> None
     for path, one in found.items():
         print_metrics({path: one.metrics()}, as_json=False, single=True)
         details = one.details()
+        if "by_label" in details:
+            _print_labels(details["by_label"])
+            continue
         _print_classes(details["classes"])
         _print_confusion(**details["confusion"])
 

@@ -48,7 +48,10 @@ def add_train(parser: Parser) -> None:
         "--label_columns", nargs="+", default=[], help="columns with labels, each a task: many tasks in one run"
     )
     parser.add_argument(
-        "--multi_label", type=str | None, help="column with a list of labels (or a|b), each a task: yes or no"
+        "--multi_label",
+        type=str | None,
+        help="column with a list of labels (or a|b), each a task of its own with a run folder of its own: yes or no; "
+        "for one task with one head for all labels see --labels-per-row",
     )
     parser.add_argument("--dev", nargs="+", default=[], help="files of rows that choose the best weights (the first)")
     parser.add_argument("--test", nargs="+", default=[], help="files of rows that are scored once, at the end")

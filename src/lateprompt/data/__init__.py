@@ -8,7 +8,7 @@ from lateprompt.data.labels import label_name
 from lateprompt.data.rows import BadRow, Row, iter_rows, read_rows
 from lateprompt.data.sampling import few_shot
 from lateprompt.data.target_encoding import TargetEncoder
-from lateprompt.data.task import Task, default_task
+from lateprompt.data.task import MultiLabelTask, Task, default_task, multi_label_task
 from lateprompt.data.task_library import AnyTask, load_label_task, load_task, task_from_dict, task_names
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "AnyTask",
     "BadRow",
     "Example",
+    "MultiLabelTask",
     "Row",
     "TargetEncoder",
     "Task",
@@ -28,6 +29,7 @@ __all__ = [
     "label_name",
     "load_label_task",
     "load_task",
+    "multi_label_task",
     "plain_text_task",
     "read_rows",
     "task_from_dict",

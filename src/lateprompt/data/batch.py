@@ -20,7 +20,7 @@ class Batch:
         attention_mask: (batch, length), 1 for real tokens.
         read: (batch,) position whose output is read: the mask token, or the last source token; a head does not use it.
             With `targets`: (batch, width), the positions that predict their tokens; the first is the source's last.
-        labels: (batch,) class indices, or None.
+        labels: (batch,) class indices; of a multi-label task (batch, labels), 1 for those that a row has; or None.
         token_type_ids: (batch, length), or None.
         trunk_states: (batch, length, hidden), cached hidden states at the prompt layer, or None.
         layer_states: cached hidden states (batch, length, hidden) of several layers by the number of layers below them,

@@ -52,6 +52,10 @@ class Batches:
         pad_token_id: the token id of padding.
         weights: (rows,) factors of the rows' losses, with a mean of 1; None: all are 1.
 
+    Attributes:
+        labels: (rows,) class ids; in a multi-label task (rows, labels), 1 for the labels that a row has.
+        missed: (rows,) how many labels a row has that the multi-label task has not.
+
     Example:
         >>> import numpy as np
         >>> from lateprompt.data import Example
@@ -67,6 +71,9 @@ class Batches:
         self.pad_token_id = pad_token_id
         self.lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
         self.labels = np.array([example.label for example in examples], dtype=np.int64)
+        self.missed = np.array([example.missed for example in examples], dtype=np.int64)
+        if any(example.labels is not None for example in examples):
+            self.labels = np.stack([example.labels for example in examples])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lateprompt.data.generation_task import TextTask
+from lateprompt.data.task import MultiLabelTask
 from lateprompt.data.task_library import AnyTask
 from lateprompt.utils.errors import LatePromptError
 
 Columns = Mapping[str, str]
-FIELDS = ("text", "text_pair", "label", "target")
+FIELDS = ("text", "text_pair", "label", "labels", "target")
+ANSWERS = {"label": "classes", "labels": "lists of labels", "target": "texts to be written"}
+"""The fields of which a row has one, and what they hold."""
 # Common names of these columns. They only serve for advice: a guess could be wrong without anybody noticing.
 USUAL = {
     "text": (
@@ -22,6 +25,7 @@ USUAL = {
         *("label", "labels", "target", "class", "category", "y", "sentiment", "intent", "tag", "gold_label", "topic"),
         *("classification", "rating", "score", "stars", "type", "outcome"),
     ),
+    "labels": ("labels", "tags", "label", "categories", "topics", "classes", "genres", "emotions"),
     "target": ("target", "output", "answer", "response", "completion", "summary", "label"),
 }
 
@@ -42,13 +46,18 @@ def chosen_columns(task: AnyTask | None, columns: Mapping[str, str | None] | Non
         if field not in FIELDS or not isinstance(name, str) or not name.strip():
             raise LatePromptError(f"columns {field!r}: {name!r} is no column; map {', '.join(FIELDS)} to column names")
     chosen = {**own, **{field: name.strip() for field, name in given.items()}}
+    if isinstance(task, MultiLabelTask) and "label" in chosen:  # the one column that it can mean
+        chosen = {**chosen, "labels": chosen["label"]}
+        del chosen["label"]
     if len(set(chosen.values())) < len(chosen):
         name = next(name for name in chosen.values() if list(chosen.values()).count(name) > 1)
         fields = " and ".join(field for field, other in chosen.items() if other == name)
         raise LatePromptError(f"column {name!r} is chosen for {fields}; choose a column for each")
-    if "label" in chosen and "target" in chosen:
+    answers = [field for field in ANSWERS if field in chosen]
+    if len(answers) > 1:
+        first, second = answers[0], answers[-1]
         raise LatePromptError(
-            f"columns {chosen['label']!r} for label and {chosen['target']!r} for target: rows have one of them; "
+            f"columns {chosen[first]!r} for {first} and {chosen[second]!r} for {second}: rows have one of them; "
             "choose --label-column for classes, --target-column for texts to be written"
         )
     return chosen
@@ -61,24 +70,33 @@ def with_columns(task: AnyTask, columns: Mapping[str, str | None]) -> AnyTask:
         LatePromptError: as `chosen_columns`, or a label column for a task whose answers are texts, or the reverse.
     """
     chosen = chosen_columns(task, columns)
-    other = "label" if isinstance(task, TextTask) else "target"
-    if other in chosen:
-        kind = "texts to be written" if other == "label" else "labels"
+    own = answer_of(task)
+    other = next((field for field in ANSWERS if field in chosen and field != own), None)
+    if other is not None:
+        kind = {"label": "one label a row", "labels": "several labels a row"}.get(own, ANSWERS[own])
+        option = "--labels-per-row several with" if other == "labels" else f"--{other}-column"
         raise LatePromptError(
-            f"--{other}-column {chosen[other]!r}: task {task.name!r} has {kind} for answers; leave the option out"
+            f"{option} {chosen[other]!r}: task {task.name!r} has {kind} for answers; leave the option out"
         )
     return replace(task, chosen_columns=dict(chosen)) if chosen else task
+
+
+def answer_of(task: AnyTask) -> str:
+    """Return the field that holds a task's answers."""
+    if isinstance(task, TextTask):
+        return "target"
+    return "labels" if isinstance(task, MultiLabelTask) else "label"
 
 
 def find_columns(names: Collection[str], task: AnyTask | None, chosen: Columns | None = None) -> Columns:
     """Map each field to its column: the one the user chose, else the field's own name, else the task's name for it.
 
     The task's names count only where there is no column `text`. GLUE's tasks name all columns of their files together;
-    a text-to-text task may name single columns.
+    a text-to-text or multi-label task may name single columns.
     """
     own = {} if task is None else task.columns
     there = _by_name(names)
-    if isinstance(task, TextTask):
+    if isinstance(task, TextTask | MultiLabelTask):
         found = {field: field if field in there else own.get(field, field) for field in FIELDS}
     elif "text" not in there and own.get("text") in there:
         found = {field: own.get(field, field) for field in FIELDS}
@@ -98,14 +116,13 @@ def is_own_layout(names: Collection[str], task: AnyTask | None, chosen: Columns)
     return own is not None and own != "text" and own in names and find_columns(names, task, chosen)["text"] == own
 
 
-def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) -> bool:
-    """Return whether the answers are texts: by the task, else by the chosen columns, else by the columns' names."""
+def answer_field(names: Collection[str], task: AnyTask | None, chosen: Columns) -> str:
+    """Return the field of the answers (`ANSWERS`): by the task, else by the chosen columns, else by the names."""
     if task is not None:
-        return isinstance(task, TextTask)
-    if "label" in chosen or "target" in chosen:
-        return "target" in chosen
+        return answer_of(task)
     there = _by_name(names)
-    return "target" in there and "label" not in there
+    given = next((field for field in ANSWERS if field in chosen), None)
+    return given or next((field for field in ("label", "target", "labels") if field in there), "label")
 
 
 def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str = "") -> str:
@@ -121,7 +138,7 @@ def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str
     free = {name.strip().casefold(): name for name in names if isinstance(name, str) and name not in taken}
     found = next((free[name] for name in USUAL[field] if name in free), None)
     if found is None:
-        option = f"name it with --{field.replace('_', '-')}-column" if names else ""
+        option = f"name it with --{'label' if field == 'labels' else field.replace('_', '-')}-column" if names else ""
         return "".join(f"; {part}" for part in (or_else, option) if part)
-    option = f"--{field.replace('_', '-')}-column {found}"
+    option = f"--{'label' if field == 'labels' else field.replace('_', '-')}-column {found}"
     return f"; if {found!r} holds it, give {option} (in Python: columns={{{field!r}: {found!r}}})"

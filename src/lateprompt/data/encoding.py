@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from lateprompt.data.label_words import WordTokenizer, label_word_problems, tokenizer_name
 from lateprompt.data.rows import Row
-from lateprompt.data.task import Task
+from lateprompt.data.task import MultiLabelTask, Task
 from lateprompt.data.task_library import AnyTask
 from lateprompt.data.template import LITERAL, Piece, split_template
 from lateprompt.utils.aliases import todays_value
 from lateprompt.utils.errors import LatePromptError, option
 from lateprompt.utils.names import READOUTS as READOUTS
-from lateprompt.utils.suggestions import unknown
+from lateprompt.utils.suggestions import some_of, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,8 @@ class Example:
         target: in a text-to-text task, the token ids of the answer; `input_ids` ends with all of them but the last.
             None if the answer is not known.
         reference: the answer as text.
+        labels: in a multi-label task, (labels,) 1 for each label that the row has, 0 for the others.
+        missed: how many labels the row has that the task has not.
 
     Example:
         >>> import numpy as np
@@ -53,6 +55,8 @@ class Example:
     label: int
     target: NDArray[np.int32] | None = None
     reference: str | None = None
+    labels: NDArray[np.uint8] | None = None
+    missed: int = 0
 
 
 class Source(NamedTuple):
@@ -245,18 +249,25 @@ class TaskEncoder(SourceEncoder):
             after=self.suffix_ids,
         )
         self.label_tokens = self._label_tokens()
+        self._label_ids = {label: number for number, label in enumerate(task.labels)}
 
     @property
     def signature(self) -> tuple[object, ...]:
         return *super().signature, self.readout
 
-    def encode(self, rows: Sequence[Row]) -> list[Example]:
+    def encode(self, rows: Sequence[Row], *, any_label: bool = False) -> list[Example]:
         """Encode rows; all texts go through the tokenizer in one call.
+
+        Args:
+            rows: the rows.
+            any_label: of a multi-label task: count labels that the task does not have as missed ones.
 
         Raises:
             LatePromptError: a row without the second text of a pair, with a label the task does not have, or without
                 tokens.
         """
+        if isinstance(self.task, MultiLabelTask):
+            return self._with_labels(rows, any_label)
         labels = [self._label_id(row, number) for number, row in enumerate(rows, 1)]
         return [
             Example(
@@ -280,12 +291,31 @@ class TaskEncoder(SourceEncoder):
     def _label_id(self, row: Row, number: int) -> int:
         if row.label is None:
             return -1
-        if row.label not in self.task.labels:
-            raise LatePromptError(
-                f"row {number} has label {row.label!r}, which task {self.task.name} does not have; its labels are "
-                f"{', '.join(self.task.labels)}"
-            )
-        return self.task.labels.index(row.label)
+        found = self._label_ids.get(row.label)
+        if found is None:
+            raise self._unknown(row.label, number)
+        return found
+
+    def _unknown(self, label: str, number: int) -> LatePromptError:
+        return LatePromptError(
+            f"row {number} has label {label!r}, which task {self.task.name} does not have; its labels are "
+            f"{some_of(self.task.labels)}"
+        )
+
+    def _with_labels(self, rows: Sequence[Row], any_label: bool) -> list[Example]:
+        """Encode rows that may have several labels each."""
+        examples = []
+        for number, (row, source) in enumerate(zip(rows, self.sources(rows), strict=True), 1):
+            own = np.zeros(len(self._label_ids), dtype=np.uint8)
+            ids = [self._label_ids.get(label) for label in row.labels or ()]
+            if None in ids and not any_label:
+                raise self._unknown((row.labels or ())[ids.index(None)], number)
+            known = [label for label in ids if label is not None]
+            own[known] = 1
+            tokens = np.array(source.input_ids, dtype=np.int32)
+            missed = len(ids) - len(known)
+            examples.append(Example(tokens, source.token_type_ids, source.mask, -1, labels=own, missed=missed))
+        return examples
 
 
 def check_task(task: Task, tokenizer: PreTrainedTokenizerBase, readout: str) -> list[dict[str, Any]]:

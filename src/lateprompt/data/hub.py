@@ -17,6 +17,7 @@ ALIASES = {
     "text": ("text", "sentence", "sentence1", "question1", "premise"),
     "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
     "label": ("label",),
+    "labels": ("labels",),
     "target": ("target",),
 }
 
@@ -53,7 +54,9 @@ def read_hub(data: str, task: AnyTask | None, split: str, chosen: Columns) -> Ta
             f"or split {split!r} ({first_line(error)})"
         ) from None
     columns = {field: chosen.get(field) or _column(field, rows.column_names, task) for field in ALIASES}
-    names = {column: getattr(feature, "names", None) for column, feature in rows.features.items()}
+    # Of a list of classes, those of its elements.
+    of_values = {column: getattr(feature, "feature", feature) for column, feature in rows.features.items()}
+    names = {column: getattr(feature, "names", None) for column, feature in of_values.items()}
     class_names = {column: list(found) for column, found in names.items() if found}
     return Table(data, iter(enumerate(rows, 1)), "row", rows.column_names, columns, class_names)
 

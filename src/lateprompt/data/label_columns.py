@@ -9,13 +9,10 @@ from typing import Any
 
 from lateprompt.data.columns import Columns, chosen_columns, find_columns
 from lateprompt.data.formats.tables import Table
-from lateprompt.data.labels import label_name
+from lateprompt.data.labels import BETWEEN_LABELS as BETWEEN_LABELS
 from lateprompt.data.rows import Row, RowReader, open_table
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.suggestions import did_you_mean
-
-BETWEEN_LABELS = "|"
-"""Stands between the labels of a cell."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +123,7 @@ class _LabelReader(RowReader):
         column = _column(record, name)
         if column not in record:
             return None
-        cell = record[column]
-        parts = cell.split(BETWEEN_LABELS) if isinstance(cell, str) else cell
-        if not isinstance(parts, str) and hasattr(parts, "tolist"):  # an array
-            parts = parts.tolist()
-        if not isinstance(parts, list | tuple):
-            parts = [parts]
-        try:
-            names = [label_name(part) for part in parts]
-        except LatePromptError as error:
-            raise LatePromptError(f"column {name!r}: {error}") from None
-        return list(dict.fromkeys(label for label in names if label is not None))
+        return list(dict.fromkeys(names[0] for names in self.listed_names(record, column)))
 
 
 def _column(record: Mapping[str, Any], name: str) -> str:

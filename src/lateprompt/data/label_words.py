@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lateprompt.data.task import Task
 from lateprompt.data.vocabulary import check_ids
+from lateprompt.utils.errors import option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +88,8 @@ def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tu
     """
     tokens = [words.word(word) for word in task.label_words]
     problems: list[str] = []
+    differ = len(set(map(tuple, tokens))) > 1
+    first: dict[tuple[int, ...], int] = {}
     for index, (word, ids) in enumerate(zip(task.label_words, tokens, strict=True)):
         pieces = words.tokenizer.convert_ids_to_tokens(ids)
         model = tokenizer_name(words.tokenizer)
@@ -98,19 +101,21 @@ def label_word_problems(task: Task, words: WordTokenizer, *, single: bool) -> tu
         elif single and len(ids) != 1:
             listed = ", ".join(map(repr, pieces))
             problem = (
-                f"label word {word!r} is {len(ids)} tokens ({listed}) for {model}; choose a word that is a single token"
+                f"label word {word!r} is {len(ids)} tokens ({listed}) for {model}; choose a word that is a single "
+                f"token, or use {option('readout', 'head')}"
             )
-        elif ids in tokens[:index]:
-            other = tokens.index(ids)
+        elif tuple(ids) in first:
+            other = first[tuple(ids)]
             problem = (
                 f"label words {task.label_words[other]!r} ({task.labels[other]}) and {word!r} ({task.labels[index]}) "
                 f"are the same tokens for {model}; choose different words"
             )
-        elif tokens.count(ids) < len(tokens) and all(other[: len(ids)] == ids for other in tokens):
+        elif differ and all(other[: len(ids)] == ids for other in tokens):
             problem = (
                 f"label word {word!r} ({task.labels[index]}) is how every label's words begin for {model}, so nothing "
                 f"of it tells the labels apart; choose another, or end it with a word of its own"
             )
+        first.setdefault(tuple(ids), index)
         problems.append(problem)
     return tokens, problems
 

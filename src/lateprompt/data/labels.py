@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lateprompt.data.characters import check_characters, written
 from lateprompt.utils.errors import LatePromptError
+
+BETWEEN_LABELS: Final = "|"
+"""Stands between the labels of a cell that holds several."""
 
 
 def label_name(value: Any) -> str | None:
@@ -55,6 +58,29 @@ def label_name(value: Any) -> str | None:
     raise LatePromptError(
         f"label {written(str(value)[:60])!r} is {type(value).__name__}, not a name; give a text, a number or a boolean"
     )
+
+
+def is_list(value: Any) -> bool:
+    """Return whether a cell is a list of labels as JSON, Parquet and arrays have it, rather than one label."""
+    return isinstance(value, list | tuple | set | frozenset) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
+def listed_labels(cell: Any) -> list[Any]:
+    """Return the labels of a cell that holds several, as they stand there.
+
+    Args:
+        cell: a list, a text of labels with `|` between them, one label, or nothing.
+
+    Example:
+        >>> from lateprompt.data.labels import listed_labels
+        >>> [listed_labels(cell) for cell in (["film", "short"], "film|short", "", None, 3)]
+        [['film', 'short'], ['film', 'short'], [''], [None], [3]]
+    """
+    if isinstance(cell, str):
+        return list(cell.split(BETWEEN_LABELS))
+    if hasattr(cell, "tolist"):  # an array
+        cell = cell.tolist()
+    return list(cell) if is_list(cell) else [cell]
 
 
 def spelled_words(words: Mapping[Any, str]) -> dict[str, str]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from lateprompt.data import AnyTask, Row, Task
+from lateprompt.data import AnyTask, MultiLabelTask, Row, Task
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import some_of
 
 GAPS = ("NA", "N/A", "NaN", "nan", "NaT", "<NA>", "NULL", "null", "None", "\\N")
 """What R, pandas, Python and SQL write as text for a missing value."""
@@ -39,17 +40,27 @@ def unknown_labels(rows: Sequence[Row], task: AnyTask) -> dict[str, int]:
     """Count the rows with labels that the task does not have, by label, most frequent first."""
     if not isinstance(task, Task):
         return {}
+    found = Counter(row.label for row in rows if row.label is not None)
+    found.update(label for row in rows for label in row.labels or ())
     known = set(task.labels)
-    return dict(Counter(row.label for row in rows if row.label is not None and row.label not in known).most_common())
+    return {label: count for label, count in found.most_common() if label not in known}
 
 
 def check_choosing_labels(rows: Sequence[Row], task: AnyTask, source: str) -> None:
     """Raise LatePromptError if the rows that choose the best weights have no label that the task has."""
     unknown = unknown_labels(rows, task)
+    if isinstance(task, MultiLabelTask):
+        known = set(task.labels)
+        if rows and not any(label in known for row in rows for label in row.labels or ()):
+            raise LatePromptError(
+                f"{source}: none of its {len(rows)} rows has a label of the task{_found(unknown)}, so they cannot "
+                f"choose the best weights; the labels are {some_of(task.labels)}"
+            )
+        return
     if isinstance(task, Task) and rows and sum(unknown.values()) == len(rows):
         raise LatePromptError(
             f"{source}: none of its {len(rows)} rows has a label of the task ({_some(unknown)}), so they cannot choose "
-            f"the best weights; the labels are {', '.join(task.labels)}"
+            f"the best weights; the labels are {some_of(task.labels)}"
         )
 
 
@@ -71,9 +82,22 @@ def warn_unknown(unknown: Mapping[str, int], total: int, source: str) -> None:
         )
 
 
+def warn_untrained(rows: Sequence[Row], task: AnyTask, source: str) -> None:
+    """Warn of labels of the task that no row of a sample has."""
+    if not isinstance(task, Task):
+        return
+    seen = {row.label for row in rows} | {label for row in rows for label in row.labels or ()}
+    lacking = [label for label in task.labels if label not in seen]
+    if lacking:
+        warn(
+            f"{len(lacking):,} of {len(task.labels):,} labels have no row among the {len(rows):,} drawn from "
+            f"{source!r} ({some_of(lacking, most=5)}), and will hardly be predicted; draw more rows"
+        )
+
+
 def warn_gaps(rows: Sequence[Row], source: str) -> None:
     """Warn of labels such as `NA` or `NULL`, which may stand for a missing label but are taken for a class."""
-    found = Counter(row.label for row in rows if row.label in GAPS)
+    found = Counter(label for row in rows for label in (row.label, *(row.labels or ())) if label in GAPS)
     if found:
         warn(
             f"{sum(found.values()):,} of {len(rows):,} rows in {source!r} have a label that may stand for none "
@@ -84,6 +108,10 @@ def warn_gaps(rows: Sequence[Row], source: str) -> None:
 def warn(message: str) -> None:
     """Write one line of warning to standard error."""
     print(f"lateprompt: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _found(unknown: Mapping[str, int]) -> str:
+    return f" ({_some(unknown)})" if unknown else ""
 
 
 def _some(unknown: Mapping[str, int]) -> str:

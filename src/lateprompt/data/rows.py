@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from lateprompt.data.characters import check_characters
-from lateprompt.data.columns import Columns, advice, chosen_columns, find_columns, has_target
+from lateprompt.data.columns import Columns, advice, answer_field, chosen_columns, find_columns
 from lateprompt.data.formats import SUFFIXES, read_table
 from lateprompt.data.formats.tables import Table, Unreadable
 from lateprompt.data.hub import is_hub_id, read_hub
-from lateprompt.data.labels import label_name
+from lateprompt.data.labels import is_list, label_name, listed_labels
 from lateprompt.data.task import Task
 from lateprompt.data.task_library import AnyTask
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.inputs import is_file, kind_of
+from lateprompt.utils.suggestions import some_of
 
 __all__ = ["BadRow", "Row", "check_characters", "iter_rows", "read_rows"]
 
@@ -34,6 +35,7 @@ class Row:
         label: the label's name, if known.
         source: all columns of the row, as they were read.
         target: in a text-to-text task, the text to be written, if known.
+        labels: in a multi-label task, the names of the text's labels, perhaps none; None: not known.
 
     Example:
         >>> from lateprompt.data import Row
@@ -46,6 +48,7 @@ class Row:
     label: str | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +139,18 @@ def iter_rows(
     Files are JSON lines (.jsonl, .ndjson), .json (an array of objects, or JSON lines), .csv and .tsv (each also with
     .gz), .parquet and .xlsx (its first sheet). A name without a suffix is a data set on the Hugging Face hub.
 
-    Columns are `text`, `text_pair`, and `label` or (text-to-text) `target`, or those given by `columns`; if there is no
-    `text`, those that the task names (for GLUE's files). GLUE's own .tsv files are read without quoting, and MNLI's
-    rows without an agreed label (`-`) are left out. Labels are spelled as `lateprompt.data.label_name` says.
+    Columns are `text`, `text_pair`, and `label`, `labels` (several a row) or (text-to-text) `target`, or those given by
+    `columns`; if there is no `text`, those that the task names (for GLUE's files). `labels` is a list, or a text of
+    labels with `|` between them, and may be empty; without a task, a `label` that is a list is read as `labels`.
+    GLUE's own .tsv files are read without quoting, and MNLI's rows without an agreed label (`-`) are left out. Labels
+    are spelled as `lateprompt.data.label_name` says.
 
     Args:
         data: a file, or `name`, `org/name`, `org/name:config` on the hub.
         task: the task whose labels and columns are expected; None: any label, and pairs are optional.
         labelled: whether each row needs a label (or a target). If not, a label that the task does not have is ignored.
         split: the split of a data set on the hub.
-        columns: field (`text`, `text_pair`, `label`, `target`) to the column that holds it.
+        columns: field (`text`, `text_pair`, `label`, `labels`, `target`) to the column that holds it.
         any_label: whether labels that the task does not have are allowed.
         on_error: `stop` raises at the first row that does not fit; `skip` gives a `BadRow` in its place.
 
@@ -204,14 +209,14 @@ class RowReader:
         self.any_label = any_label
         self._labels = frozenset(task.labels) if isinstance(task, Task) else None
         self._columns: Columns = {}
-        self._written = False  # whether the answers are texts
+        self._answer = "label"  # the field of the answers
         self._keys: tuple[str, ...] | None = None
-        self._before: bool | None = None
+        self._before: str | None = None
 
     def check_columns(self, names: Any) -> None:
         """Raise LatePromptError for a missing column, rather than for the first row."""
         columns = self._find(names)
-        answer = "target" if has_target(names, self.task, self.chosen) else "label"
+        answer = answer_field(names, self.task, self.chosen)
         pair = (self.task is not None and self.task.is_pair) or "text_pair" in self.chosen
         needed = ["text", *(["text_pair"] if pair else []), *([answer] if self.labelled else [])]
         for field_name in needed:
@@ -253,8 +258,8 @@ class RowReader:
         keys = tuple(record)
         if keys != self._keys:
             self._keys, self._columns = keys, self._find(record)
-            self._written = has_target(record, self.task, self.chosen)
-        self._check_answers()
+            self._answer = self._answer_field(record)
+        self._check_answers(record)
         columns, task = self._columns, self.task
         text = self._text(record, "text")
         if text is None:
@@ -262,8 +267,10 @@ class RowReader:
         text_pair = self._text(record, "text_pair")
         if text_pair is None and task is not None and task.is_pair:
             raise LatePromptError(self._missing(record, "text_pair", f"task {task.name} reads pairs of texts"))
-        if self._written:
+        if self._answer == "target":
             return Row(text, text_pair, None, record, self._target(record))
+        if self._answer == "labels":
+            return Row(text, text_pair, None, record, None, self._labels_of(record) if self.labelled else None)
         if not self.labelled:
             return Row(text, text_pair, self._known_label(record), record)
         label = self._label(record)
@@ -272,15 +279,23 @@ class RowReader:
             return None
         return Row(text, text_pair, label, record)
 
-    def _check_answers(self) -> None:
-        """Raise LatePromptError if this row has a label and the rows before targets, or the reverse."""
-        if self.labelled and self._before is not None and self._written != self._before:
-            kinds = ("a label", "a target")
+    def _answer_field(self, record: Mapping[str, Any]) -> str:
+        """The field of the answers; rows without this column have it by the rows before them."""
+        if self._before == "labels" and self._columns["labels"] not in record:
+            return "labels"
+        return answer_field(record, self.task, self.chosen)
+
+    def _check_answers(self, record: Mapping[str, Any]) -> None:
+        """Raise LatePromptError if this row has a label and the rows before targets or lists of labels, or the like."""
+        if self._answer == "label" and self.task is None and is_list(record.get(self._columns["label"])):
+            self._answer, self._columns = "labels", {**self._columns, "labels": self._columns["label"]}
+        if self.labelled and self._before is not None and self._answer != self._before:
+            kinds = {"label": "a label", "labels": "a list of labels", "target": "a target"}
             raise LatePromptError(
-                f"this row has {kinds[self._written]}, the rows before it {kinds[self._before]}; give all rows one of "
+                f"this row has {kinds[self._answer]}, the rows before it {kinds[self._before]}; give all rows one of "
                 "them"
             )
-        self._before = self._written
+        self._before = self._answer
 
     def _text(self, record: Mapping[str, Any], field_name: str) -> str | None:
         column = self._columns[field_name]
@@ -323,11 +338,27 @@ class RowReader:
         if known is None and self.any_label:
             return names[0]
         if known is None:
-            assert isinstance(self.task, Task)
-            raise LatePromptError(
-                f"label {names[0]!r} is none of task {self.task.name}; its labels are {', '.join(self.task.labels)}"
-            )
+            raise self._unknown(names[0])
         return known
+
+    def _unknown(self, name: str) -> LatePromptError:
+        assert isinstance(self.task, Task)
+        return LatePromptError(
+            f"label {name!r} is none of task {self.task.name}; its labels are {some_of(self.task.labels)}"
+        )
+
+    def _labels_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of a row's labels, each once; raise LatePromptError for an unknown one."""
+        column = self._columns["labels"]
+        if column not in record:
+            raise LatePromptError(self._missing(record, "labels", "give a row without labels an empty list"))
+        found: dict[str, None] = {}
+        for names in self.listed_names(record, column):
+            known = self._in_task(names)
+            if known is None and not self.any_label:
+                raise self._unknown(names[0])
+            found[names[0] if known is None else known] = None
+        return tuple(found)
 
     def _known_label(self, record: Mapping[str, Any]) -> str | None:
         """Return the label if the task has it, else None."""
@@ -341,8 +372,19 @@ class RowReader:
         return self.label_names(record, self._columns["label"])
 
     def label_names(self, record: Mapping[str, Any], column: str) -> list[str]:
-        """Return the possible names of a raw label: its class's name, if the data set has names, then itself."""
-        raw = record.get(column)
+        """Return the possible names of a row's label: its class's name, if the data set has names, then itself."""
+        return self._names_of(record.get(column), column)
+
+    def listed_names(self, record: Mapping[str, Any], column: str) -> list[list[str]]:
+        """Return the possible names of each label of a cell that holds several; gaps are left out."""
+        try:
+            found = [self._names_of(raw, column) for raw in listed_labels(record.get(column))]
+        except LatePromptError as error:
+            raise LatePromptError(f"column {column!r}: {error}") from None
+        return [names for names in found if names]
+
+    def _names_of(self, raw: Any, column: str) -> list[str]:
+        """Return the possible names of a raw label."""
         self._check_cell(column, raw)
         own = label_name(raw)
         names = self.table.class_names.get(column)
@@ -361,7 +403,8 @@ class RowReader:
             label = name if name in self._labels else mapped
             if label is not None:
                 return label
-        return "-" if self.labelled and names[:1] == ["-"] and self._columns["label"] == "gold_label" else None
+        mark = self._answer == "label" and self._columns["label"] == "gold_label"
+        return "-" if self.labelled and names[:1] == ["-"] and mark else None
 
     def _missing(self, record: Mapping[str, Any], field_name: str, why: str) -> str:
         column = self._columns[field_name]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lateprompt.data.labels import label_name
+from lateprompt.data.labels import BETWEEN_LABELS, label_name
 from lateprompt.data.template import check_template
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.suggestions import did_you_mean
+from lateprompt.utils.suggestions import did_you_mean, some_of
 
 HEAD_SINGLE = "{text}"
 HEAD_PAIR = "{text} {sep} {text_pair}"
@@ -17,8 +18,13 @@ PLAIN_SINGLE = ("{text} . It was {mask} .", "{text} It was {label} .")
 PLAIN_PAIR = ("{text} ? {mask} , {text_pair}", "{text} {text_pair} They are {label} .")
 REQUIRED_KEYS = ("name", "labels")
 TEMPLATE_KEYS = ("template", "decoder_template", "head_template")
-OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map", "chosen_columns")
+MULTI_LABEL = "multi_label"
+"""In a task file: whether a text may have any number of the labels."""
+OPTIONAL_KEYS = (*TEMPLATE_KEYS, "label_words", "metrics", "columns", "label_map", "chosen_columns", MULTI_LABEL)
 DATA_FIELDS = ("text", "text_pair", "label")
+MULTI_LABEL_FIELDS = ("text", "text_pair", "labels")
+MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")
+"""Metrics of multi-label tasks; the first one chooses the best weights."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Task:
         if len(self.labels) < 2:
             raise LatePromptError(f"labels {list(self.labels)!r}: a task needs at least two labels")
         for key in ("labels", "metrics"):
-            twice = sorted({word for word in getattr(self, key) if getattr(self, key).count(word) > 1})
+            twice = sorted(word for word, count in Counter(getattr(self, key)).items() if count > 1)
             if twice:
                 raise LatePromptError(f"{key} has {twice[0]!r} twice; each may occur once")
         if len(self.label_words) != len(self.labels):
@@ -89,13 +95,19 @@ class Task:
         check_template("template", self.template, needs="mask")
         check_template("decoder_template", self.decoder_template, needs="label")
         check_template("head_template", self.head_template, needs=None)
-        check_columns(self.columns, DATA_FIELDS)
-        check_columns(self.chosen_columns, DATA_FIELDS)
+        check_columns(self.columns, self.data_fields)
+        check_columns(self.chosen_columns, self.data_fields)
+        known = frozenset(self.labels)
         for raw, label in self.label_map.items():
-            if label not in self.labels:
+            if label not in known:
                 raise LatePromptError(
-                    f"label_map {raw!r}: {label!r} is no label; the labels are {', '.join(self.labels)}"
+                    f"label_map {raw!r}: {label!r} is no label; the labels are {some_of(self.labels)}"
                 )
+
+    @property
+    def data_fields(self) -> tuple[str, ...]:
+        """Return the fields of a row that its columns can be named for."""
+        return DATA_FIELDS
 
     @property
     def is_pair(self) -> bool:
@@ -109,14 +121,17 @@ class Task:
         Args:
             data: a mapping with `name` and `labels` (a mapping from label to label word, or a list; then `label_words`
                 has the words, by default the labels themselves), and optionally `template`, `decoder_template`,
-                `head_template` (plain ones by default), `metrics`, `columns` and `label_map`.
+                `head_template` (plain ones by default), `metrics`, `columns`, `label_map` and `multi_label` (true makes
+                a `MultiLabelTask`).
             source: where it came from, for error messages.
 
         Raises:
             LatePromptError: anything that does not fit; the message names the source and the key and quotes the value.
         """
         try:
-            return cls(**_arguments(data))
+            arguments = _arguments(data)
+            kind = MultiLabelTask if arguments.pop(MULTI_LABEL) else cls
+            return kind(**arguments)
         except LatePromptError as error:
             raise LatePromptError(f"{source}: {error}") from None
 
@@ -134,6 +149,53 @@ class Task:
             "label_map": dict(self.label_map),
             **({"chosen_columns": dict(self.chosen_columns)} if self.chosen_columns else {}),
         }
+
+
+@dataclass(frozen=True)
+class MultiLabelTask(Task):
+    """A classification task whose texts have any number of its labels, or none; the readout is a trained head.
+
+    Args:
+        name, labels, label_words, template, decoder_template, head_template, label_map: as in `Task`; only the head's
+            template is used, and label words are not. A label has no `|`, which stands between labels in text files.
+        metrics: some of micro_f1, macro_f1 and subset_accuracy; all are computed, and micro F1 chooses the best
+            weights.
+        columns, chosen_columns: field (`text`, `text_pair`, `labels`) to column.
+
+    Raises:
+        LatePromptError: a field that does not fit; the message names the field and quotes its value.
+
+    Example:
+        >>> from lateprompt.data import multi_label_task
+        >>> task = multi_label_task(["film", "food", "music"], pair=False)
+        >>> task.metrics, task.to_dict()["multi_label"]
+        (('micro_f1',), True)
+    """
+
+    metrics: tuple[str, ...] = MULTI_LABEL_METRICS[:1]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for label in self.labels:
+            if BETWEEN_LABELS in label:
+                raise LatePromptError(
+                    f"labels has {label!r}, but {BETWEEN_LABELS} stands between labels in text files; rename it"
+                )
+        for metric in self.metrics:
+            if metric not in MULTI_LABEL_METRICS:
+                raise LatePromptError(
+                    f"metric {metric!r} is none of a multi-label task; choose from {', '.join(MULTI_LABEL_METRICS)}"
+                )
+        first = MULTI_LABEL_METRICS[0]
+        object.__setattr__(self, "metrics", (first, *(metric for metric in self.metrics if metric != first)))
+
+    @property
+    def data_fields(self) -> tuple[str, ...]:
+        return MULTI_LABEL_FIELDS
+
+    def to_dict(self) -> dict[str, Any]:
+        unused = ("template", "decoder_template", "label_words")
+        return {**{key: value for key, value in super().to_dict().items() if key not in unused}, MULTI_LABEL: True}
 
 
 def _spelled(label: object) -> str:
@@ -208,7 +270,11 @@ def _arguments(data: object) -> dict[str, Any]:
         words = as_list("label_words", data.get("label_words", [_word(label) for label in labels]))
     arguments |= {"labels": tuple(labels), "label_words": tuple(words)}
     arguments["head_template"] = data.get("head_template") or (HEAD_PAIR if pair else HEAD_SINGLE)
-    arguments["metrics"] = tuple(as_list("metrics", data.get("metrics") or ["accuracy"]))
+    if data.get("metrics"):
+        arguments["metrics"] = tuple(as_list("metrics", data["metrics"]))
+    arguments[MULTI_LABEL] = data.get(MULTI_LABEL, False)
+    if not isinstance(arguments[MULTI_LABEL], bool):
+        raise LatePromptError(f"{MULTI_LABEL} {arguments[MULTI_LABEL]!r} is no switch; give true or false")
     arguments["columns"] = as_mapping("columns", data.get("columns") or {})
     arguments["label_map"] = as_mapping("label_map", data.get("label_map") or {})
     arguments["chosen_columns"] = as_mapping("chosen_columns", data.get("chosen_columns") or {})
@@ -262,5 +328,34 @@ def default_task(
         label_words=tuple(labels if label_words is None else label_words),
         template=plain if template is None else template,
         decoder_template=plain_decoder if decoder_template is None else decoder_template,
+        head_template=(HEAD_PAIR if pair else HEAD_SINGLE) if head_template is None else head_template,
+    )
+
+
+def multi_label_task(
+    labels: Sequence[str], *, pair: bool, name: str = "custom", head_template: str | None = None
+) -> MultiLabelTask:
+    """Make a multi-label task with plain templates, for data that has nothing but texts and lists of labels.
+
+    Args:
+        labels: label names; the index of a label is its column in scores.
+        pair: whether rows have two texts.
+        name, head_template: as in `MultiLabelTask`; a plain template by default.
+
+    Raises:
+        LatePromptError: as `MultiLabelTask` does.
+
+    Example:
+        >>> from lateprompt.data import multi_label_task
+        >>> multi_label_task(["film", "food"], pair=True).head_template
+        '{text} {sep} {text_pair}'
+    """
+    plain, plain_decoder = PLAIN_PAIR if pair else PLAIN_SINGLE
+    return MultiLabelTask(
+        name=name,
+        labels=tuple(labels),
+        label_words=tuple(labels),
+        template=plain,
+        decoder_template=plain_decoder,
         head_template=(HEAD_PAIR if pair else HEAD_SINGLE) if head_template is None else head_template,
     )

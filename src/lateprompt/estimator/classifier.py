@@ -14,13 +14,24 @@ from sklearn.utils.validation import check_is_fitted
 
 from lateprompt.data import Row, label_name
 from lateprompt.estimator.files import load_estimator, pickled_state, save_estimator, unpickled_state
-from lateprompt.estimator.inputs import TrainRows, as_eval_set, as_texts, column_names, dev_rows, label_names
+from lateprompt.estimator.inputs import (
+    LabelSets,
+    TrainRows,
+    as_eval_set,
+    as_label_sets,
+    as_texts,
+    column_names,
+    dev_rows,
+    label_names,
+)
 from lateprompt.estimator.parameters import plain_class_weight, settings_of, task_of
+from lateprompt.predictors.multi_label import MultiLabelClassifier
 from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.runs.searching import find_settings
 from lateprompt.search.settings import SearchSettings, asks_search
 from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.multi_label import answers, sigmoid
 from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
 
@@ -29,6 +40,7 @@ __all__ = ["LatePromptClassifier", "as_texts"]
 _FITTED = (
     "classifier_",
     "classes_",
+    "indicator_",
     "n_features_in_",
     "feature_names_in_",
     "recipe_",
@@ -43,7 +55,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier by Late Prompt Tuning, with scikit-learn's contract.
 
     Texts are a list, array or Series of strings; pairs are two columns (an (n, 2) array, a data frame of two columns,
-    or a list of pairs). Labels are texts, whole numbers, booleans or dates.
+    or a list of pairs). Labels are texts, whole numbers, booleans or dates. Several labels a text (a multi-label task)
+    are a list of lists, or a matrix of 0 and 1 with a column for each label; `predict` gives them back in this form.
 
     A `fit` that fails or is interrupted leaves the estimator as it was. The same `random_state` gives the same model,
     in any thread; torch's, numpy's and Python's own random numbers are neither used nor changed. Fits in threads of one
@@ -82,7 +95,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         calibrate: with an `eval_set`, fit the temperature of the probabilities on it; predictions stay as they are.
 
     Attributes:
-        classes_: the labels seen by `fit`, sorted.
+        classes_: the labels seen by `fit`, sorted; of a matrix, its columns.
+        indicator_: of several labels a text, whether they were given as a matrix.
         classifier_: the trained `TextClassifier`.
         recipe_: the recipe it was trained by, the seed in it.
         history_: one entry per evaluation: step, epoch, train_loss, seconds, and the metrics on `eval_set` (dev_…).
@@ -208,6 +222,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -218,7 +233,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: (n,) texts, or (n, 2) pairs.
-            y: (n,) labels.
+            y: (n,) labels; of several labels a text a list of lists, or a matrix (n, labels) of 0 and 1.
             sample_weight: (n,) what each row's loss is multiplied with; rows of weight 0 are as if they were not there.
             eval_set: `(X, y)` to evaluate while training: the weights that are best on it are kept. Without it the last
                 ones are.
@@ -243,7 +258,9 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         classes = rows.labels.classes()
         if len(classes) < 2:
             raise LatePromptError(f"y has one class ({classes[0]!r}); a classifier needs at least two")
-        task = task_of(self.task, self.label_words, [label_name(label) or "" for label in classes], rows.pair)
+        several = isinstance(rows.labels, LabelSets)
+        names = [label_name(label) or "" for label in classes]
+        task = task_of(self.task, self.label_words, names, rows.pair, multi_label=several)
         dev = [] if held_out is None else dev_rows(*held_out, task, rows.pair)
         rows = rows.with_class_weights(self.class_weight, task)
         recipe = replace(recipe, class_weight=plain_class_weight(self.class_weight))
@@ -257,11 +274,12 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         pipeline.encode()
         pipeline.cache_states()
         pipeline.fit()  # no weights were freed: `predict` needs all of them
-        pipeline.calibrate()
         pipeline.cross_validate()
+        pipeline.calibrate()
         fitted = {
             "classifier_": pipeline.tuned,
             "classes_": classes,
+            **({"indicator_": rows.labels.indicator} if isinstance(rows.labels, LabelSets) else {}),
             "n_features_in_": 2 if rows.pair else 1,
             **({} if columns is None else {"feature_names_in_": np.array(columns, dtype=object)}),
             "recipe_": asdict(pipeline.recipe),
@@ -292,8 +310,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         if columns is not None and known is not None and len(known) == 2 and columns != list(known):
             raise LatePromptError(f"X has the columns {', '.join(columns)}, fit saw {', '.join(known)}; order them so")
         scores = self.classifier_.scores([Row(a, b, None, {}) for a, b in texts])
-        labels = list(self.classifier_.task.labels)
-        chosen = scores[:, [labels.index(label_name(label) or "") for label in self.classes_]]  # a task may have more
+        chosen = scores[:, self._columns()]
         if not np.isfinite(chosen).all():
             raise LatePromptError(
                 "the model's scores are no numbers: its weights are broken, or its float type overflows; "
@@ -301,30 +318,61 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
             )
         return chosen  # type: ignore[no-any-return]
 
+    def _columns(self) -> list[int]:
+        """The number in the task of each of `classes_`: it may have more."""
+        numbers = {label: number for number, label in enumerate(self.classifier_.task.labels)}
+        return [numbers[label_name(label) or ""] for label in self.classes_]
+
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Label probabilities (texts, classes), columns as in `classes_`; calibrated if `fit` had an `eval_set`.
+        """Label probabilities (texts, classes), columns as in `classes_`; of several labels a text, each label's own.
+
+        Of one label a text they are calibrated, if `fit` had an `eval_set` or cross-validated.
 
         Raises:
             LatePromptError: texts that cannot be, or weights that give no numbers.
         """
-        scores = self._scores(X)
-        return self.classifier_.calibration.probabilities(scores)  # type: ignore[no-any-return]
+        return self.classifier_.probabilities_of(self._scores(X))  # type: ignore[no-any-return]
+
+    @property
+    def _multi_label(self) -> bool:
+        return isinstance(self.classifier_, MultiLabelClassifier)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the label probabilities (texts, classes); finite, however small a probability is."""
         scores = self._scores(X)
+        if self._multi_label:
+            return -np.logaddexp(0.0, -scores.astype(np.float64))
         scores = self.classifier_.calibration.scaled(scores)
         scores = scores - scores.max(1, keepdims=True)
         return scores - np.log(np.exp(scores).sum(1, keepdims=True))  # type: ignore[no-any-return]
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable label of each text."""
-        best = self._scores(X).argmax(1)
-        return self.classes_[best]  # type: ignore[no-any-return]
+    def predict(self, X: Any) -> Any:
+        """The most probable label of each text (texts,).
+
+        Of several labels a text, those whose probability is at least their threshold: a matrix (texts, classes) of 0
+        and 1 where `fit` was given one, else a list of lists. Thresholds are chosen on `eval_set`, or by
+        cross-validation; without either all are 0.5.
+        """
+        scores = self._scores(X)
+        if not self._multi_label:
+            return self.classes_[scores.argmax(1)]
+        chosen = answers(sigmoid(scores), self.classifier_.thresholds[self._columns()])
+        return chosen.astype(np.int64) if self.indicator_ else [self.classes_[row].tolist() for row in chosen]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy; labels are compared by name, so that 1, 1.0 and "1" are the same one."""
+        """Accuracy; labels are compared by name, so that 1, 1.0 and "1" are the same one.
+
+        Of several labels a text, the share of texts with all labels right (subset accuracy).
+        """
         predicted = self.predict(X)
+        if self._multi_label:
+            given = as_label_sets(y, len(predicted))
+            if given is None:
+                raise LatePromptError("y has one label a text, fit saw several; give them in the same form")
+            lists = [self.classes_[row > 0] for row in predicted] if self.indicator_ else predicted
+            own = [{label_name(label) for label in labels} for labels in lists]
+            right = [set(names) == chosen for names, chosen in zip(given.sets, own, strict=True)]
+            return float(np.average(right, weights=sample_weight))
         names = label_names(y, len(predicted))
         return float(accuracy_score(names, label_names(predicted, len(names)), sample_weight=sample_weight))
 

@@ -15,6 +15,7 @@ from lateprompt.data import label_name
 from lateprompt.estimator.parameters import settings_of
 from lateprompt.estimator.plain import classes_from_plain, classes_to_plain, from_plain, to_plain
 from lateprompt.predictors.kinds import Classifier, load_classifier
+from lateprompt.predictors.multi_label import MultiLabelClassifier
 from lateprompt.predictors.saved_run import RUN_FILE, broken_run, read_run, section_of, settings_in
 from lateprompt.run_folder.folder import METRICS_FILE, RunFolder, reading
 from lateprompt.runs.saving import HISTORY_FILE, write_run
@@ -26,6 +27,8 @@ from lateprompt.utils.inputs import check_file
 
 _CLASSES = "classes"
 _COLUMNS = "feature_names"
+_INDICATOR = "indicator"
+"""Whether several labels a row were given as a matrix."""
 _FILES = "_files"
 _DEVICE = "_device"
 
@@ -52,6 +55,7 @@ def save_estimator(
         "estimator": {name: to_plain(value) for name, value in parameters.items()},
         _CLASSES: classes_to_plain(fitted["classes_"]),
         _COLUMNS: None if columns is None else list(columns),
+        **({_INDICATOR: fitted["indicator_"]} if "indicator_" in fitted else {}),
     }
     try:
         json.dumps(facts, default=as_json)
@@ -115,6 +119,8 @@ def _load(
         "history_": _read_history(folder / HISTORY_FILE),
         "classifier_": classifier,
     }
+    if isinstance(classifier, MultiLabelClassifier):
+        fitted["indicator_"] = run.get(_INDICATOR) is True
     if run.get(_COLUMNS):
         fitted["feature_names_in_"] = np.array(run[_COLUMNS], dtype=object)
     return parameters, fitted
@@ -137,7 +143,8 @@ def _saved_classes(run: Mapping[str, Any], classifier: Classifier, folder: Path)
     classes = classes_from_plain(run.get(_CLASSES), source)
     if classes is None:
         return np.array(sorted(classifier.task.labels))
-    unknown = [label for label in classes if label_name(label) not in classifier.task.labels]
+    known = frozenset(classifier.task.labels)
+    unknown = [label for label in classes if label_name(label) not in known]
     if unknown:
         raise LatePromptError(f"{source}: class {unknown[0]!r} is no label of its task; save it again")
     return classes

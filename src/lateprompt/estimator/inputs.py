@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lateprompt.data import Row, Task, label_name
+from lateprompt.data import MultiLabelTask, Row, Task, label_name
+from lateprompt.data.labels import is_list
 from lateprompt.data.rows import check_characters
 from lateprompt.training.class_weights import class_weights as class_weights
 from lateprompt.training.metrics import check_metrics
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import some_of
 
 Texts = list[tuple[str, str | None]]
 
@@ -79,6 +81,95 @@ class Labels:
     def of(self, kept: np.ndarray) -> Labels:
         """Those of some rows, given by a mask (rows,)."""
         return Labels(self.values[kept], [name for name, keep in zip(self.names, kept, strict=True) if keep])
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Of each row what a `Row` says of its answer."""
+        return [{"label": name} for name in self.names]
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """The labels of some rows that may have several each.
+
+    Args:
+        values: (labels,) the labels there are, as they were given: a matrix's columns, or sorted.
+        sets: the names of each row's labels.
+        indicator: whether they were given as a matrix of 0 and 1.
+    """
+
+    values: np.ndarray
+    sets: list[tuple[str, ...]]
+    indicator: bool
+
+    def classes(self) -> np.ndarray:
+        """The labels there are."""
+        return self.values
+
+    def of(self, kept: np.ndarray) -> LabelSets:
+        """Those of some rows, given by a mask (rows,)."""
+        return replace(self, sets=[own for own, keep in zip(self.sets, kept, strict=True) if keep])
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Of each row what a `Row` says of its answer."""
+        return [{"labels": own} for own in self.sets]
+
+
+def as_label_sets(y: Any, rows: int, what: str = "y") -> LabelSets | None:
+    """Several labels a row, from a list of lists of labels or a matrix of 0 and 1; None for one label a row.
+
+    Args:
+        y: a list with a list (tuple, set) of labels for each text; or a matrix (rows, labels): an array of two
+            dimensions, a sparse one, a data frame (its columns are the labels), or equally long lists of 0 and 1, as
+            scikit-learn has it.
+        rows: how many texts there are.
+        what: its name, for messages.
+
+    Raises:
+        LatePromptError: another number of rows, a matrix with other values, or labels that cannot be.
+    """
+    if hasattr(y, "toarray"):
+        y = y.toarray()
+    names = list(y.columns) if hasattr(y, "columns") else None
+    values = y.to_numpy() if hasattr(y, "to_numpy") else y
+    given = list(values) if isinstance(values, list | tuple | np.ndarray) else []
+    is_matrix = isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] > 1
+    if not is_matrix and not (given and all(map(is_list, given))):
+        return None
+    if isinstance(values, np.ndarray) and values.ndim == 2 and not is_matrix:
+        return None  # a column of labels
+    if len(given) != rows:
+        raise LatePromptError(f"{what} has {len(given)} rows for {rows} texts; give each text its labels")
+    if is_matrix or _is_indicator(given):
+        return _from_matrix(np.asarray(values), names, what)
+    flat = [label for own in given for label in own]
+    if not flat:
+        raise LatePromptError(f"{what} has no label at all; give some texts labels")
+    labels = as_labels(flat, len(flat), f"{what}'s labels")
+    sets, start = [], 0
+    for own in given:
+        sets.append(tuple(dict.fromkeys(labels.names[start : start + len(own)])))
+        start += len(own)
+    return LabelSets(labels.classes(), sets, indicator=False)
+
+
+def _is_indicator(given: Sequence[Any]) -> bool:
+    """Whether lists are the rows of a matrix: equally long, of 0 and 1 alone."""
+    width = len(given[0])
+    same = width > 1 and all(isinstance(own, list | tuple | np.ndarray) and len(own) == width for own in given)
+    return same and all(not isinstance(value, str) and value in (0, 1) for own in given for value in own)
+
+
+def _from_matrix(matrix: np.ndarray, names: Sequence[Any] | None, what: str) -> LabelSets:
+    wrong = np.argwhere(~np.isin(matrix, (0, 1)))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise LatePromptError(
+            f"{what}[{row}][{column}] is {matrix[row, column]!r}; give one label a text, a list of labels a text, or a "
+            "matrix of 0 and 1 with a column for each label"
+        )
+    labels = as_labels(list(range(matrix.shape[1])) if names is None else names, matrix.shape[1], f"{what}'s columns")
+    own = np.array(labels.names, dtype=object)
+    return LabelSets(labels.values, [tuple(own[row]) for row in matrix.astype(bool)], indicator=True)
 
 
 def as_labels(y: Any, rows: int, what: str = "y") -> Labels:
@@ -194,14 +285,15 @@ class TrainRows:
     """
 
     texts: Texts
-    labels: Labels
+    labels: Labels | LabelSets
     weights: np.ndarray | None
 
     @classmethod
     def of(cls, X: Any, y: Any, sample_weight: Any) -> TrainRows:
         """From what `fit` is given; LatePromptError for what cannot be."""
         texts = as_texts(X)
-        return cls(texts, as_labels(y, len(texts)), None)._weighted(as_weights(sample_weight, len(texts)))
+        labels = as_label_sets(y, len(texts)) or as_labels(y, len(texts))
+        return cls(texts, labels, None)._weighted(as_weights(sample_weight, len(texts)))
 
     @property
     def pair(self) -> bool:
@@ -219,6 +311,11 @@ class TrainRows:
         """The same with each row's weight times its class's; LatePromptError for what cannot be."""
         if class_weight is None:
             return self
+        if isinstance(self.labels, LabelSets):
+            raise LatePromptError(
+                f"class_weight {class_weight!r} is for one label a text, but y has several; leave it out, or give "
+                "sample_weight"
+            )
         weights = class_weights(class_weight, self.labels.names, task.labels, self.weights)
         weights = weights if self.weights is None else weights * self.weights
         if not weights.any():
@@ -233,7 +330,7 @@ class TrainRows:
 
     def rows(self) -> list[Row]:
         """For an encoder."""
-        return [Row(a, b, name, {}) for (a, b), name in zip(self.texts, self.labels.names, strict=True)]
+        return [Row(a, b, source={}, **own) for (a, b), own in zip(self.texts, self.labels.answers(), strict=True)]
 
 
 def dev_rows(X: Any, y: Any, task: Task, pair: bool) -> list[Row]:
@@ -242,11 +339,20 @@ def dev_rows(X: Any, y: Any, task: Task, pair: bool) -> list[Row]:
     texts = as_texts(X, "eval_set's X")
     if (texts[0][1] is not None) != pair:
         raise LatePromptError(f"eval_set's X has {1 if pair else 2} text columns, X has {2 if pair else 1}")
-    names = as_labels(y, len(texts), "eval_set's y").names
-    unknown = next((name for name in names if name not in task.labels), None)
+    labels: Labels | LabelSets
+    if isinstance(task, MultiLabelTask):
+        sets = as_label_sets(y, len(texts), "eval_set's y")
+        if sets is None:
+            raise LatePromptError("eval_set's y has one label a text, y has several; give both alike")
+        labels, names = sets, [name for own in sets.sets for name in own]
+    else:
+        labels = as_labels(y, len(texts), "eval_set's y")
+        names = labels.names
+    known = frozenset(task.labels)
+    unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
-        raise LatePromptError(f"eval_set's y has label {unknown!r}, y has {', '.join(task.labels)}")
-    return [Row(a, b, name, {}) for (a, b), name in zip(texts, names, strict=True)]
+        raise LatePromptError(f"eval_set's y has label {unknown!r}, y has {some_of(task.labels)}")
+    return [Row(a, b, source={}, **own) for (a, b), own in zip(texts, labels.answers(), strict=True)]
 
 
 def as_eval_set(eval_set: Any) -> tuple[Any, Any] | None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lateprompt.data import Task, default_task, label_name, load_label_task
+from lateprompt.data import MultiLabelTask, Task, default_task, label_name, load_label_task, multi_label_task
 from lateprompt.methods import read_only_name
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.suggestions import some_of
 
 
 def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSettings]:
@@ -75,7 +76,7 @@ def _seed(random_state: Any) -> Any:
     return random_state
 
 
-def task_of(task: str | None, label_words: Any, names: Sequence[str], pair: bool) -> Task:
+def task_of(task: str | None, label_words: Any, names: Sequence[str], pair: bool, *, multi_label: bool = False) -> Task:
     """The task that is named, or a plain one for the labels of `y`.
 
     Args:
@@ -83,16 +84,24 @@ def task_of(task: str | None, label_words: Any, names: Sequence[str], pair: bool
         label_words: label to label word, without a task; None: the labels' own names.
         names: the labels' names, sorted.
         pair: whether each row has two texts.
+        multi_label: whether a text may have several labels.
 
     Raises:
-        LatePromptError: a label that the task does not have, or that has no label word.
+        LatePromptError: a label that the task does not have, or that has no label word; a task of the other kind.
     """
     if task is not None:
         named = load_label_task(task)
+        if isinstance(named, MultiLabelTask) != multi_label:
+            one, other = ("several labels", "one label") if multi_label else ("one label", "several labels")
+            raise LatePromptError(f"y has {one} a text, task {named.name!r} has {other}; give another task")
         unknown = sorted(set(names) - set(named.labels))
         if unknown:
-            raise LatePromptError(f"y has label {unknown[0]!r}, task {named.name!r} has {', '.join(named.labels)}")
+            raise LatePromptError(f"y has label {unknown[0]!r}, task {named.name!r} has {some_of(named.labels)}")
         return named
+    if multi_label:
+        if label_words is not None:
+            raise LatePromptError("label_words are for one label a text, but y has several; leave them out")
+        return multi_label_task(names, pair=pair)
     if label_words is None:
         return default_task(names, pair=pair)
     if not hasattr(label_words, "items"):

@@ -11,7 +11,10 @@ import numpy as np
 from lateprompt.training.calibration import Calibration
 from lateprompt.training.evaluate import measure
 from lateprompt.training.metrics import UNKNOWN
+from lateprompt.training.multi_label import answers, by_label, measure_labels, sigmoid
 
+BY_LABEL = "by_label"
+"""In metrics: figures of each label."""
 OTHER = "(another label)"
 """In a confusion matrix: a label that the task does not have, where its name is not known."""
 
@@ -61,8 +64,15 @@ class Assessment:
     def mistakes(self) -> np.ndarray:
         """The numbers of the rows that are predicted wrongly, the most confident ones first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
-        sure = self.probabilities[wrong].max(1)
-        return wrong[np.argsort(-sure, kind="stable")]
+        return wrong[np.argsort(-self.confidences()[wrong], kind="stable")]
+
+    def answers(self) -> list[str]:
+        """The label that each row is predicted to have."""
+        return [self.task_labels[best] for best in self.predictions.tolist()]
+
+    def confidences(self) -> np.ndarray:
+        """The probability (rows,) of each row's prediction."""
+        return self.probabilities.max(1)  # type: ignore[no-any-return]
 
     def details(self) -> dict[str, Any]:
         """Class by class.
@@ -106,3 +116,70 @@ class Assessment:
     def _name(self, row: int) -> str:
         name = None if self.names is None else self.names[row]
         return OTHER if name is None else name
+
+
+@dataclass(frozen=True)
+class MultiLabelAssessment:
+    """Rows with any number of labels and their scores; there is no confusion matrix.
+
+    Args:
+        task_labels: the task's labels.
+        labels: (rows, labels), 1 for the labels that a row has.
+        missed: (rows,) how many labels a row has that the task has not; None: none.
+        scores: (rows, labels).
+        thresholds: (labels,) probabilities from which on a label is an answer.
+
+    Example:
+        >>> import numpy as np
+        >>> scores, labels = np.array([[2.0, -2.0], [2.0, -1.0]]), np.array([[1, 0], [1, 1]])
+        >>> found = MultiLabelAssessment(("film", "music"), labels, None, scores, np.array([0.5, 0.5]))
+        >>> found.answers(), found.mistakes().tolist(), found.confidences().round(2).tolist()
+        ([['film'], ['film']], [1], [0.0, 0.73])
+    """
+
+    task_labels: Sequence[str]
+    labels: np.ndarray
+    missed: np.ndarray | None
+    scores: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """(rows, labels), which are answers."""
+        return answers(self.probabilities, self.thresholds)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(rows, labels), each label's own."""
+        return sigmoid(self.scores)
+
+    def metrics(self) -> dict[str, float]:
+        """Micro and macro F1, subset accuracy and the mean loss."""
+        return measure_labels(self.scores, self.labels, self.missed, self.thresholds)
+
+    def mistakes(self) -> np.ndarray:
+        """The numbers of the rows with a wrong label, or without one of theirs, the most confident ones first."""
+        wrong = (self.predictions != (self.labels > 0)).any(1)
+        if self.missed is not None:
+            wrong |= self.missed > 0
+        rows = np.flatnonzero(wrong)
+        return rows[np.argsort(-self.confidences()[rows], kind="stable")]
+
+    def answers(self) -> list[list[str]]:
+        """The labels that each row is predicted to have."""
+        return [[self.task_labels[i] for i in np.flatnonzero(row).tolist()] for row in self.predictions]
+
+    def confidences(self) -> np.ndarray:
+        """How sure (rows,) the model is of its worst mistake in each row; 0 without one.
+
+        Of a label too many it is the label's probability, of a missing one the probability that the row has it not.
+        """
+        sure = np.where(self.labels > 0, 1 - self.probabilities, self.probabilities)
+        return np.where(self.predictions != (self.labels > 0), sure, 0.0).max(1)  # type: ignore[no-any-return]
+
+    def details(self) -> dict[str, Any]:
+        """`by_label`: by label its precision, recall, F1, support and threshold, the most frequent first."""
+        return {BY_LABEL: by_label(tuple(self.task_labels), self.labels, self.predictions, self.thresholds)}
+
+
+AnyAssessment = Assessment | MultiLabelAssessment

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -161,9 +161,25 @@ class TunedModel:
     def check_task(task: AnyTask, source: object) -> None:
         """Raise LatePromptError for a task of another kind."""
 
-    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, float]:
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, Any]:
         """Metrics that training does not compute at each evaluation; none here."""
         return {}
+
+    def before_training(self, train: Batches) -> None:
+        """Begin at what the training rows tell without training: nothing here."""
+
+    def after_training(self, dev: Batches | None, *, batch_size: int) -> None:
+        """Learn from the dev rows what training does not: nothing here."""
+
+    def learn_from(self, scores: np.ndarray, batches: Batches) -> None:
+        """Learn the same from scores (rows, labels) of rows that were not trained on: nothing here."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says of the trained model beside its settings: nothing here."""
+        return {}
+
+    def take_facts(self, run: Mapping[str, Any], folder: Path) -> None:
+        """Take what `facts` has left in a run file; LatePromptError for what cannot be."""
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
@@ -296,7 +312,7 @@ class TunedModel:
             quiet=quiet,
         )
 
-    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, float]:
+    def evaluate(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> dict[str, Any]:
         """The task's metrics on rows with answers, or on batches of them (with cached states, perhaps).
 
         A label that the task does not have counts as wrong.
@@ -332,6 +348,7 @@ class TunedModel:
             "parent_library": "transformers",
         }
         write_json(folder / ADAPTER_CONFIG, config)
+        facts = {**self.facts(), **(facts or {})}
         write_description(folder, self.settings, self.task, self.base_fingerprint, self.calibration, facts)
 
     @classmethod
@@ -367,6 +384,7 @@ class TunedModel:
         tuned = cls(settings, opened.task, peft_model, load_tokenizer(settings.model), pick_device(device))
         tuned.base_fingerprint = found
         tuned.calibration = opened.calibration
+        tuned.take_facts(opened.run, folder)
         return tuned
 
     @classmethod
@@ -388,7 +406,7 @@ class TunedModel:
         check_same_asked(run, task, folder)
         cls.resolve_readout(load_config(settings.model), settings)
         fingerprint = section_of(run, BASE_MODEL, folder).get("fingerprint")
-        return OpenedRun(settings, task, adapter, fingerprint, calibration_in(run, folder))
+        return OpenedRun(settings, task, adapter, fingerprint, calibration_in(run, folder), run)
 
 
 @dataclass(frozen=True)
@@ -401,6 +419,7 @@ class OpenedRun:
         adapter: the adapter's configuration.
         fingerprint: of the base model that it was trained on; None in runs of earlier versions.
         calibration: of its probabilities.
+        run: the whole run file.
     """
 
     settings: ModelSettings
@@ -408,3 +427,4 @@ class OpenedRun:
     adapter: LatePromptConfig
     fingerprint: str | None
     calibration: Calibration
+    run: Mapping[str, Any] = field(default_factory=dict)

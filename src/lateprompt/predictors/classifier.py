@@ -9,7 +9,7 @@ import numpy as np
 
 from lateprompt.backbone.families import hidden_dropout_of
 from lateprompt.backbone.packed import can_pack
-from lateprompt.data import AnyTask, Task, TaskEncoder
+from lateprompt.data import AnyTask, MultiLabelTask, Task, TaskEncoder
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.labelling import Labelling
@@ -63,6 +63,8 @@ class TextClassifier(Labelling, TunedModel):
     def check_task(task: AnyTask, source: object) -> None:
         if not isinstance(task, Task):
             raise LatePromptError(f"{str(source)!r}: task {task.name} has texts for answers, not labels")
+        if isinstance(task, MultiLabelTask):
+            raise LatePromptError(f"{str(source)!r}: task {task.name} is multi-label; load it by load_run")
 
     @property
     def answer_positions(self) -> int:

@@ -9,6 +9,7 @@ from lateprompt.methods import parse_method
 from lateprompt.methods.linear import EMBEDDING_LR, TFIDF
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.linear.classifier import EmbeddingClassifier, LinearClassifier, TfidfClassifier
+from lateprompt.predictors.multi_label import classifier_kind
 from lateprompt.predictors.saved_run import RUN_FILE, TASK_FILE, model_settings_in, read_run, read_task
 from lateprompt.predictors.text_generator import TextWriter
 from lateprompt.run_folder.folder import reading
@@ -30,7 +31,7 @@ def kind_of(task: AnyTask, method: str = "npg") -> type[TextClassifier] | type[T
 
 def adapter_kind_of(task: AnyTask) -> type[TextClassifier] | type[TextWriter]:
     """The kind of model that learns a task by an adapter."""
-    return TextWriter if isinstance(task, TextTask) else TextClassifier
+    return TextWriter if isinstance(task, TextTask) else classifier_kind(task)
 
 
 def load_run(
@@ -45,14 +46,14 @@ def load_run(
 def load_classifier(
     folder: str | Path, *, model: str | None = None, device: str | None = None, check_model: bool = True
 ) -> Classifier:
-    """Load the classifier of a run folder, as `TunedModel.load` does.
+    """Load the classifier of a run folder, of one label a text or several, as `TunedModel.load` does.
 
     Raises:
         LatePromptError: as there; a run that writes texts.
     """
     with reading(folder):
         kind = _kind_in(Path(folder))
-        chosen = kind if issubclass(kind, LinearClassifier) else TextClassifier
+        chosen = TextClassifier if issubclass(kind, TextWriter) else kind  # which says that it is no classifier
         return chosen.load(folder, model=model, device=device, check_model=check_model)
 
 

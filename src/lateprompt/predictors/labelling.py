@@ -11,6 +11,7 @@ from lateprompt.data import Row, Task
 from lateprompt.data.batches import Batches
 from lateprompt.predictors.assessment import Assessment
 from lateprompt.training.calibration import Calibration, fit_calibration
+from lateprompt.training.evaluate import measure
 
 _TOGETHER = 16384
 """Rows that are encoded at a time."""
@@ -54,8 +55,8 @@ class Labelling:
         found = self.assess(rows, batch_size=batch_size)
         return {**found.metrics(), **(found.details() if details else {})}
 
-    def assess(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> Assessment:
-        """The scores of labelled rows, with all that can be measured of them."""
+    def assess(self, rows: Sequence[Row] | Batches, *, batch_size: int = 64) -> Any:
+        """The scores of labelled rows, with all that can be measured of them: an `Assessment`."""
         names = None if isinstance(rows, Batches) else [row.label for row in rows]
         batches = rows if isinstance(rows, Batches) else self.batches(rows, any_label=True)
         scores = self.batch_scores(batches, batch_size=batch_size)
@@ -87,5 +88,18 @@ class Labelling:
     def probabilities(
         self, rows: Sequence[Row], *, batch_size: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Label probabilities (rows, labels), calibrated where training had dev rows."""
-        return self.calibration.probabilities(self.scores(rows, batch_size=batch_size, progress=progress))
+        """Label probabilities (rows, labels), calibrated where training had dev rows or folds."""
+        return self.probabilities_of(self.scores(rows, batch_size=batch_size, progress=progress))
+
+    def probabilities_of(self, scores: np.ndarray) -> np.ndarray:
+        """Label probabilities (rows, labels) of scores, calibrated."""
+        return self.calibration.probabilities(scores)
+
+    def answers_of(self, scores: np.ndarray) -> list[Any]:
+        """The answer to each row, from scores (rows, labels): the label with the highest one."""
+        labels = self.task.labels
+        return [labels[best] for best in scores.argmax(1).tolist()]
+
+    def measure(self, scores: np.ndarray, batches: Batches) -> dict[str, Any]:
+        """The task's metrics of scores (rows, labels) of some batches' rows, and the loss."""
+        return measure(scores, batches.labels, self.task.metrics)

@@ -26,6 +26,7 @@ from lateprompt.predictors.base import OpenedRun, pick_device
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.fingerprints import model_fingerprint
 from lateprompt.predictors.loading import load_base, load_tokenizer
+from lateprompt.predictors.multi_label import classifier_kind, classifier_kind_in
 from lateprompt.predictors.saved_run import ADAPTER_WEIGHTS, load_adapter_weights
 from lateprompt.readouts.head import HeadReadout, pool_states
 from lateprompt.run_folder.folder import reading
@@ -166,7 +167,7 @@ class MultiTask:
         opened = {}
         for name, folder in folders.items():
             with reading(folder):
-                opened[name] = TextClassifier.open_run(folder, model, device)
+                opened[name] = classifier_kind_in(folder).open_run(folder, model, device)
             tuner = opened[name].adapter.tuner or {}
             if tuner.get("peft_type") == FULL and len(folders) > 1:
                 raise LatePromptError(
@@ -197,9 +198,11 @@ class MultiTask:
             except LatePromptError as error:
                 raise LatePromptError(f"run {str(folders[name])!r}: {error}") from None
             cast(Any, peft_model.base_model).layer.set_adapter(adapter)  # what is made next asks for the active one
-            tuned[name] = TextClassifier(run.settings, cast(Any, run.task), peft_model, tokenizer, place, adapter)
+            kind, task = classifier_kind(cast(Task, run.task)), cast(Any, run.task)
+            tuned[name] = kind(run.settings, task, peft_model, tokenizer, place, adapter)
             tuned[name].base_fingerprint = found.get(run.settings.readout)
             tuned[name].calibration = run.calibration
+            tuned[name].take_facts(run.run, folders[name])
         return cls(tuned, cache_bytes=cache_bytes)
 
     @property
@@ -250,9 +253,10 @@ class MultiTask:
             progress: told the number of texts done since it was last told.
 
         Returns:
-            For each text `{task: {"label": label, "scores": {label: probability}}}`; with `embeddings` also
-            `"embedding"`, the state (hidden,) as an array: the mean over the text for encoders, the last token's for
-            decoders, of the text alone without any task's template.
+            For each text `{task: {"label": label, "scores": {label: probability}}}`, of a multi-label task with the
+            list of its labels for `label`; with `embeddings` also `"embedding"`, the state (hidden,) as an array:
+            the mean over the text for encoders, the last token's for decoders, of the text alone without any task's
+            template.
 
         Raises:
             LatePromptError: no such task, or a text that a task cannot read.
@@ -322,11 +326,10 @@ class MultiTask:
                     progress(len(rows))
         for name in tasks if tasks is not None else self._tasks:
             tuned = self._tasks[name].tuned
-            labels, best = tuned.task.labels, scores[name].argmax(1).tolist()
             with np.errstate(invalid="ignore"):
-                probabilities = tuned.calibration.probabilities(scores[name])
-            for answer, row, own in zip(answers, probabilities.tolist(), best, strict=True):
-                answer[name] = {"label": labels[own], "scores": dict(zip(labels, row, strict=True))}
+                probabilities, given = tuned.probabilities_of(scores[name]), tuned.answers_of(scores[name])
+            for answer, row, label in zip(answers, probabilities.tolist(), given, strict=True):
+                answer[name] = {"label": label, "scores": dict(zip(tuned.task.labels, row, strict=True))}
         if states is not None:
             for answer, state in zip(answers, states, strict=True):
                 answer[EMBEDDING] = state

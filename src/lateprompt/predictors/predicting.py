@@ -39,21 +39,21 @@ class Prediction:
 
     Args:
         source: the row as it was read, empty where it could not be.
-        prediction: the label or the written text; None for a row with an error.
+        prediction: the label, the list of labels (multi-label tasks) or the written text; None for a row with an error.
         scores: each label's probability; None for written texts, and for a row with an error.
         error: why there is no prediction.
         tasks: of several runs, what each says: by task its label and each label's probability; None: of one run.
         embedding: the frozen model's own pooled state, where it was asked for.
-        expected: of a mistake, the row's own label.
+        expected: of a mistake, the row's own label, or list of labels.
     """
 
     source: Mapping[str, Any] = field(default_factory=dict)
-    prediction: str | None = None
+    prediction: str | list[str] | None = None
     scores: Mapping[str, float] | None = None
     error: str | None = None
-    tasks: Mapping[str, tuple[str, Mapping[str, float]]] | None = None
+    tasks: Mapping[str, tuple[str | list[str], Mapping[str, float]]] | None = None
     embedding: Sequence[float] | None = None
-    expected: str | None = None
+    expected: str | list[str] | None = None
 
 
 def predict_rows(
@@ -279,17 +279,18 @@ class _Labelling(_Answers):
         feed = classifier.batched(examples)
         scores = classifier.batch_scores(feed, batch_size=self.batch_size, progress=progress)
         with np.errstate(invalid="ignore"):  # infinite scores are looked for below
-            probabilities = classifier.calibration.probabilities(scores)
-        for row, best in zip(probabilities, scores.argmax(1).tolist(), strict=True):
+            probabilities, given = classifier.probabilities_of(scores), classifier.answers_of(scores)
+        for row, answer in zip(probabilities, given, strict=True):
             if np.isfinite(row).all():
                 by_label = {label: round(score, 6) for label, score in zip(labels, row.tolist(), strict=True)}
-                yield Prediction(prediction=labels[best], scores=by_label)
+                yield Prediction(prediction=answer, scores=by_label)
             else:
                 yield Prediction(error=_no_numbers(row.tolist()))
 
 
 def _no_numbers(scores: Sequence[float]) -> str:
-    return f"the model's scores are no numbers ({scores}); predict with a float32 model"
+    shown = f"{str(scores[:20])[:-1]}, …]" if len(scores) > 20 else str(scores)
+    return f"the model's scores are no numbers ({shown}); predict with a float32 model"
 
 
 class _Asking(_Answers):

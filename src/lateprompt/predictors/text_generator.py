@@ -141,7 +141,7 @@ class TextWriter(TunedModel):
             return batches
         return [part for rows in batches for part in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)]
 
-    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, float]:
+    def measure_more(self, feed: Batches, *, batch_size: int) -> dict[str, Any]:
         """The metrics for which the texts must be written; processes that train together share the rows."""
         if not self.task.written:
             return {}

@@ -20,4 +20,5 @@ from lateprompt.readouts.label_words import PhraseReadout as PhraseReadout
 from lateprompt.readouts.label_words import WordReadout as WordReadout
 from lateprompt.readouts.label_words import word_readout as word_readout
 from lateprompt.readouts.lm_head import LMHead as LMHead
+from lateprompt.readouts.multi_label import MultiLabelReadout as MultiLabelReadout
 from lateprompt.utils.names import LOSSES as LOSSES

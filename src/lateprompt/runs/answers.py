@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lateprompt.runs.data import DEV
 from lateprompt.training.calibration import LEAST_ROWS, Calibration, fit_calibration
 from lateprompt.training.settings import RecipeSettings
 
+OUT_OF_FOLD = "cross-validation"
+"""Training rows, each scored by a model that was not trained on it."""
 MOST_TRAINING_ROWS = 256
 """Training rows that are looked at where there are no dev rows."""
 
@@ -29,29 +32,31 @@ def some_scores(
 
 
 def calibrate(
-    tuned: Classifier, scores: np.ndarray, labels: np.ndarray, *, held_out: bool, wanted: bool
+    tuned: Classifier, scores: np.ndarray, labels: np.ndarray, *, source: str | None, wanted: bool
 ) -> dict[str, Any]:
     """Fit a classifier's temperature, and return what `metrics.json` says of it.
 
     Args:
         tuned: the classifier.
-        scores: (rows, labels) of the dev rows.
+        scores: (rows, labels) of rows that it was not trained on.
         labels: (rows,) class ids.
-        held_out: whether they are dev rows; others have taught it how sure to be, and nothing is fitted on them.
+        source: which rows they are: `DEV` or `OUT_OF_FOLD`; None: there are none, and nothing is fitted. Rows that it
+            was trained on have taught it how sure to be.
         wanted: whether it is to be calibrated.
 
     Returns:
-        `calibration`: `temperature`, `rows` and, where nothing was fitted, a `note` that says why. Of dev rows `ece`
-        too, and `ece_before`.
+        `calibration`: `temperature`, `rows`, the `source` if they are no dev rows and, where nothing was fitted, a
+        `note` that says why. Of rows with a source `ece` too, and `ece_before`.
     """
     errors: dict[str, float] = {}
-    if not held_out:
+    if source is None:
         tuned.calibration = Calibration(note="no dev rows to fit a temperature on")
     elif not wanted:
         tuned.calibration = Calibration(note="switched off")
         errors = tuned.calibration.errors(scores, labels)
     else:
-        tuned.calibration, errors = fit_calibration(scores, labels)
+        fitted, errors = fit_calibration(scores, labels)
+        tuned.calibration = replace(fitted, source="" if source == DEV else source)
     return {**errors, "calibration": tuned.calibration.to_dict()}
 
 

@@ -11,16 +11,18 @@ from typing import Any
 
 from lateprompt.data import (
     AnyTask,
+    MultiLabelTask,
     Row,
     TextTask,
     default_task,
     few_shot,
     load_task,
+    multi_label_task,
     plain_text_task,
     read_rows,
 )
 from lateprompt.data.columns import with_columns
-from lateprompt.data.labels import spelled_words
+from lateprompt.data.labels import BETWEEN_LABELS, spelled_words
 from lateprompt.data.row_checks import (
     check_choosing_labels,
     shared_rows,
@@ -28,6 +30,7 @@ from lateprompt.data.row_checks import (
     warn_gaps,
     warn_shared,
     warn_unknown,
+    warn_untrained,
 )
 from lateprompt.training.data_settings import DataSettings
 from lateprompt.training.distributed import processes
@@ -63,10 +66,13 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
             )
         _warn_of_classes(rows)
         return plain_text_task(pair=pair, template=data.template)
+    if any(row.labels is not None for row in rows):
+        return _plain_multi_label_task(data, rows, pair)
     labels = sorted({row.label for row in rows if row.label is not None})
     words = None if data.label_words is None else spelled_words(data.label_words)
     if words is None:
         warn_gaps(rows, data.train)
+        _warn_of_lists(labels, data)
     if words is not None and sorted(words) != labels:
         raise LatePromptError(
             f"label_words name the labels {sorted(words)}, the training rows have {labels}; name exactly these"
@@ -88,6 +94,39 @@ def _plain_task(data: DataSettings, rows: Sequence[Row], readout: str) -> AnyTas
         label_words=None if words is None else [words[label] for label in labels],
         **template,
     )
+
+
+def _plain_multi_label_task(data: DataSettings, rows: Sequence[Row], pair: bool) -> AnyTask:
+    if data.label_words is not None:
+        raise LatePromptError(
+            f"label_words {data.label_words!r}: the rows have several labels each, which a trained head reads; leave "
+            "them out"
+        )
+    labels = sorted({label for row in rows for label in row.labels or ()})
+    if len(labels) < 2:
+        raise LatePromptError(
+            f"{data.train}: its rows have {len(labels)} label{'' if len(labels) == 1 else 's'} in all "
+            f"({', '.join(labels) or 'none'}); a multi-label task needs two: give a column with yes and no for one"
+        )
+    warn_gaps(rows, data.train)
+    if data.labels_per_row == "auto" and all(len(row.labels or ()) == 1 for row in rows):
+        warnings.warn(
+            f"all {len(rows)} rows have exactly one label, but are taken for lists of labels, of which a text may have "
+            "any number; if they are classes, give --labels-per-row one with --label-column",
+            stacklevel=2,
+        )
+    return multi_label_task(labels, pair=pair, head_template=data.template)
+
+
+def _warn_of_lists(labels: Sequence[str], data: DataSettings) -> None:
+    """Warn where classes look like lists of labels."""
+    listed = [label for label in labels if BETWEEN_LABELS in label]
+    if listed and data.labels_per_row == "auto":
+        warnings.warn(
+            f"labels such as {listed[0][:40]!r} are taken for one class each; if {BETWEEN_LABELS} stands between "
+            "labels, give --labels-per-row several",
+            stacklevel=2,
+        )
 
 
 def _warn_of_classes(rows: Sequence[Row]) -> None:
@@ -149,7 +188,7 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
     named = with_columns(load_task(data.task), data.columns) if data.task is not None else None
     train = read_rows(data.train, task=named, split="train", columns=data.columns)
     task = resolve_task(data, train, readout)
-    known = named or (task if isinstance(task, TextTask) else None)
+    known = named or (task if isinstance(task, TextTask | MultiLabelTask) else None)
     # By split too: one data set of the hub may be both.
     more_dev, test = (
         {path: read_rows(path, task=known, split=split, columns=data.columns, any_label=True) for path in paths}
@@ -160,6 +199,8 @@ def load_rows(data: DataSettings, seed: int, readout: str = "auto") -> Rows:
         check_choosing_labels(dev, task, data.dev[0])
     if data.shots is not None:
         train, rest = few_shot(train, data.shots, seed, dev_size=data.dev_rows or DEV_ROWS)
+        if processes().is_main:
+            warn_untrained(train, task, data.train)
         dev = dev or rest
     elif data.dev_rows is not None:
         if data.dev_rows >= len(train):
@@ -186,6 +227,7 @@ def fingerprint(rows: Sequence[Row]) -> dict[str, Any]:
     """What rows were used: their number and a SHA-256 of texts and answers in order."""
     digest = hashlib.sha256()
     for row in rows:
-        answer = row.label if row.target is None else row.target
+        answer: Any = row.label if row.target is None else row.target
+        answer = answer if row.labels is None else sorted(row.labels)
         digest.update(json.dumps([row.text, row.text_pair, answer], ensure_ascii=False).encode())
     return {"rows": len(rows), "sha256": digest.hexdigest()}

@@ -482,7 +482,8 @@ class TasksRun:
             scores, labels = found.get(name, nothing)
             if held_out:
                 warn_of_one_class(scores.argmax(1), labels, tuned.task.labels, DEV, self.recipe, task=name)
-            self._calibrated[name] = calibrate(tuned, scores, labels, held_out=held_out, wanted=self.recipe.calibrate)
+            source = DEV if held_out else None
+            self._calibrated[name] = calibrate(tuned, scores, labels, source=source, wanted=self.recipe.calibrate)
 
     def _measure(self, trainer: TasksTrainer, part: Batches) -> dict[str, dict[str, float]]:
         """Each task's metrics of its rows, and their calibration error."""

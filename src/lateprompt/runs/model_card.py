@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from lateprompt.data import TextTask
+from lateprompt.data import MultiLabelTask, TextTask
 from lateprompt.methods import is_linear, parse_method, title_of
+from lateprompt.predictors.saved_run import TASK_FILE
 from lateprompt.utils.names import READ_ONLY
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ _UNNAMED = "custom"
 """The name of tasks that were made from the rows' labels."""
 _HUB_METRICS = {
     "accuracy": "accuracy",
+    "micro_f1": "f1",
     "macro_f1": "f1",
+    "subset_accuracy": "accuracy",
     "f1": "f1",
     "accuracy_f1_mean": "accuracy",
     "mcc": "matthews_correlation",
@@ -37,6 +40,7 @@ _SAYS_NOTHING = re.compile(
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MOST_LABELS = 4
+_MOST_LISTED = 50
 
 
 def model_card(tuned: Tuned, measured: Mapping[str, Any], recipe: Any) -> str:
@@ -61,6 +65,8 @@ def model_card(tuned: Tuned, measured: Mapping[str, Any], recipe: Any) -> str:
         training=_training(tuned, measured, settings),
         writes=isinstance(tuned.task, TextTask),
         is_pair=getattr(tuned.task, "is_pair", False),
+        has_thresholds=isinstance(tuned.task, MultiLabelTask),
+        has_dev=bool(measured.get("dev_rows")),
         max_length=tuned.max_length,
         was_tested=bool(measured.get("test")),
     )
@@ -145,7 +151,10 @@ def _what(tuned: Tuned) -> str:
     if isinstance(task, TextTask):
         return "Writes answers to texts"
     about = "pairs of texts" if task.is_pair else "texts"
-    return f"Sorts {about} into {len(task.labels)} labels: {', '.join(f'`{_plain(label)}`' for label in task.labels)}"
+    does = "Gives {} any of" if isinstance(task, MultiLabelTask) else "Sorts {} into"
+    shown = ", ".join(f"`{_plain(label)}`" for label in task.labels[:_MOST_LISTED])
+    more = f", … (all are in `{TASK_FILE}`)" if len(task.labels) > _MOST_LISTED else ""
+    return f"{does.format(about)} {len(task.labels):,} labels: {shown}{more}"
 
 
 def _results(measured: Mapping[str, Any]) -> list[tuple[str, str, float]]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
+from lateprompt.predictors.assessment import BY_LABEL
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.classifier import TextClassifier
 from lateprompt.predictors.kinds import Tuned, kind_of
+from lateprompt.predictors.multi_label import MultiLabelClassifier
 from lateprompt.predictors.saved_run import asked_by
 from lateprompt.run_folder.folder import RunFolder
-from lateprompt.runs.answers import MOST_TRAINING_ROWS, calibrate, some_scores, warn_of_one_class
+from lateprompt.runs.answers import MOST_TRAINING_ROWS, OUT_OF_FOLD, calibrate, some_scores, warn_of_one_class
 from lateprompt.runs.cross_validation import OutOfFold, cross_validate, folds_for, wilson_interval
 from lateprompt.runs.data import DEV, TEST, TRAIN, VALIDATION, Rows
 from lateprompt.runs.environment import peak_memory_bytes
@@ -24,11 +26,13 @@ from lateprompt.runs.saving import write_run
 from lateprompt.state_cache.batches import CachedBatches
 from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.distributed import processes
-from lateprompt.training.evaluate import measure
 from lateprompt.training.loop import FitResult, rows_needed, snapshot, trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.files import as_json
+
+MOST_LABELS = 20
+"""Labels whose own figures go to `metrics.json`."""
 
 
 @dataclass
@@ -102,8 +106,8 @@ class Pipeline:
         self.cache_states()
         self.free_weights()
         self.fit()
-        self.calibrate()
         self.cross_validate()
+        self.calibrate()
         return self.evaluate()
 
     def build(self) -> None:
@@ -144,12 +148,13 @@ class Pipeline:
             self.tuned.release()
 
     def fit(self) -> None:
-        """Train; with dev rows, keep the weights that were best on them.
+        """Train; with dev rows, keep the weights that were best on them, and what else is chosen by them.
 
         Raises:
             LatePromptError: the training diverged, or the checkpoint is of another run.
         """
         if isinstance(self.tuned, TunedModel):
+            self.tuned.before_training(self.batches[TRAIN])
             self._fresh = snapshot(trainable_parameters(self.tuned.model))
         self.result = self.tuned.fit(
             self.batches[TRAIN],
@@ -159,21 +164,27 @@ class Pipeline:
             settings="{}" if self.checkpoint is None else self._identity(),
             quiet=self.quiet,
         )
+        if isinstance(self.tuned, TunedModel):
+            self.tuned.after_training(self.batches.get(DEV), batch_size=self.recipe.eval_batch_size)
 
     def calibrate(self) -> None:
         """Fit the temperature of a classifier's probabilities on the dev rows, and warn if it has learnt but one class.
 
-        Without dev rows the temperature is 1. Predictions stay as they are.
+        Without dev rows it is fitted on the scores that `cross_validate` left, or is 1. Predictions stay as they are.
+        Of several labels a row each has a threshold instead.
         """
         tuned, batch_size = self.tuned, self.recipe.eval_batch_size
-        if not isinstance(tuned, TextClassifier):
+        if not isinstance(tuned, TextClassifier) or isinstance(tuned, MultiLabelClassifier):
             return
         name = DEV if DEV in self.batches else TRAIN
         most = None if name == DEV else MOST_TRAINING_ROWS
         labels, scores = some_scores(tuned, self.batches[name], self._read_rows(name), batch_size, most=most)
         if processes().is_main:
             warn_of_one_class(scores.argmax(1), labels, tuned.task.labels, name, self.recipe)
-        self.calibrated = calibrate(tuned, scores, labels, held_out=name == DEV, wanted=self.recipe.calibrate)
+        source = DEV if name == DEV else None
+        if source is None and self.out_of_fold is not None:
+            source, scores, labels = OUT_OF_FOLD, self.out_of_fold.scores, self.batches[TRAIN].labels
+        self.calibrated = calibrate(tuned, scores, labels, source=source, wanted=self.recipe.calibrate)
 
     def _read_rows(self, name: str) -> np.ndarray:
         """The numbers of a set's rows that are read: of the training rows those that the recipe's steps reach."""
@@ -203,6 +214,7 @@ class Pipeline:
                 device=self.tuned.device,
                 quiet=self.quiet,
             )
+            self.tuned.learn_from(self.out_of_fold.scores, train)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.
@@ -211,14 +223,14 @@ class Pipeline:
         """
         tuned, batch_size = self.tuned, self.recipe.eval_batch_size
         scores = {
-            name: tuned.evaluate(part, batch_size=batch_size)
+            name: _short(tuned.evaluate(part, batch_size=batch_size))
             for name, part in self.batches.items()
             if name not in (TRAIN, DEV)
         }
         more = tuned.measure_more(self.batches[DEV], batch_size=batch_size) if DEV in self.batches else {}
         self.metrics = {
             **self.result.metrics,
-            **more,
+            **_short(more),
             **self.calibrated,
             "dev_sets": {path: scores[self.rows.name_of(path, VALIDATION)] for path in self.rows.more_dev},
             "test": {path: scores[self.rows.name_of(path, TEST)] for path in self.rows.test},
@@ -261,9 +273,11 @@ class Pipeline:
     def expected(self) -> dict[str, Any]:
         """What the scores of rows that a fold was not trained on let one expect: `cross_validation`, if there was."""
         found, labels = self.out_of_fold, self.batches[TRAIN].labels
-        if found is None:
+        if found is None or not isinstance(self.tuned, TextClassifier):
             return {}
-        values = measure(found.scores, labels, self.tuned.task.metrics)
+        values = _short(self.tuned.measure(found.scores, self.batches[TRAIN]))
+        if isinstance(self.tuned, MultiLabelClassifier):
+            return {"cross_validation": {"folds": found.folds, **values, "seconds": found.seconds}}
         right = int((found.scores.argmax(1) == labels).sum())
         interval = list(wilson_interval(right, len(labels)))
         own = {"folds": found.folds, **values, "accuracy_interval": interval, "seconds": found.seconds}
@@ -293,3 +307,8 @@ class Pipeline:
         asked = {"task": asked_by(self.tuned.task), "model weights": self.tuned.base_fingerprint}
         named = {"model": asdict(self.tuned.settings), **self._asked(), **asked}
         return json.dumps(named, sort_keys=True, default=as_json)
+
+
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics without each label's own figures, where labels are many."""
+    return {name: value for name, value in values.items() if name != BY_LABEL or len(value) <= MOST_LABELS}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lateprompt.data import TextTask
+from lateprompt.data import MultiLabelTask, TextTask
 from lateprompt.methods import check_method, check_model_given
 from lateprompt.predictors.kinds import Tuned
 from lateprompt.predictors.kinds import kind_of as kind_of
@@ -143,8 +143,8 @@ def train_model(
     pipeline.cache_states()
     pipeline.free_weights()
     pipeline.fit()
-    pipeline.calibrate()
     pipeline.cross_validate()
+    pipeline.calibrate()
     return pipeline
 
 
@@ -154,4 +154,8 @@ def class_row_weights(rows: Rows, recipe: RecipeSettings) -> np.ndarray | None:
         return None
     if isinstance(rows.task, TextTask):
         raise LatePromptError(f"class_weight {recipe.class_weight!r} is for labels, but the rows have targets")
+    if isinstance(rows.task, MultiLabelTask):
+        raise LatePromptError(
+            f"class_weight {recipe.class_weight!r} is for one label a row, but the rows have several; leave it out"
+        )
     return row_weights(recipe.class_weight, [row.label or "" for row in rows.train], rows.task.labels)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.backbone.split import resolve_prompt_layer
-from lateprompt.data import AnyTask, Row, TextTask
+from lateprompt.data import AnyTask, MultiLabelTask, Row, TextTask
 from lateprompt.methods import check_method, is_late
 from lateprompt.run_folder.entries import JOURNAL, SEARCH_FILE
 from lateprompt.search.candidates import Space, Trial, asked_of, methods_of, rates_of
@@ -144,6 +144,11 @@ class Search:
             raise LatePromptError(
                 f"method 'auto' and prompt_layer 'auto' choose by labels, and task {task.name!r} has texts for "
                 "answers; give a method and a prompt layer"
+            )
+        if isinstance(task, MultiLabelTask):
+            raise LatePromptError(
+                f"method 'auto' and prompt_layer 'auto' choose by the accuracy of one label a row, and task "
+                f"{task.name!r} has several; give a method and a prompt layer"
             )
         self.model, self.task, self.recipe, self.settings = model, task, recipe, settings
         self.started = time.perf_counter() if started is None else started

@@ -31,6 +31,7 @@ class Calibration:
         temperature: above 1 the model was too sure of its answers, below 1 not sure enough.
         rows: how many rows it was fitted on; 0: it was not fitted.
         note: why it was not.
+        source: which rows, if not dev rows.
 
     Example:
         >>> import numpy as np
@@ -41,6 +42,7 @@ class Calibration:
     temperature: float = 1.0
     rows: int = 0
     note: str = ""
+    source: str = ""
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Label probabilities of scores, both (rows, labels)."""
@@ -76,8 +78,9 @@ class Calibration:
             raise LatePromptError(
                 f"temperature {value!r} is no number from {LOWEST} to {HIGHEST:g}; take the file as training left it"
             )
-        rows, note = saved.get("rows", 0), saved.get("note", "")
-        return cls(float(value), rows if isinstance(rows, int) else 0, note if isinstance(note, str) else "")
+        rows, words = saved.get("rows", 0), (saved.get(name, "") for name in ("note", "source"))
+        note, source = (word if isinstance(word, str) else "" for word in words)
+        return cls(float(value), rows if isinstance(rows, int) else 0, note, source)
 
 
 def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[Calibration, dict[str, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 from lateprompt.data import label_name
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.names import BALANCED
+from lateprompt.utils.suggestions import some_of
 
 
 def class_weights(
@@ -45,7 +46,7 @@ def class_weights(
         name = label_name(label)
         if name not in known:
             raise LatePromptError(
-                f"class_weight has label {label!r}, which the task does not have; known are {', '.join(known)}"
+                f"class_weight has label {label!r}, which the task does not have; known are {some_of(known)}"
             )
         if name in by_name:
             raise LatePromptError(f"class_weight has label {name!r} twice; give each label one weight")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.validation import Count, check_types
+from lateprompt.utils.validation import Count, OneOf, check_types
+
+LABELS_PER_ROW = ("auto", "one", "several")
 
 
 @dataclass
@@ -25,6 +28,8 @@ class DataSettings:
         label_column: the column with the labels.
         target_column: the column with the texts that are to be written.
         dev_rows: without dev, so many rows of the training file become dev rows, class-proportional, by the seed.
+        labels_per_row: one, or several (a list, or a|b: one task with one head for all labels); auto: several where the
+            column is called labels or holds lists.
 
     Example:
         >>> from lateprompt.training.data_settings import DataSettings
@@ -46,11 +51,17 @@ class DataSettings:
     text_pair_column: str | None = None
     label_column: str | None = None
     target_column: str | None = None
+    labels_per_row: Annotated[str, OneOf(LABELS_PER_ROW)] = "auto"
 
     @property
     def columns(self) -> dict[str, str | None]:
         """Our field to the column chosen for it, as `read_rows` takes it."""
-        return {name: getattr(self, f"{name}_column") for name in ("text", "text_pair", "label", "target")}
+        found = {name: getattr(self, f"{name}_column") for name in ("text", "text_pair", "label", "target")}
+        if self.labels_per_row == "several":
+            return {**found, "label": None, "labels": self.label_column or "labels"}
+        if self.labels_per_row == "one" and self.target_column is None:
+            return {**found, "label": self.label_column or "label"}
+        return found
 
     def check(self) -> None:
         """Raise LatePromptError for a setting that cannot be."""

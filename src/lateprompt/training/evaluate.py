@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from lateprompt.data.batches import Batches, sorted_batches
-from lateprompt.readouts import Readout, TextReadout
+from lateprompt.readouts import MultiLabelReadout, Readout, TextReadout
 from lateprompt.training.distributed import processes
 from lateprompt.training.metrics import UNKNOWN, compute_metrics
+from lateprompt.training.multi_label import measure_labels
 from lateprompt.utils.randomness import TURN
 
 
@@ -81,12 +82,16 @@ def evaluate(
 
     Of texts it is the perplexity of the targets, exp of the mean loss over all their tokens; the loss is the mean over
     rows. Metrics of what a model writes are not among them: writing takes longer.
+
+    Of multi-label tasks they are those with the thresholds that are best on these rows, which are to choose weights.
     """
     scores = predict_scores(readout, feed, batch_size=batch_size, device=device, autocast=autocast)
     if isinstance(readout, TextReadout):
         scores = scores.astype(np.float64)
         per_token = -scores[:, 0].sum() / scores[:, 1].sum()
         return {"perplexity": float(np.exp(per_token)), "loss": float(-(scores[:, 0] / scores[:, 1]).mean())}
+    if isinstance(readout, MultiLabelReadout):
+        return measure_labels(scores, feed.labels, feed.missed, None)
     return measure(scores, feed.labels, metrics)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.generation_task import TEXT_METRICS
+from lateprompt.data.task import MULTI_LABEL_METRICS
 from lateprompt.utils.errors import LatePromptError
 from lateprompt.utils.suggestions import did_you_mean
 
@@ -105,17 +106,27 @@ def check_metrics(names: Sequence[str]) -> None:
         if "rouge_l" in names:
             _rouge_scorer()
         return
-    _check_names(names)
+    if not is_multi_label(names):  # a multi-label task has checked its own
+        _check_names(names)
+
+
+def is_multi_label(names: Sequence[str]) -> bool:
+    """Whether the metrics are those of a multi-label task."""
+    return MULTI_LABEL_METRICS[0] in names
 
 
 def primary_metric(names: Sequence[str]) -> str:
-    """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first; of texts perplexity.
+    """The metric that chooses the best epoch: `accuracy_f1_mean` if it is named, else the first.
+
+    Of texts it is perplexity, of multi-label tasks micro F1.
 
     Raises:
         LatePromptError: an unknown metric.
     """
     if any(name in TEXT_METRICS for name in names):
         return "perplexity"
+    if is_multi_label(names):
+        return "micro_f1"
     _check_names(names)
     if "accuracy_f1_mean" in names:
         return "accuracy_f1_mean"

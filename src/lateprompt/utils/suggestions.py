@@ -108,6 +108,18 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     return f"{what} {value!r} is unknown{did_you_mean(value, names)}; choose one of {', '.join(names)}"
 
 
+def some_of(names: Iterable[str], most: int = 20) -> str:
+    """Return names for a message, those beyond `most` as a count.
+
+    Example:
+        >>> some_of(["a", "b", "c"], most=2)
+        'a, b, … (3 in all)'
+    """
+    listed = list(names)
+    shown = ", ".join(listed[:most])
+    return shown if len(listed) <= most else f"{shown}, … ({len(listed):,} in all)"
+
+
 def closest_option(name: str, known: Iterable[str]) -> str | None:
     """Return the option that was probably meant by an unknown one, or None.
 

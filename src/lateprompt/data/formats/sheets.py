@@ -76,9 +76,11 @@ def _class_names(metadata: Any) -> dict[str, list[str]]:
     """Return the class names of each column, from what `datasets` writes into the schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        # Of a list of classes, those of its elements.
+        of_values = {column: feature.get("feature", feature) for column, feature in features.items()}
         return {
             column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
+            for column, feature in of_values.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError):  # another program's file, or no metadata

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lateprompt.data import load_label_task
+from lateprompt.data.task import MULTI_LABEL_METRICS
 from lateprompt.experiments.compare.plan import RunSpec
 from lateprompt.experiments.compare.worker import RESULT_FILE
 from lateprompt.training.metrics import METRICS, primary_metric
@@ -47,7 +48,7 @@ def row_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Any]:
         "metric": result.get("metric") or primary_metric(load_label_task(str(spec.data.task)).metrics),
         "dev": result.get("dev"),
         "test": result.get("test"),
-        **{f"test_{name}": result.get(f"test_{name}") for name in METRICS},
+        **{f"test_{name}": result.get(f"test_{name}") for name in dict.fromkeys((*METRICS, *MULTI_LABEL_METRICS))},
         **{name: result.get(name) for name in _MEASURED},
         "trunk_fill_seconds": result.get("trunk_fill_seconds"),
         "status": result["status"],

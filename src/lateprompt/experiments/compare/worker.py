@@ -18,6 +18,7 @@ from typing import Any
 
 from lateprompt.experiments.compare.plan import RunSpec
 from lateprompt.predictors.kinds import Classifier
+from lateprompt.predictors.multi_label import MultiLabelClassifier
 from lateprompt.runs.data import TEST
 from lateprompt.runs.environment import peak_memory_bytes, reset_peak_memory, versions
 from lateprompt.runs.pipeline import Pipeline
@@ -63,9 +64,13 @@ def _score_tests(pipeline: Pipeline, folder: Path) -> dict[str, dict[str, float]
     for path, rows in pipeline.rows.test.items():
         feed = pipeline.batches[pipeline.rows.name_of(path, TEST)]
         scores = tuned.batch_scores(feed, batch_size=batch_size)
+        if isinstance(tuned, MultiLabelClassifier):  # a file of predictions has one label a row
+            measured = tuned.measure(scores, feed)
+            values[path] = {name: value for name, value in measured.items() if isinstance(value, float)}
+            continue
         values[path] = compute_metrics(tuned.task.metrics, feed.labels, scores.argmax(1), scores.shape[1])
         values[path] |= tuned.calibration.errors(scores, feed.labels)
-        probabilities, labels = tuned.calibration.probabilities(scores), tuned.task.labels
+        probabilities, labels = tuned.probabilities_of(scores), tuned.task.labels
         lines = []
         for row, scored, best in zip(rows, probabilities, scores.argmax(1).tolist(), strict=True):
             pair = {} if row.text_pair is None else {"text_pair": row.text_pair}

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lateprompt.data.formats import read_table
+from lateprompt.data.task import MULTI_LABEL_METRICS
 from lateprompt.training.metrics import METRICS
 from lateprompt.utils.aliases import todays_settings
 from lateprompt.utils.errors import LatePromptError
@@ -233,5 +234,5 @@ _COLUMNS: Mapping[str, Callable[[Record, str], Any]] = {
 }
 """The columns that a table of results must have, and how each is read."""
 COLUMNS = tuple(_COLUMNS)
-_FURTHER = tuple(f"test_{name}" for name in METRICS)
+_FURTHER = tuple(f"test_{name}" for name in dict.fromkeys((*METRICS, *MULTI_LABEL_METRICS)))
 _NUMBERS = {name for name, read in _COLUMNS.items() if read in (score_of, _amount)} | set(_FURTHER)

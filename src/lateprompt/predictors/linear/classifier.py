@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lateprompt.backbone.families import FAMILIES
-from lateprompt.data import AnyTask, Row, Task, TaskEncoder
+from lateprompt.data import AnyTask, MultiLabelTask, Row, Task, TaskEncoder
 from lateprompt.data.batches import Batches
 from lateprompt.methods import METHODS, check_method, check_model_given
 from lateprompt.predictors.base import encode_rows, pick_device
@@ -296,6 +296,11 @@ def _check_task(task: AnyTask, method: str) -> None:
         raise LatePromptError(
             f"method {method!r} sorts texts into labels, but task {task.name} has texts for answers; give another "
             "method, or, if the targets are classes, --label-column target (in Python: columns={'label': 'target'})"
+        )
+    if isinstance(task, MultiLabelTask):
+        raise LatePromptError(
+            f"method {method!r} gives a text one label, but task {task.name} has several labels a row; give another "
+            "method, such as npg"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lateprompt.data import Row
+from lateprompt.data.labels import BETWEEN_LABELS
 from lateprompt.data.rows import BadRow
 from lateprompt.predictors.predicting import Prediction
 from lateprompt.utils.errors import LatePromptError
@@ -98,8 +99,9 @@ class Columns:
         if not self._taken.isdisjoint(line):
             line = {self.named(name, line): value for name, value in line.items()}
         if self.mistakes:
-            score = (prediction.scores or {}).get(prediction.prediction or "")
-            line.update(zip(MISTAKES, (prediction.expected, prediction.prediction, score), strict=True))
+            score = next(iter((prediction.scores or {}).values()), None)
+            answers = self._answer(prediction.expected), self._answer(prediction.prediction)
+            line.update(zip(MISTAKES, (*answers, score), strict=True))
         elif self.tasks is not None:
             self._add_tasks(line, prediction)
         else:
@@ -111,17 +113,22 @@ class Columns:
         return line
 
     def _add_one(self, line: Line, prediction: Prediction) -> None:
-        line["prediction"] = prediction.prediction
+        line["prediction"] = self._answer(prediction.prediction)
         if self.flat:
             scores = prediction.scores or {}
             line.update((f"score_{label}", scores.get(label)) for label in self.labels)
         elif prediction.scores is not None:
             line["scores"] = prediction.scores
 
+    def _answer(self, answer: str | Sequence[str] | None) -> str | Sequence[str] | None:
+        """An answer for its column; of several labels, in a table, a text as `labels` columns have it."""
+        return BETWEEN_LABELS.join(answer) if self.flat and isinstance(answer, list) else answer
+
     def _add_tasks(self, line: Line, prediction: Prediction) -> None:
         found = prediction.tasks or {}
         for task, labels in (self.tasks or {}).items():
-            line[task], scores = found.get(task, (None, {}))
+            answer, scores = found.get(task, (None, {}))
+            line[task] = self._answer(answer)
             if self.flat:
                 line.update((_score(task, label), scores.get(label)) for label in labels)
         if not self.flat and prediction.tasks is not None:
