@@ -75,7 +75,7 @@ def test_loading_gives_the_same_answers(run: str, files: dict[str, str], tmp_pat
     texts = [Row(row["text"], labels=tuple(row["labels"])) for row in rows(30, 200)]
     probabilities = tuned.probabilities(texts)
     assert probabilities.shape == (31, 6)
-    answers = tuned.answers_of(probabilities)
+    answers = tuned.answers_of(tuned.scores(texts))
     chosen = [
         [name for name, yes in zip(tuned.task.labels, row >= tuned.thresholds, strict=True) if yes]
         for row in probabilities
@@ -167,7 +167,9 @@ def test_beside_other_runs(
     alone = load_run(run)
     probabilities = alone.probabilities([Row(text) for text in texts])  # type: ignore[union-attr]
     found = MultiTask.load([run, mood]).classify(texts)
-    assert [answer["tags"]["label"] for answer in found] == alone.answers_of(probabilities)  # type: ignore[union-attr]
+    assert [answer["tags"]["label"] for answer in found] == alone.answers_of(
+        alone.scores([Row(text) for text in texts])
+    )  # type: ignore[union-attr]
     scores = np.array([[*answer["tags"]["scores"].values()] for answer in found])
     assert np.abs(scores - probabilities).max() < 1e-5
     assert {answer["mood"]["label"] for answer in found} <= {"positive", "negative"}
@@ -202,3 +204,56 @@ def test_one_label_a_row_is_noticed(headless: str, tmp_path: Path, capsys: Any) 
     more = ["--max-steps", "1", "--quiet", "--states", "off"]
     assert main(["train", "--model", headless, "--train", path, "--output", str(tmp_path / "run"), *more]) == 0
     assert "all 8 rows have exactly one label" in capsys.readouterr().err
+
+
+def test_its_mistakes_and_its_assessment(run: str, files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "errors.csv"
+    assert main(["evaluate", run, "--data", files["test"], "--errors", str(out)]) == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    tuned = load_run(run)
+    made = [Row(row["text"], labels=tuple(row["labels"])) for row in rows(30, 200)]
+    assert isinstance(tuned, MultiLabelClassifier)
+    found = tuned.assess(made)
+    wrong = sum(set(row.labels or ()) != set(own) for row, own in zip(made, found.answers(), strict=True))
+    assert 0 < len(table) == wrong == round((1 - tuned.evaluate(made)["subset_accuracy"]) * len(made))
+    assert all(set(row["expected"].split("|")) != set(row["prediction"].split("|")) for row in table)
+    sure = [float(row["score"]) for row in table]
+    assert sure == sorted(sure, reverse=True)
+    assert not {"ece", "confusion", "classes"} & {*tuned.evaluate(made)}
+    assert "by_label" not in tuned.evaluate(made, details=False)
+    assert tuned.calibrate(tuned.batches(made)) == {}
+    assert tuned.calibration.temperature == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--method", "tfidf"], "method 'tfidf' gives a text one label"),
+        (["--method", "embedding-lr"], "method 'embedding-lr' gives a text one label"),
+        (["--class-weight", "balanced"], "class_weight 'balanced' is for one label a row"),
+        (["--method", "auto"], "choose by the accuracy of one label a row"),
+        (["--prompt-layer", "auto"], "choose by the accuracy of one label a row"),
+    ],
+)
+def test_what_is_for_one_label_a_row(
+    headless: str, files: dict[str, str], tmp_path: Path, capsys: Any, more: list[str], said: str
+) -> None:
+    model = [] if "tfidf" in more else ["--model", headless]
+    folder = tmp_path / "run"
+    given = ["--train", files["train"], "--dev", files["dev"], "--output", str(folder), "--quiet"]
+    assert main(["train", *model, *given, *more]) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "run.json").exists()
+
+
+def test_analyses(run: str, headless: str, files: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    """By layer they are those of micro F1; the others ask for one label a row."""
+    given = ["--model", headless, "--train", files["train"], "--dev", files["dev"], "--max-steps", "2", "--quiet"]
+    assert main(["analyze", "layers", *given, "--layers", "1", "--output", str(tmp_path / "layers")]) == 0
+    assert any("micro_f1" in path.read_text() for path in (tmp_path / "layers").glob("*.jsonl"))
+    for what in ("influence", "information"):
+        assert main(["analyze", what, *given, "--layers", "1", "--output", str(tmp_path / what)]) == 2
+        assert "has several labels a row" in capsys.readouterr().err
+    assert main(["analyze", "instances", run, "--data", files["test"], "--output", str(tmp_path / "own")]) == 2
+    assert "gives a text several labels" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from conftest import make_rows, write_rows
 
 from lateprompt.cli.app import main
 from lateprompt.data import Row, default_task
+from lateprompt.predictors.kinds import load_run
 from lateprompt.runs import cross_validation
 from lateprompt.runs.cross_validation import fold_of_rows, folds_for, wilson_interval
 from lateprompt.runs.data import Rows
 from lateprompt.runs.pipeline import Pipeline
 from lateprompt.state_cache.settings import StatesSettings
+from lateprompt.training.calibration import fit_calibration
 from lateprompt.training.loop import trainable_parameters
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
@@ -105,3 +108,15 @@ def test_the_terminal_and_the_run_folder_say_what_to_expect(headless, tmp_path, 
     assert low <= found["accuracy"] <= high
     assert main([*command, "--max-steps", "4", "--folds", "0", "--overwrite"]) == 0
     assert "not measured" in capsys.readouterr().out
+
+
+def test_without_dev_rows_the_temperature_is_that_of_rows_not_trained_on(headless, tmp_path):
+    folded = trained(headless, tmp_path, 3)
+    fitted, errors = fit_calibration(folded.out_of_fold.scores, folded.batches["train"].labels)
+    assert fitted.temperature != 1
+    assert folded.tuned.calibration == replace(fitted, source="cross-validation")
+    said = {"temperature": fitted.temperature, "rows": 30, "source": "cross-validation"}
+    assert {name: folded.metrics[name] for name in ("calibration", *errors)} == {"calibration": said, **errors}
+    folded.save(tmp_path / "run")
+    assert load_run(tmp_path / "run").calibration == folded.tuned.calibration
+    assert trained(headless, tmp_path, 0).calibrated["calibration"]["rows"] == 0
