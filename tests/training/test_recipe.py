@@ -31,10 +31,10 @@ from lateprompt.utils.errors import LatePromptError
         (60, "npg+late-lora", 400, 5e-3, 40),
         (60, "npg+late-full", 400, 2e-4, 40),
         (60, "read-npg", 400, 2e-3, 40),
-        (60, "read-npg+lora", 400, 2e-3, 40),
+        (60, "read-npg+lora", 400, 3e-3, 40),
         (60, None, 400, 1e-3, 40),
-        (999, "mppg", 400, 5e-3, 40),
-        (1000, "npg", 400, 1e-3, 40),
+        (1999, "mppg", 630, 5e-3, None),
+        (2000, "npg", 630, 1e-3, None),
         (5000, "npg", 1570, 1e-3, None),
     ],
 )

@@ -140,7 +140,7 @@ def methods(*, json: bool = False) -> None:
     print_table(("method", "title", "source", "rate", "least steps", "--set", "late"), rows)
     print("A late prompt and a tuner can be put together: npg+late-lora")
     print("rate, least steps: where --lr, --epochs and --max-steps are left out; of two rates the first is for fewer")
-    print("than 1,000 training rows")
+    print("than 2,000 training rows")
     print("late: trains above the prompt layer only: what is below runs once for each text")
     print("read-NAME: the prompt reads the text, which never sees it: all of the frozen")
     print("model runs once for each text, for any number of tasks; read-npg+lora: with")

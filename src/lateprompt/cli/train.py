@@ -140,9 +140,12 @@ def _train_tasks(args: Namespace) -> None:
     from lateprompt.training.settings import ModelSettings, RecipeSettings
     from lateprompt.utils.console import print_table
     from lateprompt.utils.errors import LatePromptError
+    from lateprompt.utils.names import DEFAULT_METHOD
 
     if "auto" in (args.method, args.prompt_layer):
         raise LatePromptError("a run of many tasks has nothing to search by; give --method and --prompt-layer")
+    if args.method == DEFAULT_METHOD:
+        args.method = "read-npg"  # the default of many tasks: tuners on a path of their own are not trained together
     if args.resume:
         raise LatePromptError("a run of many tasks cannot be resumed; leave out --resume, and give --overwrite")
     _, measured = train_tasks(

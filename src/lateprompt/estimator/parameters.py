@@ -14,6 +14,7 @@ from lateprompt.data import Task, default_task, label_name, load_label_task
 from lateprompt.methods import read_only_name
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import DEFAULT_METHOD
 
 
 def settings_of(parameters: Mapping[str, Any]) -> tuple[ModelSettings, RecipeSettings]:
@@ -56,7 +57,7 @@ def _method(method: str, generator: str | None, read_only: Any) -> str:
 def _one_of(method: str, generator: str | None) -> str:
     if generator is None:
         return method
-    if method not in ("npg", generator):  # npg is what it is when nobody has said it
+    if method not in (DEFAULT_METHOD, "npg", generator):  # what it is, or once was, when nobody has said it
         raise LatePromptError(
             f"method {method!r} and generator {generator!r} are two names of one parameter and differ; "
             "give method alone"

@@ -12,7 +12,7 @@ from lateprompt.training.recipes import FEW_ROWS as FEW_ROWS
 from lateprompt.training.recipes import PAPER, SCHEDULES, recipe_of
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.names import BALANCED, DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.utils.names import BALANCED, DEFAULT_METHOD, DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
 from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
@@ -22,9 +22,9 @@ class ModelSettings:
 
     Args:
         model: folder or hub id of a pretrained model; not needed for tfidf.
-        method: npg, mppg, appg, atpg, rpg or fixed (a late prompt), head (a linear head on the frozen model), or
-            another one that `lateprompt methods` lists: read-npg (a late prompt that the text does not see),
-            read-npg+lora, lora, late-lora, npg+late-lora, full, prompt-tuning, …; auto: what is best for these rows
+        method: read-npg+lora (a late prompt that the text does not see, with LoRA on its own path), read-npg, one of
+            the paper's late prompts (npg, mppg, appg, atpg, rpg, fixed), or another one that `lateprompt methods`
+            lists: late-lora, npg+late-lora, lora, full, prompt-tuning, head, …; auto: what is best for these rows
             (docs/auto.md).
         options: the method's own options, by name.
         prompt_layer: number of layers below the prompt, 1 to L-1, a fraction of the depth such as 0.5, or auto.
@@ -51,7 +51,7 @@ class ModelSettings:
     """
 
     model: str = ""
-    method: str = "npg"
+    method: str = DEFAULT_METHOD
     options: dict[str, Any] = field(default_factory=dict)
     prompt_layer: int | float | str = "0.5"
     num_prompt_tokens: Count | None = None
