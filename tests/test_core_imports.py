@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import make_rows, write_rows
 
-STEPS = ["--prompt-layer", "2", "--bottleneck-dim", "8", "--steps", "2", "--batch-size", "8", "--json"]
+STEPS = ["--prompt-layer", "2", "--bottleneck-dim", "8", "--steps", "2", "--batch-size", "8", "--folds", "0", "--json"]
 BLOCKED = """
 import sys
 sys.modules.update(pandas=None, matplotlib=None)  # whoever imports them gets an ImportError

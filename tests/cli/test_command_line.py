@@ -76,7 +76,17 @@ def test_the_help_of_train_is_in_groups(capsys, monkeypatch):
     code, out, _ = said(capsys, ["train", "--help"])
     assert code == 0
     titles = re.findall(r"^(\S[^:\n]*):$", out, re.M)
-    assert titles == ["required", "data", "method", "training", "cached states", "output", "other options", "examples"]
+    assert titles == [
+        "required",
+        "data",
+        "method",
+        "search",
+        "training",
+        "cached states",
+        "output",
+        "other options",
+        "examples",
+    ]
     assert out.startswith("usage: lateprompt train --model MODEL --train FILE --output PATH [options]\n")
     groups = dict(zip(titles, re.split(r"^\S[^:\n]*:$", out, flags=re.M)[1:], strict=True))
     assert re.findall(r"^  (--\S+)", groups["required"], re.M) == ["--model", "--train", "--output"]

@@ -162,7 +162,7 @@ def test_test_rows_are_scored_once_at_the_end(headless, folder, tmp_path, monkey
 
     monkeypatch.setattr(classifier_module, "predict_scores", counting)
     run_one(plan_of(tmp_path, headless, folder).runs()[0], tmp_path / "run")
-    assert scored == [20]
+    assert scored == [12, 20]  # the dev rows' temperature, then the test rows
 
 
 def test_the_search_chooses_by_dev(headless, folder, tmp_path):

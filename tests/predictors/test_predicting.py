@@ -111,7 +111,7 @@ def test_a_window_of_long_texts_is_short(tuned, monkeypatch):
 def test_probabilities_of_a_long_list_in_parts(tuned, monkeypatch):
     rows = [Row(row["text"]) for row in make_rows(30)]
     whole = tuned.probabilities(rows)
-    monkeypatch.setattr("lateprompt.predictors.classifier._TOGETHER", 7)
+    monkeypatch.setattr("lateprompt.predictors.labelling._TOGETHER", 7)
     np.testing.assert_allclose(tuned.probabilities(rows), whole, atol=1e-6)
     assert tuned.probabilities([]).shape == (0, 2)
 

@@ -57,7 +57,7 @@ def test_one_pass_keeps_the_states_of_all_layers_and_no_trunk_runs_afterwards(he
         return fill(readout, examples)
 
     monkeypatch.setattr(layers, "needed_states", counted)
-    result = found(headless, tmp_path / "states", tries=8)
+    result = found(headless, tmp_path / "states", tries=9)
     assert fills == [24]
     assert set(result.probes) == {1, 2, 3}
     methods = {line["method"]: line for line in result.records}

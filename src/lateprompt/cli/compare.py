@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from json import dumps
 
 from lateprompt.utils.console import print_table
@@ -120,10 +119,9 @@ def methods(*, json: bool = False) -> None:
         json: print one JSON object
     """
     from lateprompt.methods import METHODS, NAMES, is_late
-    from lateprompt.training.recipes import recipe_of
 
     if json:
-        print(dumps({name: {"late": is_late(name), "recipe": asdict(recipe_of(name))} for name in NAMES}))
+        print(dumps({name: {"late": is_late(name)} for name in NAMES}))
         return
     rows = [
         (
@@ -139,8 +137,8 @@ def methods(*, json: bool = False) -> None:
     ]
     print_table(("method", "title", "source", "rate", "least steps", "--set", "late"), rows)
     print("A late prompt and a tuner can be put together: npg+late-lora")
-    print("rate, least steps: where --lr, --epochs and --max-steps are left out; of two rates the first is for fewer")
-    print("than 1,000 training rows")
+    print("rate, least steps: where --lr, --epochs and --max-steps are left out;")
+    print("of two rates the first is for fewer than 2,000 training rows")
     print("late: trains above the prompt layer only: what is below runs once for each text")
     print("read-NAME: the prompt reads the text, which never sees it: all of the frozen")
     print("model runs once for each text, for any number of tasks; read-npg+lora: with")

@@ -34,6 +34,7 @@ from lateprompt.state_cache.settings import StatesSettings
 from lateprompt.training.multi_label import answers, sigmoid
 from lateprompt.utils.aliases import takes_earlier_names, todays_names
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import DEFAULT_METHOD
 
 __all__ = ["LatePromptClassifier", "as_texts"]
 
@@ -132,7 +133,7 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         self,
         model: str = "roberta-base",
         task: str | None = None,
-        method: str = "npg",
+        method: str = DEFAULT_METHOD,
         options: dict[str, Any] | None = None,
         prompt_layer: int | float | str = "0.5",
         num_prompt_tokens: int | None = None,

@@ -14,6 +14,7 @@ from lateprompt.data import MultiLabelTask, Task, default_task, label_name, load
 from lateprompt.methods import read_only_name
 from lateprompt.training.settings import ModelSettings, RecipeSettings
 from lateprompt.utils.errors import LatePromptError
+from lateprompt.utils.names import DEFAULT_METHOD
 from lateprompt.utils.suggestions import some_of
 
 
@@ -57,7 +58,7 @@ def _method(method: str, generator: str | None, read_only: Any) -> str:
 def _one_of(method: str, generator: str | None) -> str:
     if generator is None:
         return method
-    if method not in ("npg", generator):  # npg is what it is when nobody has said it
+    if method not in (DEFAULT_METHOD, generator):  # what it is when nobody has said it
         raise LatePromptError(
             f"method {method!r} and generator {generator!r} are two names of one parameter and differ; "
             "give method alone"

@@ -19,10 +19,11 @@ from lateprompt.readouts import Readout
 from lateprompt.training.checkpoint import Weights
 from lateprompt.training.evaluate import predict_scores
 from lateprompt.training.loop import fit, restore, snapshot, trainable_parameters
-from lateprompt.training.recipes import FEW_ROWS
 from lateprompt.training.settings import RecipeSettings
 from lateprompt.utils.console import Bar
 
+MOST_ROWS = 1000
+"""Below so many rows without dev rows they are cross-validated."""
 FOLDS = 3
 """Folds where nobody has said how many."""
 
@@ -52,7 +53,7 @@ def folds_for(folds: int | None, *, rows: int, dev_rows: int, cached: bool) -> i
         (3, 0)
     """
     if folds is None:
-        folds = FOLDS if cached and not dev_rows and rows < FEW_ROWS else 0
+        folds = FOLDS if cached and not dev_rows and rows < MOST_ROWS else 0
     return folds if rows >= 2 * folds else 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lateprompt.data.batches import Batches
+from lateprompt.methods import is_late
 from lateprompt.predictors.assessment import BY_LABEL
 from lateprompt.predictors.base import TunedModel
 from lateprompt.predictors.classifier import TextClassifier
@@ -134,7 +135,10 @@ class Pipeline:
         Of the training rows these are the ones that the recipe's steps will reach. The batches stay as they are if
         states are off, do not fit on the disk, or depend on what is trained.
         """
-        wanted = [(part, self._read_rows(name)) for name, part in self.batches.items()]
+        whole = self._folds() > 0  # which reads all training rows
+        wanted = [
+            (part, np.arange(len(part)) if whole else self._read_rows(name)) for name, part in self.batches.items()
+        ]
         with processes().main_first():  # it fills; the others find the states there
             cached, self.fill_seconds = self.tuned.cached(wanted, self.states, quiet=self.quiet)
         self.batches = dict(zip(self.batches, cached, strict=True))
@@ -196,13 +200,7 @@ class Pipeline:
 
         The weights that `fit` left stay as they are.
         """
-        train = self.batches[TRAIN]
-        folds = folds_for(
-            self.recipe.folds,
-            rows=len(train),
-            dev_rows=len(self.rows.dev),
-            cached=isinstance(train, CachedBatches) and processes().count == 1,
-        )
+        train, folds = self.batches[TRAIN], self._folds()
         if folds and isinstance(self.tuned, TextClassifier):
             self.out_of_fold = cross_validate(
                 self.tuned.model,
@@ -215,6 +213,18 @@ class Pipeline:
                 quiet=self.quiet,
             )
             self.tuned.learn_from(self.out_of_fold.scores, train)
+
+    def _folds(self) -> int:
+        """How many folds the training rows are cross-validated in; 0: they are not."""
+        train, asked = self.batches[TRAIN], self.recipe.folds
+        if not isinstance(self.tuned, TextClassifier) or processes().count > 1 or self.rows.dev:
+            return 0
+        kept = is_late(self.model.method) and self.states.folder is not None
+        if asked is None and len(rows_needed(train, self.recipe)) < len(train):
+            return 0  # a training that ends within its first epoch is a trial
+        if hasattr(self, "result"):  # the states are there by now, or could not be kept
+            kept = isinstance(train, CachedBatches)
+        return folds_for(asked, rows=len(train), dev_rows=0, cached=kept)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the further sets, and the dev rows by what training has not; return what goes to `metrics.json`.

@@ -8,6 +8,7 @@ from typing import Any
 from lateprompt.methods import NAMES
 from lateprompt.search.settings import AUTO
 from lateprompt.training.settings import ModelSettings, RecipeSettings
+from lateprompt.utils.names import DEFAULT_METHOD
 
 RATES = (1.0, 0.4, 2.5)
 """Learning rates that are tried, as multiples of the method's own; the first is tried first."""
@@ -16,10 +17,10 @@ MOST_TRAINED = 60_000_000
 
 
 CANDIDATES = (
-    "npg",
-    "read-npg",
-    "late-lora",
+    DEFAULT_METHOD,
     "read-npg+lora",
+    "late-lora",
+    "read-npg",
     "npg+late-lora",
     "late-full",
     "embedding-lr",

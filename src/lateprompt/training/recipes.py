@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lateprompt.utils.names import GENERATORS, READ_ONLY
 
-FEW_ROWS = 1000
+FEW_ROWS = 2000
 """Below so many training rows `few_rows_lr` holds."""
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -50,6 +50,7 @@ PAPER = Recipe(lr=1e-3, least_steps=0)
 
 _GENERATOR = Recipe(lr=1e-3, few_rows_lr=5e-3)
 _READ_ONLY = Recipe(lr=2e-3)
+_READ_ONLY_TUNER = Recipe(lr=3e-3)
 _INPUT_PROMPT = Recipe(lr=2e-2, least_steps=200)
 _TUNER = Recipe(lr=1e-3, least_steps=200)
 _LORA = Recipe(lr=3e-3, few_rows_lr=1e-3, least_steps=200)
@@ -76,14 +77,14 @@ def recipe_of(method: str) -> Recipe:
     """Return the default recipe of a method, a late variant, a read-only prompt or a pair such as npg+late-lora.
 
     A pair has the lower rate of its parts and the longer training; a read-only prompt's tuner lies on the prompt's own
-    path and trains by the prompt's recipe. A method that is not in the table has PEFT's customary rate, 1e-3.
+    path and has one rate with it. A method that is not in the table has PEFT's customary rate, 1e-3.
 
     Example:
         >>> recipe_of("npg+late-full").lr, recipe_of("read-npg+lora").lr
-        (0.0002, 0.002)
+        (0.0002, 0.003)
     """
     if method.startswith(READ_ONLY):
-        return _READ_ONLY
+        return _READ_ONLY_TUNER if "+" in method else _READ_ONLY
     found = [
         METHOD_RECIPES.get(part) or METHOD_RECIPES.get(part.removeprefix("late-"), _TUNER) for part in method.split("+")
     ]

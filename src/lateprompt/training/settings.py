@@ -12,7 +12,7 @@ from lateprompt.training.recipes import FEW_ROWS as FEW_ROWS
 from lateprompt.training.recipes import PAPER, SCHEDULES, recipe_of
 from lateprompt.utils.aliases import takes_earlier_names, todays_value
 from lateprompt.utils.errors import LatePromptError
-from lateprompt.utils.names import BALANCED, DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
+from lateprompt.utils.names import BALANCED, DEFAULT_METHOD, DTYPES, LOSSES, POOLINGS, PRECISIONS, READOUTS
 from lateprompt.utils.validation import Count, OneOf, Rate, Seed, check_types, checked
 
 
@@ -51,7 +51,7 @@ class ModelSettings:
     """
 
     model: str = ""
-    method: str = "npg"
+    method: str = DEFAULT_METHOD
     options: dict[str, Any] = field(default_factory=dict)
     prompt_layer: int | float | str = "0.5"
     num_prompt_tokens: Count | None = None

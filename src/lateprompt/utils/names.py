@@ -11,5 +11,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("fp32", "bf16")
 BALANCED = "balanced"
 """Class weights in inverse proportion to how often a class occurs."""
+DEFAULT_METHOD = "npg"
+"""What is trained where nobody has said it (docs/decisions.md, 2026-11-28)."""
 READ_ONLY = "read-"
 """Begins the names of methods with a read-only prompt: the text never sees it (docs/read-only.md)."""

@@ -24,7 +24,13 @@ from lateprompt.utils.validation import Count, OneOf, Seed, checked
 
 FULL = "full"
 Shots = Count | Annotated[str, OneOf((FULL,))]
-_SAYS_NOTHING = (("recipe", "paper"), ("class_weight", None), ("calibrate", True))
+_SAYS_NOTHING = (
+    ("recipe", "paper"),
+    ("class_weight", None),
+    ("calibrate", True),
+    ("schedule", "linear"),
+    ("folds", None),
+)
 """Recipe settings that are what all runs had before there was a choice."""
 OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
