@@ -2,8 +2,7 @@
 
 The rates were chosen on dev rows: with 100 rows of sst2 and trec (`experiments/small-few-shot.yaml`,
 `experiments/small-decoder.yaml`) and all rows of both (`experiments/small-full-data.yaml`) on MiniLM-L6 and SmolLM2,
-and for the methods of the default with 60 to 1,000 rows of four tasks (`experiments/defaults.py`; docs/results.md has
-the figures).
+the late prompts' with 60 to 1,000 rows too (docs/results.md, and docs/decisions.md of 2026-11-28).
 """
 
 from __future__ import annotations

@@ -437,4 +437,4 @@ class EmbeddingClassifier(LinearClassifier):
 _TEXTS = 64
 """Texts in a batch of the frozen model."""
 _POOLING = {False: "mean", True: "mean"}
-"""By whether the model is a decoder, what a text's state is (dev rows' figures: docs/decisions.md, 2026-11-28)."""
+"""By whether the model is a decoder, what a text's state is; for decoders the mean and the last were not compared."""
