@@ -142,3 +142,8 @@ def advice(field: str, names: Collection[str], columns: Columns, *, or_else: str
         return "".join(f"; {part}" for part in (or_else, option) if part)
     option = f"--{'label' if field == 'labels' else field.replace('_', '-')}-column {found}"
     return f"; if {found!r} holds it, give {option} (in Python: columns={{{field!r}: {found!r}}})"
+
+
+def has_target(names: Collection[str], task: AnyTask | None, chosen: Columns) -> bool:
+    """Return whether the answers are texts."""
+    return answer_field(names, task, chosen) == "target"

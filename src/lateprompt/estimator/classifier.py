@@ -332,7 +332,8 @@ class LatePromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             LatePromptError: texts that cannot be, or weights that give no numbers.
         """
-        return self.classifier_.probabilities_of(self._scores(X))  # type: ignore[no-any-return]
+        scores = self._scores(X)  # which asks first whether it is fitted
+        return self.classifier_.probabilities_of(scores)  # type: ignore[no-any-return]
 
     @property
     def _multi_label(self) -> bool:

@@ -30,8 +30,9 @@ _SAYS_NOTHING = (
     ("calibrate", True),
     ("schedule", "linear"),
     ("folds", None),
+    ("labels_per_row", "auto"),
 )
-"""Recipe settings that are what all runs had before there was a choice."""
+"""Settings of recipe and data that are what all runs had before there was a choice."""
 OWN = ("model", "method", "options")
 """Model settings that a plan says in words of its own."""
 
@@ -229,6 +230,7 @@ class RunSpec:
     def key(self) -> str:
         """A hash of all that defines the run's outcome: settings, and the contents of its files."""
         data = {k: v for k, v in asdict(self.data).items() if k not in ("train", "test", "dev")}
+        data = {k: v for k, v in data.items() if (k, v) not in _SAYS_NOTHING}
         what = {
             "settings": {**earlier_settings(asdict(self.settings)), "model": _model_digest(self.settings.model)},
             "data": data,
